@@ -1,0 +1,1 @@
+//! The owner of a device's granules: budget, accounting, retire queue, ranges.

@@ -1,0 +1,1 @@
+//! Devices, memory kinds, virtual memory, streams and events behind one handle.

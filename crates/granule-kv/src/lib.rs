@@ -1,0 +1,1 @@
+//! A growable, forkable KV cache on virtual memory.

@@ -1,0 +1,1 @@
+//! The reference Llama engine: GGUF, tokenizers, forward pass, sampling, generation.

@@ -1,0 +1,1 @@
+//! A transformer's arithmetic on quantized weights and a quantized KV cache.

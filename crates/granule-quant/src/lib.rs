@@ -1,0 +1,1 @@
+//! ggml block formats: bit-exact scalar codec and SIMD dot products.

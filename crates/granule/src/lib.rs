@@ -1,0 +1,1 @@
+//! Granule's command line, and a facade over its library crates.

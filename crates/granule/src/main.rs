@@ -1,0 +1,2 @@
+//! The `granule` command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Chores of the project: `cargo xtask check|test|tidy|oracles`.
+fn main() {}
