@@ -1,0 +1,65 @@
+//! Which instructions a call uses: found out once, and a value that proves it.
+
+use std::{fmt, sync::OnceLock};
+
+/// An instruction set that this CPU has.
+///
+/// The functions at the root of the crate use [`Isa::best`]. Its methods are those functions by a chosen path: tests
+/// hold every path against [`Isa::SCALAR`] this way, and benchmarks compare them. A value exists only where the CPU has
+/// the instructions, so no call can meet one that it does not know.
+///
+/// ```
+/// use granule_quant::Isa;
+/// println!("dot products by {}", Isa::best());
+/// assert!(Isa::available().contains(&Isa::SCALAR));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Scalar,
+}
+
+impl Isa {
+    /// Plain Rust, the reference.
+    pub const SCALAR: Isa = Isa(Kind::Scalar);
+
+    /// The fastest one of this CPU.
+    pub fn best() -> Isa {
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Isa::available().last().copied().unwrap_or(Isa::SCALAR))
+    }
+
+    /// All that this CPU has, from [`Isa::SCALAR`] to the fastest.
+    pub fn available() -> Vec<Isa> {
+        vec![Isa::SCALAR]
+    }
+
+    /// `scalar`, `avx2` or `avx512`.
+    pub const fn name(self) -> &'static str {
+        match self.0 {
+            Kind::Scalar => "scalar",
+        }
+    }
+
+    pub(crate) const fn kind(self) -> Kind {
+        self.0
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Calls `module::function(arguments)` of the path that an [`Isa`] names.
+macro_rules! by_isa {
+    ($isa:expr, $module:ident::$function:ident($($argument:expr),*)) => {
+        match $isa.kind() {
+            crate::isa::Kind::Scalar => crate::scalar::$module::$function($($argument),*),
+        }
+    };
+}
+pub(crate) use by_isa;

@@ -1,0 +1,180 @@
+//! Planar rows, the form of a KV cache: a row's quants in one plane, its scales in another.
+//!
+//! ```text
+//! ggml    | d0 q0[32] | d1 q1[32] | d2 q2[32] |           34-byte blocks: 2-byte loads on a GPU
+//! planar  | q0[32] q1[32] q2[32] |   | d0 d1 d2 |         two planes: 16-byte loads
+//! ```
+//!
+//! It is a permutation of the ggml bytes, exact both ways. The float types have one plane, and an empty one of scales.
+
+use crate::error::check_len;
+use crate::isa::by_isa;
+use crate::{BLOCK_LEN, DType, Error, Isa};
+
+/// Bytes of the two planes of a row, without the padding between planes that a cache adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanarBytes {
+    /// Bytes of the quants (or of the floats).
+    pub quants: usize,
+    /// Bytes of the scales: one f16 per block, none for the float types.
+    pub scales: usize,
+}
+
+/// Bytes of the planes of a row of `n` elements.
+///
+/// # Errors
+/// [`Error::NotPlanar`] for `Q4_1`, [`Error::RowLength`] and [`Error::TooLarge`] as [`DType::row_bytes`].
+pub fn planar_bytes(dtype: DType, n: usize) -> Result<PlanarBytes, Error> {
+    let row = dtype.row_bytes(n)?;
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => Ok(PlanarBytes { quants: row, scales: 0 }),
+        DType::Q8_0 | DType::Q4_0 => {
+            let scales = n / BLOCK_LEN * 2;
+            Ok(PlanarBytes { quants: row - scales, scales })
+        }
+        DType::Q4_1 => Err(Error::NotPlanar { dtype }),
+    }
+}
+
+fn check_planes(dtype: DType, n: usize, quants: usize, scales: usize) -> Result<(), Error> {
+    let bytes = planar_bytes(dtype, n)?;
+    check_len("quants", bytes.quants, quants)?;
+    check_len("scales", bytes.scales, scales)
+}
+
+/// Encodes a row into planes: the bytes of [`encode`](crate::encode), with the scales set apart.
+///
+/// # Errors
+/// [`Error::NotPlanar`], and those of [`encode`](crate::encode). The planes are then as they were.
+pub fn encode_planar(dtype: DType, src: &[f32], quants: &mut [u8], scales: &mut [u8]) -> Result<(), Error> {
+    Isa::best().encode_planar(dtype, src, quants, scales)
+}
+
+/// Decodes a planar row: the numbers of [`decode`](crate::decode).
+///
+/// # Errors
+/// [`Error::NotPlanar`], [`Error::RowLength`] and [`Error::Length`] where lengths disagree. `dst` is then as it was.
+pub fn decode_planar(dtype: DType, quants: &[u8], scales: &[u8], dst: &mut [f32]) -> Result<(), Error> {
+    Isa::best().decode_planar(dtype, quants, scales, dst)
+}
+
+/// Sets the scales of a ggml row apart.
+///
+/// # Errors
+/// [`Error::NotPlanar`], [`Error::RowLength`] and [`Error::Length`]: `src` decides the number of elements.
+pub fn planar_from_ggml(dtype: DType, src: &[u8], quants: &mut [u8], scales: &mut [u8]) -> Result<(), Error> {
+    let n = src.len() / dtype.block_bytes() * dtype.block_len();
+    check_len("src", dtype.row_bytes(n)?, src.len())?;
+    check_planes(dtype, n, quants.len(), scales.len())?;
+    if !dtype.is_quantized() {
+        quants.copy_from_slice(src);
+        return Ok(());
+    }
+    let blocks = src.chunks_exact(dtype.block_bytes());
+    let planes = quants.chunks_exact_mut(dtype.block_bytes() - 2).zip(scales.chunks_exact_mut(2));
+    for (block, (q, d)) in blocks.zip(planes) {
+        d.copy_from_slice(&block[..2]);
+        q.copy_from_slice(&block[2..]);
+    }
+    Ok(())
+}
+
+/// Puts the scales of a planar row back into their blocks.
+///
+/// # Errors
+/// [`Error::NotPlanar`], [`Error::RowLength`] and [`Error::Length`]: `dst` decides the number of elements.
+pub fn ggml_from_planar(dtype: DType, quants: &[u8], scales: &[u8], dst: &mut [u8]) -> Result<(), Error> {
+    let n = dst.len() / dtype.block_bytes() * dtype.block_len();
+    check_len("dst", dtype.row_bytes(n)?, dst.len())?;
+    check_planes(dtype, n, quants.len(), scales.len())?;
+    if !dtype.is_quantized() {
+        dst.copy_from_slice(quants);
+        return Ok(());
+    }
+    let planes = quants.chunks_exact(dtype.block_bytes() - 2).zip(scales.chunks_exact(2));
+    for (block, (q, d)) in dst.chunks_exact_mut(dtype.block_bytes()).zip(planes) {
+        block[..2].copy_from_slice(d);
+        block[2..].copy_from_slice(q);
+    }
+    Ok(())
+}
+
+/// Dot product of a planar row (or of a part of one that starts and ends with a block) with f32 numbers: a key with
+/// a query. `q` has n elements and is not quantized.
+///
+/// Computed in f32, in an order that depends on the path: within `(n + 8) * 2^-23 * sum |x'*q|` of the exact sum.
+///
+/// The caller has checked the shapes: where the planes do not fit `q`, the result is NaN (and a debug assertion
+/// fails).
+#[inline]
+pub fn dot_planar(dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) -> f32 {
+    Isa::best().dot_planar(dtype, quants, scales, q)
+}
+
+/// `y += a * row`: a value added with its weight. The row is planar (or a part of one that starts and ends with a
+/// block), `y` has n elements.
+///
+/// Each element is within `2^-22 * (|y| + |a * x'|)` of the exact one.
+///
+/// The caller has checked the shapes: where the planes do not fit `y`, it is filled with NaN (and a debug assertion
+/// fails).
+#[inline]
+pub fn axpy_planar(dtype: DType, quants: &[u8], scales: &[u8], a: f32, y: &mut [f32]) {
+    Isa::best().axpy_planar(dtype, quants, scales, a, y);
+}
+
+impl Isa {
+    /// [`encode_planar`] by this path.
+    ///
+    /// # Errors
+    /// As [`encode_planar`].
+    pub fn encode_planar(
+        self,
+        dtype: DType,
+        src: &[f32],
+        quants: &mut [u8],
+        scales: &mut [u8],
+    ) -> Result<(), Error> {
+        check_planes(dtype, src.len(), quants.len(), scales.len())?;
+        self.check_encodable(dtype, src)?;
+        by_isa!(self, planar::encode_planar(dtype, src, quants, scales));
+        Ok(())
+    }
+
+    /// [`decode_planar`] by this path.
+    ///
+    /// # Errors
+    /// As [`decode_planar`].
+    pub fn decode_planar(
+        self,
+        dtype: DType,
+        quants: &[u8],
+        scales: &[u8],
+        dst: &mut [f32],
+    ) -> Result<(), Error> {
+        check_planes(dtype, dst.len(), quants.len(), scales.len())?;
+        by_isa!(self, planar::decode_planar(dtype, quants, scales, dst));
+        Ok(())
+    }
+
+    /// [`dot_planar`] by this path.
+    #[inline]
+    pub fn dot_planar(self, dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) -> f32 {
+        if check_planes(dtype, q.len(), quants.len(), scales.len()).is_err() {
+            debug_assert!(false, "dot_planar: {} bytes of {dtype} against {}", quants.len(), q.len());
+            return f32::NAN;
+        }
+        by_isa!(self, planar::dot_planar(dtype, quants, scales, q))
+    }
+
+    /// [`axpy_planar`] by this path.
+    #[inline]
+    pub fn axpy_planar(self, dtype: DType, quants: &[u8], scales: &[u8], a: f32, y: &mut [f32]) {
+        if check_planes(dtype, y.len(), quants.len(), scales.len()).is_err() {
+            debug_assert!(false, "axpy_planar: {} bytes of {dtype} against {}", quants.len(), y.len());
+            y.fill(f32::NAN);
+            return;
+        }
+        by_isa!(self, planar::axpy_planar(dtype, quants, scales, a, y));
+    }
+}
