@@ -1,1 +1,26 @@
 //! Devices, memory kinds, virtual memory, streams and events behind one handle.
+#![doc = include_str!("../README.md")]
+
+mod backend;
+mod buffer;
+mod bytes;
+mod device;
+mod error;
+mod fault;
+mod granule;
+#[cfg(target_os = "linux")]
+mod host;
+#[cfg(not(target_os = "linux"))]
+#[path = "host_elsewhere.rs"]
+mod host;
+mod reservation;
+mod slice;
+
+pub use buffer::{Buffer, Pinned};
+pub use bytes::Bytes;
+pub use device::{Access, Device, DeviceKind, HostOptions, LiveCounts, MemoryInfo};
+pub use error::Error;
+pub use fault::{FaultGuard, FaultPlan};
+pub use granule::Granule;
+pub use reservation::Reservation;
+pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut};

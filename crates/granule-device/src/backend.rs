@@ -1,0 +1,70 @@
+//! What a kind of device has to be able to do: the seam between the typed handles and the system or driver below.
+//!
+//! The handles in this crate own, count and check; a backend only does. It trusts its callers: addresses and ids come from its
+//! own earlier answers, and lengths are whole pieces.
+
+use std::fmt;
+
+use crate::{Access, Bytes, DeviceKind, DevicePtr, Error, MemoryInfo};
+
+/// The id a backend gave a granule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RawGranule(pub(crate) u64);
+
+/// Memory that is one piece for its whole life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemoryKind {
+    Plain,
+    Pinned,
+}
+
+/// A map call that failed: so many leading places could not be taken out again and stay mapped.
+pub(crate) struct MapFailure {
+    pub(crate) error: Error,
+    pub(crate) left_mapped: usize,
+}
+
+/// One device below a [`Device`](crate::Device) handle. A failing call leaves everything as it was. Releasing never fails
+/// for the caller: what the system refuses to take back is remembered and tried again by [`Backend::settle`].
+///
+/// # Safety
+/// - An address answered by `reserve` or `allocate` is the start of memory that belongs to the caller alone, until
+///   `free_reservation` or `free`.
+/// - After `map`, the memory of each place is the granule's, readable, and writable where the access says so.
+pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
+    fn kind(&self) -> DeviceKind;
+    fn name(&self) -> &str;
+    fn granularity(&self) -> Bytes;
+    fn memory(&self) -> Result<MemoryInfo, Error>;
+
+    fn create_granule(&self) -> Result<RawGranule, Error>;
+    /// # Safety
+    /// - The granule is not used again, and nothing reads or writes it through a mapping.
+    unsafe fn release_granule(&self, granule: RawGranule);
+
+    fn reserve(&self, len: Bytes) -> Result<DevicePtr, Error>;
+    /// # Safety
+    /// - `base` and `len` are a reservation's, and nothing uses its memory any more.
+    unsafe fn free_reservation(&self, base: DevicePtr, len: Bytes);
+    /// Puts granules behind the places from `at` on, in one go.
+    ///
+    /// # Safety
+    /// - The places lie in a reservation, and nothing uses their memory.
+    unsafe fn map(&self, at: DevicePtr, granules: &[RawGranule], access: Access) -> Result<(), MapFailure>;
+    /// Takes away whatever stands behind `len` bytes of whole places.
+    ///
+    /// # Safety
+    /// - The places lie in a reservation, and nothing uses their memory.
+    unsafe fn unmap(&self, at: DevicePtr, len: Bytes) -> Result<(), Error>;
+    /// # Safety
+    /// - The places are mapped, and nothing uses their memory.
+    unsafe fn set_access(&self, at: DevicePtr, len: Bytes, access: Access) -> Result<(), Error>;
+
+    fn allocate(&self, len: Bytes, kind: MemoryKind) -> Result<DevicePtr, Error>;
+    /// # Safety
+    /// - `ptr`, `len` and `kind` are those of one `allocate`, and nothing uses its memory any more.
+    unsafe fn free(&self, ptr: DevicePtr, len: Bytes, kind: MemoryKind);
+
+    /// Tries again what the system refused to take back; answers how many pieces are still waiting.
+    fn settle(&self) -> usize;
+}

@@ -1,0 +1,273 @@
+//! The `Device` handle: which device it is stays hidden behind it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::backend::Backend;
+use crate::buffer::{Buffer, Pinned};
+use crate::fault::{FaultGuard, FaultPlan, Faults};
+use crate::{Bytes, Error, Granule, Reservation};
+
+/// The kinds of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeviceKind {
+    /// This process's own memory.
+    Host,
+}
+
+/// What may be done with memory through one mapping of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// Read through any number of places. A write faults.
+    ReadOnly,
+    /// Read and write, through this one place alone.
+    ReadWrite,
+}
+
+/// How much memory a device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryInfo {
+    /// All that may be used: on the host, the capacity.
+    pub total: Bytes,
+    /// What is left of it.
+    pub free: Bytes,
+}
+
+/// How a host device is set up; the default asks the system.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct HostOptions {
+    /// How much memory the device may use; by default the smaller of the control group's limit and the memory that is
+    /// available now.
+    pub capacity: Option<Bytes>,
+    /// The size of a granule: a power of two and a multiple of the system's page; by default 2 MiB.
+    pub granule: Option<Bytes>,
+}
+
+impl HostOptions {
+    /// The system's own figures.
+    pub fn new() -> HostOptions {
+        HostOptions::default()
+    }
+
+    /// With this much memory.
+    pub fn capacity(self, capacity: Bytes) -> HostOptions {
+        HostOptions { capacity: Some(capacity), ..self }
+    }
+
+    /// With granules of this size.
+    pub fn granule(self, granule: Bytes) -> HostOptions {
+        HostOptions { granule: Some(granule), ..self }
+    }
+}
+
+/// Everything made on a device that is still there: what a leak test looks at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LiveCounts {
+    /// Granules that some handle or mapping keeps.
+    pub granules: usize,
+    /// Reservations.
+    pub reservations: usize,
+    /// Places with a granule behind them.
+    pub mappings: usize,
+    /// Plain buffers.
+    pub buffers: usize,
+    /// Pinned buffers.
+    pub pinned: usize,
+    /// Releases that the system refused and that will be tried again.
+    pub unsettled: usize,
+}
+
+/// What [`LiveCounts`] counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Thing {
+    Granule,
+    Reservation,
+    Mapping,
+    Buffer,
+    Pinned,
+}
+
+/// Keeps the device alive and one thing on it counted.
+#[derive(Debug)]
+pub(crate) struct Counted {
+    device: Device,
+    thing: Thing,
+}
+
+impl Counted {
+    pub(crate) fn new(device: &Device, thing: Thing) -> Counted {
+        device.add_live(thing, 1);
+        Counted { device: device.clone(), thing }
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.device.sub_live(self.thing, 1);
+    }
+}
+
+/// One device. Cheap to clone; every clone is the same device. Whatever is made on it keeps it alive.
+///
+/// ```
+/// use granule_device::{Access, Bytes, Device, HostOptions};
+///
+/// let device = Device::host_with(HostOptions::new().capacity(Bytes::mib(64)).granule(Bytes::kib(64)))?;
+/// let mut range = device.reserve(Bytes::mib(1))?;      // 16 places, nothing behind them
+/// let granule = device.create_granule()?;               // 64 KiB of memory
+/// range.map(3, &[granule], Access::ReadWrite)?;
+/// let mut bytes = range.slice_mut(3 * 65536..4 * 65536)?;
+/// bytes.as_host_mut().ok_or("on the host")?.fill(7);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Device {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    backend: Box<dyn Backend>,
+    faults: Arc<Faults>,
+    live: [AtomicUsize; 5],
+}
+
+impl Device {
+    /// This process's memory as a device, with the system's own figures.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the system lacks what it takes, [`Error::Os`] where a call fails.
+    pub fn host() -> Result<Device, Error> {
+        Device::host_with(HostOptions::default())
+    }
+
+    /// This process's memory as a device.
+    ///
+    /// # Errors
+    /// [`Error::GranuleSize`] for a granule that cannot be mapped; else as [`Device::host`].
+    pub fn host_with(options: HostOptions) -> Result<Device, Error> {
+        let faults = Arc::new(Faults::default());
+        let backend = crate::host::open(options, Arc::clone(&faults))?;
+        Ok(Device { inner: Arc::new(Inner { backend, faults, live: Default::default() }) })
+    }
+
+    /// What to call it in messages: "host".
+    pub fn name(&self) -> &str {
+        self.inner.backend.name()
+    }
+
+    /// The kind of device it is.
+    pub fn kind(&self) -> DeviceKind {
+        self.inner.backend.kind()
+    }
+
+    /// The size of a granule.
+    pub fn granularity(&self) -> Bytes {
+        self.inner.backend.granularity()
+    }
+
+    /// How much memory there is and how much of it is left. On the host: the capacity, and the capacity less what was
+    /// made on this device.
+    ///
+    /// # Errors
+    /// [`Error::Os`] where the driver does not say; never on the host.
+    pub fn memory(&self) -> Result<MemoryInfo, Error> {
+        self.inner.backend.memory()
+    }
+
+    /// One granule of memory, backed at once, so that using it later cannot run out. A new one reads as zeros on the host
+    /// and as anything elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Os`].
+    pub fn create_granule(&self) -> Result<Granule, Error> {
+        Granule::create(self)
+    }
+
+    /// A range of addresses with nothing behind it, `len` rounded up to whole granules, its base aligned to one.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`]; [`Error::TooLarge`] beyond what can be addressed; [`Error::Os`].
+    pub fn reserve(&self, len: Bytes) -> Result<Reservation, Error> {
+        Reservation::new(self, len)
+    }
+
+    /// Plain memory in one piece, huge pages advised. Reads as zeros on the host.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`], [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Os`].
+    pub fn alloc(&self, len: Bytes) -> Result<Buffer, Error> {
+        Buffer::new(self, len)
+    }
+
+    /// Host memory that the system does not page out. Reads as zeros.
+    ///
+    /// # Errors
+    /// [`Error::LockLimit`] where the process may not lock so much; else as [`Device::alloc`].
+    pub fn alloc_pinned(&self, len: Bytes) -> Result<Pinned, Error> {
+        Pinned::new(self, len)
+    }
+
+    /// Makes a call into the system or driver fail, once, while the guard lives. One plan at a time: a new one replaces
+    /// the last.
+    ///
+    /// Calls are counted whether they come from a method or from a drop. A drop has nobody to tell: what could not be given
+    /// back is tried again at the next [`Device::live`] and at the next request that needs room.
+    #[must_use = "the plan ends when the guard is dropped"]
+    pub fn inject_fault(&self, plan: FaultPlan) -> FaultGuard {
+        FaultGuard::new(self.clone(), plan)
+    }
+
+    /// How many calls into the system or driver this device has made, failed ones included.
+    pub fn calls_made(&self) -> u64 {
+        self.inner.faults.calls()
+    }
+
+    /// What was made on this device and is still there.
+    pub fn live(&self) -> LiveCounts {
+        let unsettled = self.inner.backend.settle();
+        let count = |thing: Thing| self.inner.live[thing as usize].load(Ordering::Acquire);
+        LiveCounts {
+            granules: count(Thing::Granule),
+            reservations: count(Thing::Reservation),
+            mappings: count(Thing::Mapping),
+            buffers: count(Thing::Buffer),
+            pinned: count(Thing::Pinned),
+            unsettled,
+        }
+    }
+
+    /// True where both handles are of the same device.
+    pub fn is_same(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.inner.backend
+    }
+
+    pub(crate) fn faults(&self) -> &Faults {
+        &self.inner.faults
+    }
+
+    pub(crate) fn add_live(&self, thing: Thing, count: usize) {
+        self.inner.live[thing as usize].fetch_add(count, Ordering::AcqRel);
+    }
+
+    pub(crate) fn sub_live(&self, thing: Thing, count: usize) {
+        self.inner.live[thing as usize].fetch_sub(count, Ordering::AcqRel);
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Device({})", self.name())
+    }
+}

@@ -1,0 +1,278 @@
+//! The host device: a complete device made of this process's memory.
+//!
+//! Reservations are `mmap(PROT_NONE)`; granules are places in a memfd, mapped `MAP_SHARED | MAP_FIXED`, so that growth,
+//! aliasing and unmapping behave as on a GPU. A granule is backed by `fallocate` when it is made, so that running out is an
+//! error there and not a signal later; a hole punched in the file gives it back.
+
+mod capacity;
+mod sys;
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::backend::{Backend, MapFailure, MemoryKind, RawGranule};
+use crate::fault::Faults;
+use crate::{Access, Bytes, DeviceKind, DevicePtr, Error, HostOptions, MemoryInfo};
+
+const DEFAULT_GRANULE: Bytes = Bytes::mib(2);
+const NAME: &str = "host";
+
+/// Opens the host device.
+pub(crate) fn open(options: HostOptions, faults: Arc<Faults>) -> Result<Box<dyn Backend>, Error> {
+    let page = Bytes::from_usize(sys::page_size());
+    let granule = options.granule.unwrap_or(DEFAULT_GRANULE);
+    if !granule.get().is_power_of_two() || granule < page || granule.get() > 1 << 40 {
+        return Err(Error::GranuleSize { granule, page });
+    }
+    let capacity = options.capacity.unwrap_or_else(capacity::detect);
+    faults.gate("memfd_create")?;
+    let file = sys::memfd().map_err(|source| Error::Os { call: "memfd_create", source })?;
+    Ok(Box::new(Host { file, granule, page, capacity, faults, state: Mutex::default() }))
+}
+
+#[derive(Debug)]
+struct Host {
+    file: OwnedFd,
+    granule: Bytes,
+    page: Bytes,
+    capacity: Bytes,
+    faults: Arc<Faults>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What granules, buffers and pinned memory hold together; never more than the capacity.
+    used: Bytes,
+    /// Places of the file that were used and are holes again.
+    free_places: Vec<u64>,
+    /// The first place that was never used.
+    next_place: u64,
+    /// What the system did not take back yet.
+    unsettled: Vec<Leftover>,
+}
+
+/// A release that failed, to be tried again. It keeps its share of the capacity until then.
+#[derive(Debug)]
+enum Leftover {
+    Place(u64),
+    Addresses { at: DevicePtr, len: usize, charged: Bytes },
+}
+
+impl Host {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is whole between any two statements that could panic, so a poisoned lock is as good as any.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes the fault gate, makes the call, names it in the error.
+    fn call(&self, name: &'static str, call: impl FnOnce() -> std::io::Result<()>) -> Result<(), Error> {
+        self.faults.gate(name)?;
+        call().map_err(|source| Error::Os { call: name, source })
+    }
+
+    fn length(&self, len: Bytes) -> Result<usize, Error> {
+        len.to_usize().ok_or_else(|| self.too_large(len))
+    }
+
+    fn too_large(&self, requested: Bytes) -> Error {
+        Error::TooLarge { device: NAME.to_owned(), requested, capacity: self.capacity }
+    }
+
+    fn out_of_memory(&self, requested: Bytes, used: Bytes) -> Error {
+        let free = self.capacity.saturating_sub(used);
+        Error::OutOfMemory { device: NAME.to_owned(), requested, free, capacity: self.capacity }
+    }
+
+    /// Takes a share of the capacity.
+    fn charge(&self, state: &mut State, len: Bytes) -> Result<(), Error> {
+        if len > self.capacity {
+            return Err(self.too_large(len));
+        }
+        let fits = |used: Bytes| used.checked_add(len).filter(|&sum| sum <= self.capacity);
+        if fits(state.used).is_none() {
+            self.settle_all(state);
+        }
+        state.used = fits(state.used).ok_or_else(|| self.out_of_memory(len, state.used))?;
+        Ok(())
+    }
+
+    /// The system's own "no memory" is the device's.
+    fn as_out_of_memory(&self, error: Error, requested: Bytes, used: Bytes) -> Error {
+        match error {
+            Error::Os { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::ENOMEM | libc::ENOSPC)) =>
+            {
+                self.out_of_memory(requested, used)
+            }
+            other => other,
+        }
+    }
+
+    fn settle_all(&self, state: &mut State) {
+        for leftover in std::mem::take(&mut state.unsettled) {
+            self.settle_one(state, leftover);
+        }
+    }
+
+    /// Gives one thing back, or puts it on the list.
+    fn settle_one(&self, state: &mut State, leftover: Leftover) {
+        let (done, charged) = match leftover {
+            Leftover::Place(place) => {
+                let (offset, len) = (place * self.granule.get(), self.granule.get());
+                (
+                    self.call("fallocate(PUNCH_HOLE)", || sys::punch_hole(&self.file, offset, len)),
+                    self.granule,
+                )
+            }
+            Leftover::Addresses { at, len, charged } => {
+                // SAFETY: a leftover's addresses were given back by their owner, who is done with them.
+                (self.call("munmap", || unsafe { sys::release(at, len) }), charged)
+            }
+        };
+        match (done, leftover) {
+            (Err(_), leftover) => state.unsettled.push(leftover),
+            (Ok(()), Leftover::Place(place)) => {
+                state.free_places.push(place);
+                state.used = state.used.saturating_sub(charged);
+            }
+            (Ok(()), Leftover::Addresses { .. }) => state.used = state.used.saturating_sub(charged),
+        }
+    }
+
+    fn whole_pages(&self, len: Bytes) -> Result<Bytes, Error> {
+        len.checked_next_multiple_of(self.page).ok_or_else(|| self.too_large(len))
+    }
+}
+
+// SAFETY: `reserve` and `allocate` answer addresses of new mappings, which nobody else knows; `map` puts the granule's
+// piece of the file behind them with the protection that the access says.
+unsafe impl Backend for Host {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Host
+    }
+
+    fn name(&self) -> &str {
+        NAME
+    }
+
+    fn granularity(&self) -> Bytes {
+        self.granule
+    }
+
+    fn memory(&self) -> Result<MemoryInfo, Error> {
+        let free = self.capacity.saturating_sub(self.state().used);
+        Ok(MemoryInfo { total: self.capacity, free })
+    }
+
+    fn create_granule(&self) -> Result<RawGranule, Error> {
+        let mut state = self.state();
+        self.charge(&mut state, self.granule)?;
+        let place = state.free_places.pop().unwrap_or(state.next_place);
+        let len = self.granule.get();
+        let backed = match place.checked_mul(len) {
+            Some(offset) => self.call("fallocate", || sys::allocate(&self.file, offset, len)),
+            None => Err(self.too_large(self.granule)),
+        };
+        if place == state.next_place {
+            state.next_place += u64::from(backed.is_ok());
+        } else if backed.is_err() {
+            state.free_places.push(place);
+        }
+        backed.map(|()| RawGranule(place)).map_err(|error| {
+            state.used = state.used.saturating_sub(self.granule);
+            self.as_out_of_memory(error, self.granule, state.used)
+        })
+    }
+
+    unsafe fn release_granule(&self, granule: RawGranule) {
+        let mut state = self.state();
+        self.settle_one(&mut state, Leftover::Place(granule.0));
+    }
+
+    fn reserve(&self, len: Bytes) -> Result<DevicePtr, Error> {
+        let (size, align) = (self.length(len)?, self.length(self.granule)?);
+        self.faults.gate("mmap(reserve)")?;
+        sys::reserve(size, align).map_err(|source| Error::Os { call: "mmap(reserve)", source })
+    }
+
+    unsafe fn free_reservation(&self, base: DevicePtr, len: Bytes) {
+        if let Some(len) = len.to_usize() {
+            self.settle_one(&mut self.state(), Leftover::Addresses { at: base, len, charged: Bytes::ZERO });
+        }
+    }
+
+    unsafe fn map(&self, at: DevicePtr, granules: &[RawGranule], access: Access) -> Result<(), MapFailure> {
+        let len = self.length(self.granule).map_err(|error| MapFailure { error, left_mapped: 0 })?;
+        for (index, granule) in granules.iter().enumerate() {
+            let (place, offset) = (at.offset(index * len), granule.0 * self.granule.get());
+            // SAFETY: the caller owns the places and nothing uses them; a granule is backed from its creation on.
+            let mapped =
+                self.call("mmap", || unsafe { sys::map_file(place, len, &self.file, offset, access) });
+            if let Err(error) = mapped {
+                // SAFETY: these places were mapped just now and nothing uses them.
+                let undone = index == 0
+                    || self.call("mmap", || unsafe { sys::unmap_keeping(at, index * len) }).is_ok();
+                return Err(MapFailure { error, left_mapped: if undone { 0 } else { index } });
+            }
+        }
+        Ok(())
+    }
+
+    unsafe fn unmap(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {
+        let len = self.length(len)?;
+        // SAFETY: the caller owns the places and nothing uses them.
+        self.call("mmap(unmap)", || unsafe { sys::unmap_keeping(at, len) })
+    }
+
+    unsafe fn set_access(&self, at: DevicePtr, len: Bytes, access: Access) -> Result<(), Error> {
+        let len = self.length(len)?;
+        // SAFETY: the places are mapped and nothing uses them.
+        self.call("mprotect", || unsafe { sys::protect(at, len, access) })
+    }
+
+    fn allocate(&self, len: Bytes, kind: MemoryKind) -> Result<DevicePtr, Error> {
+        let whole = self.whole_pages(len)?;
+        let size = self.length(whole)?;
+        let mut state = self.state();
+        self.charge(&mut state, whole)?;
+        let made = self.faults.gate("mmap(alloc)").and_then(|()| {
+            sys::allocate_private(size).map_err(|source| Error::Os { call: "mmap(alloc)", source })
+        });
+        let ptr = match made {
+            Ok(ptr) => ptr,
+            Err(error) => {
+                state.used = state.used.saturating_sub(whole);
+                return Err(self.as_out_of_memory(error, whole, state.used));
+            }
+        };
+        if kind == MemoryKind::Pinned {
+            // SAFETY: the pages were mapped just now.
+            if let Err(error) = self.call("mlock", || unsafe { sys::lock(ptr, size) }) {
+                self.settle_one(&mut state, Leftover::Addresses { at: ptr, len: size, charged: whole });
+                return Err(match error {
+                    Error::Os { source, .. } => {
+                        Error::LockLimit { requested: whole, limit: Bytes::new(sys::lock_limit()), source }
+                    }
+                    other => other,
+                });
+            }
+        }
+        Ok(ptr)
+    }
+
+    unsafe fn free(&self, ptr: DevicePtr, len: Bytes, _: MemoryKind) {
+        // Both roundings succeeded when this was allocated.
+        if let Some((whole, len)) =
+            self.whole_pages(len).ok().and_then(|whole| Some((whole, whole.to_usize()?)))
+        {
+            self.settle_one(&mut self.state(), Leftover::Addresses { at: ptr, len, charged: whole });
+        }
+    }
+
+    fn settle(&self) -> usize {
+        let mut state = self.state();
+        self.settle_all(&mut state);
+        state.unsettled.len()
+    }
+}

@@ -1,0 +1,163 @@
+//! The only file that speaks to the system: memory calls of Linux, each as thin as it can be.
+
+use std::ffi::c_int;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use crate::{Access, DevicePtr};
+
+/// The system's page in bytes.
+pub(super) fn page_size() -> usize {
+    // SAFETY: sysconf only reads.
+    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    usize::try_from(size).unwrap_or(4096)
+}
+
+/// A file that lives in memory, empty.
+pub(super) fn memfd() -> io::Result<OwnedFd> {
+    // SAFETY: the name is a C string that lives through the call.
+    let fd = unsafe { libc::memfd_create(c"granule".as_ptr(), libc::MFD_CLOEXEC) };
+    check(fd)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Backs a piece of the file with memory, growing the file where needed. Memory that is new reads as zeros.
+pub(super) fn allocate(file: &OwnedFd, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(file, 0, offset, len)
+}
+
+/// Frees the memory behind a piece of the file.
+pub(super) fn punch_hole(file: &OwnedFd, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+fn fallocate(file: &OwnedFd, mode: c_int, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (file_offset(offset)?, file_offset(len)?);
+    loop {
+        // SAFETY: the descriptor is open as long as `file` lives.
+        match check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }) {
+            // A signal came in between: nothing was changed, so simply again.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
+fn file_offset(offset: u64) -> io::Result<libc::off_t> {
+    libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+/// Addresses without memory, aligned to `align` (a power of two, at least a page).
+pub(super) fn reserve(len: usize, align: usize) -> io::Result<DevicePtr> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let padded = len.checked_add(align).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    // SAFETY: without MAP_FIXED the system chooses addresses that are free.
+    let start = mapped(unsafe { libc::mmap(std::ptr::null_mut(), padded, libc::PROT_NONE, flags, -1, 0) })?;
+    let base = start.next_multiple_of(align);
+    let (head, tail) = (base - start, align - (base - start));
+    // Trimming the padding only gives room back; where it fails the padding stays reserved, which harms nobody.
+    if head > 0 {
+        // SAFETY: these pages were mapped just now and nobody knows them.
+        unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(start), head) };
+    }
+    if tail > 0 {
+        // SAFETY: as above.
+        unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(base + len), tail) };
+    }
+    Ok(DevicePtr::new(base as u64))
+}
+
+/// Private memory, zeroed, in huge pages where the system likes.
+pub(super) fn allocate_private(len: usize) -> io::Result<DevicePtr> {
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: without MAP_FIXED the system chooses addresses that are free.
+    let start = mapped(unsafe { libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0) })?;
+    // SAFETY: the pages are this mapping's. The advice may be refused; the memory is as good without.
+    unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start), len, libc::MADV_HUGEPAGE) };
+    Ok(DevicePtr::new(start as u64))
+}
+
+/// Puts a piece of the file behind `len` bytes of addresses, in place of whatever was there.
+///
+/// # Safety
+/// - The addresses belong to the caller, and nothing uses what is behind them.
+/// - The piece of the file is backed with memory.
+pub(super) unsafe fn map_file(
+    at: DevicePtr,
+    len: usize,
+    file: &OwnedFd,
+    offset: u64,
+    access: Access,
+) -> io::Result<()> {
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+    let offset = file_offset(offset)?;
+    // SAFETY: the caller owns the addresses and nothing uses them.
+    let start = unsafe {
+        libc::mmap(at.as_host_ptr().cast(), len, protection(access), flags, file.as_raw_fd(), offset)
+    };
+    mapped(start).map(|_| ())
+}
+
+/// Leaves `len` bytes of addresses reserved with nothing behind them.
+///
+/// # Safety
+/// - The addresses belong to the caller, and nothing uses what is behind them.
+pub(super) unsafe fn unmap_keeping(at: DevicePtr, len: usize) -> io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the caller owns the addresses and nothing uses them.
+    mapped(unsafe { libc::mmap(at.as_host_ptr().cast(), len, libc::PROT_NONE, flags, -1, 0) }).map(|_| ())
+}
+
+/// Changes what may be done with mapped memory.
+///
+/// # Safety
+/// - The addresses belong to the caller, and nothing uses what is behind them.
+pub(super) unsafe fn protect(at: DevicePtr, len: usize, access: Access) -> io::Result<()> {
+    // SAFETY: the caller owns the addresses and nothing uses them.
+    check(unsafe { libc::mprotect(at.as_host_ptr().cast(), len, protection(access)) })
+}
+
+/// Gives addresses, and private memory behind them, back.
+///
+/// # Safety
+/// - The addresses belong to the caller, who never uses them again.
+pub(super) unsafe fn release(at: DevicePtr, len: usize) -> io::Result<()> {
+    // SAFETY: the caller owns the addresses and is done with them.
+    check(unsafe { libc::munmap(at.as_host_ptr().cast(), len) })
+}
+
+/// Keeps memory from being paged out, and backs it at once.
+///
+/// # Safety
+/// - The addresses are mapped.
+pub(super) unsafe fn lock(at: DevicePtr, len: usize) -> io::Result<()> {
+    // SAFETY: the caller says that the addresses are mapped.
+    check(unsafe { libc::mlock(at.as_host_ptr().cast(), len) })
+}
+
+/// How much memory this process may lock, in bytes.
+pub(crate) fn lock_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the struct is ours to be filled.
+    match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } {
+        0 => limit.rlim_cur,
+        _ => 0,
+    }
+}
+
+fn protection(access: Access) -> c_int {
+    match access {
+        Access::ReadOnly => libc::PROT_READ,
+        Access::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+    }
+}
+
+fn check(code: c_int) -> io::Result<()> {
+    if code < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The address an mmap answered, its provenance exposed.
+fn mapped(start: *mut libc::c_void) -> io::Result<usize> {
+    if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(start.expose_provenance()) }
+}

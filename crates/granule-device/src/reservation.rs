@@ -1,0 +1,312 @@
+//! `Reservation`: a range of device addresses, with granules behind any of its places.
+
+use std::ops::{Range, RangeBounds};
+
+use crate::backend::RawGranule;
+use crate::device::{Counted, Thing};
+use crate::slice::checked_range;
+use crate::{Access, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule};
+
+/// A range of addresses cut into granule-sized places, numbered from 0, with a granule behind some of them.
+///
+/// Its base never changes. It keeps the granules that it maps; unmapping or dropping lets go of them. Reading and writing
+/// borrow it, so nothing can be unmapped under a slice.
+#[derive(Debug)]
+pub struct Reservation {
+    owner: Counted,
+    base: DevicePtr,
+    granule: usize,
+    places: Vec<Place>,
+    /// Places 0..this are mapped: the common question, answered without a walk.
+    mapped_prefix: usize,
+    /// One past the last place that may only be read.
+    read_only_end: usize,
+}
+
+#[derive(Debug)]
+enum Place {
+    Empty,
+    Mapped {
+        granule: Granule,
+        access: Access,
+    },
+    /// Mapping failed and so did taking it back: not usable, but the system may still hold the memory.
+    Stale {
+        #[expect(dead_code, reason = "held, so that memory still mapped is not given to others")]
+        granule: Granule,
+    },
+}
+
+impl Reservation {
+    pub(crate) fn new(device: &Device, len: Bytes) -> Result<Reservation, Error> {
+        let granularity = device.granularity();
+        if len.is_zero() {
+            return Err(Error::ZeroSize { what: "a reservation" });
+        }
+        let too_large = || Error::TooLarge {
+            device: device.name().to_owned(),
+            requested: len,
+            capacity: Bytes::from_usize(isize::MAX as usize),
+        };
+        let whole = len.checked_next_multiple_of(granularity).ok_or_else(too_large)?;
+        if whole > Bytes::from_usize(isize::MAX as usize) {
+            return Err(too_large());
+        }
+        let (Some(places), Some(granule)) = (whole.pieces_of(granularity), granularity.to_usize()) else {
+            return Err(too_large());
+        };
+        let base = device.backend().reserve(whole)?;
+        let owner = Counted::new(device, Thing::Reservation);
+        let places = std::iter::repeat_with(|| Place::Empty).take(places).collect();
+        Ok(Reservation { owner, base, granule, places, mapped_prefix: 0, read_only_end: 0 })
+    }
+
+    /// The device whose addresses they are.
+    pub fn device(&self) -> &Device {
+        self.owner.device()
+    }
+
+    /// Where it starts; aligned to a granule. Only mapped places may be followed.
+    pub fn base(&self) -> DevicePtr {
+        self.base
+    }
+
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The size of the whole range: places times the granule.
+    pub fn len(&self) -> Bytes {
+        Bytes::from_usize(self.places.len() * self.granule)
+    }
+
+    /// Never: a reservation has at least one place.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The granule behind a place, and what may be done with it there; `None` where nothing is, or no such place.
+    pub fn mapped(&self, place: usize) -> Option<(&Granule, Access)> {
+        match self.places.get(place) {
+            Some(Place::Mapped { granule, access }) => Some((granule, *access)),
+            _ => None,
+        }
+    }
+
+    /// Puts granules behind the places from `place` on: all of them or none.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPlace`], [`Error::AlreadyMapped`], [`Error::OtherDevice`]; [`Error::Aliased`] where the access does
+    /// not go together with where a granule is mapped already; [`Error::Os`].
+    pub fn map(&mut self, place: usize, granules: &[Granule], access: Access) -> Result<(), Error> {
+        let range = self.checked_places(place..place.saturating_add(granules.len()))?;
+        if let Some(taken) = range.clone().find(|&place| self.mapped(place).is_some()) {
+            return Err(Error::AlreadyMapped { place: taken });
+        }
+        if granules.iter().any(|granule| !granule.device().is_same(self.device())) {
+            return Err(Error::OtherDevice { what: "a granule" });
+        }
+        self.clear_stale(range.clone())?;
+        for (index, granule) in granules.iter().enumerate() {
+            if !granule.begin_use(access) {
+                granules[..index].iter().for_each(|granule| granule.end_use(access));
+                return Err(Error::Aliased { place: place + index });
+            }
+        }
+        let raw: Vec<RawGranule> = granules.iter().map(Granule::raw).collect();
+        // SAFETY: the places lie in this reservation, and none is mapped, so no slice of them exists.
+        let mapped = unsafe { self.device().backend().map(self.address(place), &raw, access) };
+        if let Err(failure) = mapped {
+            granules.iter().for_each(|granule| granule.end_use(access));
+            for (index, granule) in granules.iter().take(failure.left_mapped).enumerate() {
+                self.places[place + index] = Place::Stale { granule: granule.clone() };
+            }
+            return Err(failure.error);
+        }
+        for (index, granule) in granules.iter().enumerate() {
+            self.places[place + index] = Place::Mapped { granule: granule.clone(), access };
+        }
+        self.device().add_live(Thing::Mapping, granules.len());
+        self.note_changes();
+        Ok(())
+    }
+
+    /// Takes the granules from behind these places and answers with them, in order. Dropping a granule that nothing else
+    /// holds or maps frees its memory.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPlace`]; [`Error::NotMapped`] where one of them has nothing behind it; [`Error::Os`].
+    pub fn unmap(&mut self, places: Range<usize>) -> Result<Vec<Granule>, Error> {
+        let places = self.checked_mapped(places)?;
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        // SAFETY: the places lie in this reservation, and `&mut self` says that no slice of them exists.
+        unsafe { self.device().backend().unmap(self.address(places.start), self.size_of(&places))? };
+        let mut granules = Vec::with_capacity(places.len());
+        for place in &mut self.places[places] {
+            if let Place::Mapped { granule, access } = std::mem::replace(place, Place::Empty) {
+                granule.end_use(access);
+                granules.push(granule);
+            }
+        }
+        self.device().sub_live(Thing::Mapping, granules.len());
+        self.note_changes();
+        Ok(granules)
+    }
+
+    /// Changes what may be done through these places.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPlace`], [`Error::NotMapped`]; [`Error::Aliased`] where a granule that is to be written stands behind
+    /// another place too; [`Error::Os`].
+    pub fn set_access(&mut self, places: Range<usize>, access: Access) -> Result<(), Error> {
+        let places = self.checked_mapped(places)?;
+        if places.is_empty() {
+            return Ok(());
+        }
+        let changed = self.change_uses(places.clone(), access)?;
+        // SAFETY: the places are mapped, and `&mut self` says that no slice of them exists.
+        let done = unsafe {
+            self.device().backend().set_access(self.address(places.start), self.size_of(&places), access)
+        };
+        if let Err(error) = done {
+            for &(place, before) in &changed {
+                if let Some((granule, _)) = self.mapped(place) {
+                    granule.change_use(access, before);
+                }
+            }
+            return Err(error);
+        }
+        for place in &mut self.places[places] {
+            if let Place::Mapped { access: current, .. } = place {
+                *current = access;
+            }
+        }
+        self.note_changes();
+        Ok(())
+    }
+
+    /// The bytes at `range`, to read.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::NotMapped`] where nothing stands behind some of them.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
+        let range = checked_range(range, self.places.len() * self.granule)?;
+        self.check_mapped(self.places_of(&range))?;
+        // SAFETY: all places are mapped and stay so while `self` is borrowed. No mapping of these granules can write
+        // during that: one that can is this one, which takes `&mut self`.
+        Ok(unsafe { DeviceSlice::from_raw(self.base.offset(range.start), range.len(), self.device().kind()) })
+    }
+
+    /// The bytes at `range`, to write.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::NotMapped`]; [`Error::ReadOnly`] where some of them may only be read here.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
+        let range = checked_range(range, self.places.len() * self.granule)?;
+        let places = self.places_of(&range);
+        self.check_mapped(places.clone())?;
+        let read_only = |place: usize| matches!(self.mapped(place), Some((_, Access::ReadOnly)));
+        if places.start < self.read_only_end && places.clone().any(read_only) {
+            return Err(Error::ReadOnly { what: "a place that is shared" });
+        }
+        // SAFETY: all places are mapped for writing, which makes each the only mapping of its granule, and `self` is
+        // borrowed exclusively.
+        Ok(unsafe {
+            DeviceSliceMut::from_raw(self.base.offset(range.start), range.len(), self.device().kind())
+        })
+    }
+
+    fn address(&self, place: usize) -> DevicePtr {
+        self.base.offset(place * self.granule)
+    }
+
+    fn size_of(&self, places: &Range<usize>) -> Bytes {
+        Bytes::from_usize(places.len() * self.granule)
+    }
+
+    /// The places that a range of bytes touches.
+    fn places_of(&self, bytes: &Range<usize>) -> Range<usize> {
+        if bytes.is_empty() { 0..0 } else { bytes.start / self.granule..bytes.end.div_ceil(self.granule) }
+    }
+
+    fn checked_places(&self, range: Range<usize>) -> Result<Range<usize>, Error> {
+        let places = self.places.len();
+        if range.start <= range.end && range.end <= places {
+            Ok(range)
+        } else {
+            Err(Error::NoSuchPlace { range, places })
+        }
+    }
+
+    fn checked_mapped(&self, range: Range<usize>) -> Result<Range<usize>, Error> {
+        let range = self.checked_places(range)?;
+        self.check_mapped(range.clone())?;
+        Ok(range)
+    }
+
+    fn check_mapped(&self, places: Range<usize>) -> Result<(), Error> {
+        if places.end <= self.mapped_prefix {
+            return Ok(());
+        }
+        match places.clone().find(|&place| self.mapped(place).is_none()) {
+            Some(place) => Err(Error::NotMapped { place }),
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the places' granules their new use, all or none; answers which were changed and from what.
+    fn change_uses(&self, places: Range<usize>, access: Access) -> Result<Vec<(usize, Access)>, Error> {
+        let mut changed: Vec<(usize, Access)> = Vec::with_capacity(places.len());
+        for place in places {
+            let Some((granule, before)) = self.mapped(place) else { continue };
+            if granule.change_use(before, access) {
+                changed.push((place, before));
+                continue;
+            }
+            for (place, before) in changed {
+                if let Some((granule, _)) = self.mapped(place) {
+                    granule.change_use(access, before);
+                }
+            }
+            return Err(Error::Aliased { place });
+        }
+        Ok(changed)
+    }
+
+    /// Tries once more to take out what an earlier failure left behind.
+    fn clear_stale(&mut self, places: Range<usize>) -> Result<(), Error> {
+        for place in places {
+            if matches!(self.places[place], Place::Stale { .. }) {
+                // SAFETY: the place lies in this reservation and is not usable, so nothing uses its memory.
+                unsafe {
+                    self.device().backend().unmap(self.address(place), Bytes::from_usize(self.granule))?;
+                }
+                self.places[place] = Place::Empty;
+            }
+        }
+        Ok(())
+    }
+
+    fn note_changes(&mut self) {
+        let is_mapped = |place: &Place| matches!(place, Place::Mapped { .. });
+        let read_only = |place: &Place| matches!(place, Place::Mapped { access: Access::ReadOnly, .. });
+        self.mapped_prefix = self.places.iter().take_while(|place| is_mapped(place)).count();
+        self.read_only_end = self.places.iter().rposition(read_only).map_or(0, |last| last + 1);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: these are the addresses that `reserve` answered, and no slice of them outlives the reservation.
+        unsafe { self.device().backend().free_reservation(self.base, self.len()) };
+        for place in &self.places {
+            if let Place::Mapped { granule, access } = place {
+                granule.end_use(*access);
+                self.device().sub_live(Thing::Mapping, 1);
+            }
+        }
+    }
+}
