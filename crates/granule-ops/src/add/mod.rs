@@ -1,0 +1,5 @@
+//! The residual sum.
+
+mod cpu;
+
+pub use cpu::add;

@@ -1,0 +1,5 @@
+//! Embedding lookup: token ids to rows of the embedding table.
+
+mod cpu;
+
+pub use cpu::embed;

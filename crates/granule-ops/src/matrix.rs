@@ -1,0 +1,66 @@
+//! A weight matrix in place: its type, its shape, and where its bytes are.
+
+use granule_device::DeviceSlice;
+use granule_quant::DType;
+
+use crate::Error;
+use crate::error::expect_len;
+
+/// A weight matrix of `rows` x `cols` in the ggml layout: row after row, each `dtype.row_bytes(cols)` bytes, any alignment.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+    row_bytes: usize,
+    data: DeviceSlice<'a>,
+}
+
+impl<'a> Matrix<'a> {
+    /// A matrix over `data`, which must hold exactly `rows` x `cols` elements.
+    ///
+    /// # Errors
+    /// [`Error::Quant`] if a row is no whole number of blocks, [`Error::Shape`] if `data` has another length.
+    pub fn new(dtype: DType, rows: usize, cols: usize, data: DeviceSlice<'a>) -> Result<Self, Error> {
+        let row_bytes = dtype.row_bytes(cols)?;
+        let want = row_bytes.checked_mul(rows).ok_or(Error::Shape {
+            what: "matrix",
+            got: data.len(),
+            want: usize::MAX,
+        })?;
+        expect_len("matrix bytes", data.len(), want)?;
+        Ok(Self { dtype, rows, cols, row_bytes, data })
+    }
+
+    /// The type of its elements.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Rows: the length of the product's result.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns: the length of the vector it is multiplied with.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Bytes of one row.
+    #[must_use]
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// The bytes, if the host can read them.
+    ///
+    /// # Errors
+    /// [`Error::NotOnHost`].
+    pub fn host_bytes(&self) -> Result<&'a [u8], Error> {
+        self.data.as_host().ok_or(Error::NotOnHost { what: "a weight matrix" })
+    }
+}

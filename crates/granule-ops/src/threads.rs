@@ -1,0 +1,375 @@
+//! A persistent pool of worker threads with low-latency barriers: one job at a time, work handed out in chunks.
+//!
+//! A decode step is some hundred short parallel regions, so entering one must cost a microsecond and not a
+//! system call. Workers spin briefly between regions and then park; an idle pool costs nothing. One pool is meant
+//! to be shared by everything in a process that computes on the host (it is cheap to clone), so that two contexts
+//! never ask for more threads than the machine has: regions of different callers run one after the other.
+//!
+//! What it never does: nest. A job that calls [`Threads::run`] on its own pool would wait for itself, so such a
+//! call runs the inner job on the calling thread alone.
+
+use std::cell::{Cell, UnsafeCell};
+use std::marker::PhantomData;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use crate::Error;
+
+/// Spins before a worker parks: some tens of microseconds, longer than the gap between two regions of one token.
+const SPINS: u32 = 4_000;
+
+/// A handle to a pool of threads; clones share the pool, the last one stops it.
+#[derive(Clone)]
+pub struct Threads {
+    pool: Arc<Pool>,
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Threads").field("count", &self.count()).finish()
+    }
+}
+
+/// What caller and workers share.
+struct Shared {
+    /// Counts regions; a worker that sees it change has a job (or has to stop).
+    epoch: AtomicU32,
+    /// The job of the current region: set before `epoch` moves, read only by workers that have not yet checked out.
+    job: UnsafeCell<Option<Job>>,
+    /// Workers that have not finished the current region.
+    remaining: AtomicUsize,
+    panicked: AtomicBool,
+    stop: AtomicBool,
+}
+
+/// A borrowed closure whose lifetime `Threads::run` guards by waiting for every worker before it returns.
+#[derive(Clone, Copy)]
+struct Job(*const (dyn Fn(usize) + Sync));
+
+// SAFETY: `job` is written only by the one caller that holds `Pool::gate`, before the release store to `epoch`, and
+// while `remaining` is zero, so no worker reads it then; workers read it after the acquire load of the new epoch. The
+// pointee is `Sync`.
+unsafe impl Sync for Shared {}
+// SAFETY: as above: the raw pointer inside is only followed between the two barriers of a region.
+unsafe impl Send for Shared {}
+
+struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the caller whose region is running.
+    gate: Mutex<()>,
+}
+
+thread_local! {
+    /// Whether this thread is inside a region (of any pool): a nested region runs on this thread alone.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Threads {
+    /// A pool of `count` threads: the caller's own and `count - 1` workers.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] if the system refuses to start a thread; those already started are stopped.
+    pub fn new(count: NonZeroUsize) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            epoch: AtomicU32::new(0),
+            job: UnsafeCell::new(None),
+            remaining: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+        });
+        let mut pool = Pool { shared, workers: Vec::new(), gate: Mutex::new(()) };
+        for index in 1..count.get() {
+            let shared = Arc::clone(&pool.shared);
+            let worker = thread::Builder::new()
+                .name(format!("granule-{index}"))
+                .spawn(move || work(&shared, index))
+                .map_err(|source| Error::Threads { wanted: count.get(), started: index, source })?;
+            pool.workers.push(worker);
+        }
+        Ok(Self { pool: Arc::new(pool) })
+    }
+
+    /// As many threads as the process may use: the affinity mask and the cgroup's CPU quota are respected.
+    #[must_use]
+    pub fn default_count() -> NonZeroUsize {
+        thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+    }
+
+    /// How many threads take part in a region, the caller's included.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.pool.workers.len() + 1
+    }
+
+    /// Runs `job(worker)` once on every thread of the pool, `worker` from 0 (the caller) to `count() - 1`, and
+    /// returns when all are done. If a job panics, the panic goes on here after all have finished.
+    pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {
+        let nested = INSIDE.replace(true);
+        let _inside = Restore(nested);
+        if self.pool.workers.is_empty() {
+            return job(0);
+        }
+        if nested {
+            for worker in 0..self.count() {
+                job(worker);
+            }
+            return;
+        }
+        let _gate = self.pool.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = &*self.pool.shared;
+        // SAFETY: only the lifetime changes. The pointer is followed by workers only until `remaining` reaches zero,
+        // and `Finish` below waits for that before this frame (and with it `job`) can go, also while unwinding.
+        let job_static: *const (dyn Fn(usize) + Sync) =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(job) };
+        // SAFETY: the gate is held and no region is running, so nobody else touches the cell.
+        unsafe { *shared.job.get() = Some(Job(job_static)) };
+        shared.remaining.store(self.pool.workers.len(), Ordering::Relaxed);
+        shared.epoch.fetch_add(1, Ordering::Release);
+        for worker in &self.pool.workers {
+            worker.thread().unpark();
+        }
+        let finish = Finish(shared);
+        job(0);
+        drop(finish);
+        if shared.panicked.swap(false, Ordering::Relaxed) {
+            std::panic::resume_unwind(Box::new("a worker of granule-ops panicked"));
+        }
+    }
+
+    /// Cuts `0..len` into ranges of `chunk` (the last may be shorter) and runs `job(worker, range)` on each, every
+    /// thread taking the next range when it is done with one. A `chunk` of 0 counts as 1.
+    pub fn for_each_chunk(&self, len: usize, chunk: usize, job: &(dyn Fn(usize, Range<usize>) + Sync)) {
+        let chunk = chunk.max(1);
+        let chunks = len.div_ceil(chunk);
+        if chunks <= 1 {
+            if len > 0 {
+                job(0, 0..len);
+            }
+            return;
+        }
+        let next = AtomicUsize::new(0);
+        self.run(&|worker| {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                if at >= chunks {
+                    break;
+                }
+                job(worker, at * chunk..((at + 1) * chunk).min(len));
+            }
+        });
+    }
+}
+
+impl Threads {
+    /// As [`Threads::for_each_chunk`], for jobs that can fail: all chunks run, and one of the errors is returned.
+    ///
+    /// # Errors
+    /// One of the jobs' errors.
+    pub fn try_for_each_chunk<E: Send>(
+        &self,
+        len: usize,
+        chunk: usize,
+        job: &(dyn Fn(usize, Range<usize>) -> Result<(), E> + Sync),
+    ) -> Result<(), E> {
+        let failed = Mutex::new(None);
+        self.for_each_chunk(len, chunk, &|worker, range| {
+            if let Err(error) = job(worker, range) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        });
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+}
+
+/// Puts the thread's `INSIDE` mark back, also while unwinding.
+struct Restore(bool);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        INSIDE.set(self.0);
+    }
+}
+
+/// Waits until every worker has finished the region.
+struct Finish<'a>(&'a Shared);
+
+impl Drop for Finish<'_> {
+    fn drop(&mut self) {
+        let mut spins = 0u32;
+        while self.0.remaining.load(Ordering::Acquire) != 0 {
+            spins += 1;
+            if spins.is_multiple_of(SPINS) {
+                thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+fn work(shared: &Shared, index: usize) {
+    INSIDE.set(true);
+    let mut seen = 0u32;
+    loop {
+        let mut spins = 0u32;
+        while shared.epoch.load(Ordering::Acquire) == seen {
+            spins += 1;
+            if spins < SPINS {
+                std::hint::spin_loop();
+            } else {
+                thread::park();
+            }
+        }
+        seen = seen.wrapping_add(1);
+        if shared.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // SAFETY: the epoch moved, so the caller has stored a job and waits for this worker's check-out below.
+        let job = unsafe { *shared.job.get() };
+        if let Some(Job(job)) = job {
+            // SAFETY: as above: the closure outlives the region.
+            if catch_unwind(AssertUnwindSafe(|| unsafe { (*job)(index) })).is_err() {
+                shared.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+        shared.remaining.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.epoch.fetch_add(1, Ordering::Release);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker only ever ends by returning: its jobs' panics are caught.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// A mutable slice that the threads of a region write in ranges that do not overlap.
+pub(crate) struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    life: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the only access is `range`, whose contract makes every element reachable from one thread at a time.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    /// Takes the slice for the time of a region.
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), life: PhantomData }
+    }
+
+    /// The address of element `at`, which must not lie behind the end.
+    pub(crate) fn at(&self, at: usize) -> *mut T {
+        debug_assert!(at <= self.len);
+        self.start.wrapping_add(at)
+    }
+
+    /// The elements of `range`, cut to the slice's length.
+    ///
+    /// # Safety
+    /// - No other range that overlaps this one is alive.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn range(&self, range: Range<usize>) -> &mut [T] {
+        let end = range.end.min(self.len);
+        let start = range.start.min(end);
+        // SAFETY: start <= end <= len, so the range lies in the slice that `new` borrowed exclusively; the caller
+        // vouches that no overlapping range is alive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), end - start) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU64;
+
+    fn threads(n: usize) -> Threads {
+        Threads::new(NonZeroUsize::new(n).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn every_worker_runs_each_region_once() {
+        for n in [1, 2, 3, 7] {
+            let pool = threads(n);
+            let counts: Vec<AtomicU64> = (0..n).map(|_| AtomicU64::new(0)).collect();
+            for _ in 0..500 {
+                pool.run(&|w| {
+                    counts[w].fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 500));
+        }
+    }
+
+    #[test]
+    fn chunks_cover_everything_once() {
+        let pool = threads(3);
+        for (len, chunk) in [(0, 4), (1, 4), (4, 4), (5, 4), (1000, 7), (10, 0)] {
+            let hits: Vec<AtomicU64> = (0..len).map(|_| AtomicU64::new(0)).collect();
+            pool.for_each_chunk(len, chunk, &|_, range| {
+                for i in range {
+                    hits[i].fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            assert!(hits.iter().all(|h| h.load(Ordering::Relaxed) == 1), "{len} by {chunk}");
+        }
+    }
+
+    #[test]
+    fn a_parked_pool_wakes() {
+        let pool = threads(2);
+        let sum = AtomicU64::new(0);
+        for _ in 0..3 {
+            thread::sleep(std::time::Duration::from_millis(20));
+            pool.run(&|w| {
+                sum.fetch_add(w as u64 + 1, Ordering::Relaxed);
+            });
+        }
+        assert_eq!(sum.load(Ordering::Relaxed), 9);
+    }
+
+    #[test]
+    fn callers_share_the_pool_and_regions_nest() {
+        let pool = threads(2);
+        let sum = AtomicU64::new(0);
+        thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..100 {
+                        pool.for_each_chunk(10, 1, &|_, r| {
+                            pool.for_each_chunk(3, 1, &|_, inner| {
+                                sum.fetch_add((r.len() * inner.len()) as u64, Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 4 * 100 * 30);
+    }
+
+    #[test]
+    fn a_panic_arrives_at_the_caller_and_the_pool_lives_on() {
+        let pool = threads(2);
+        for bad in [0, 1] {
+            let caught = catch_unwind(AssertUnwindSafe(|| pool.run(&|w| assert_ne!(w, bad))));
+            assert!(caught.is_err());
+        }
+        let sum = AtomicU64::new(0);
+        pool.run(&|_| {
+            sum.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 2);
+    }
+}

@@ -1,0 +1,312 @@
+//! Every operation against its naive twin: a few obvious lines in f64 that share nothing with the fast path.
+
+#![allow(clippy::unwrap_used, reason = "a test may")]
+use std::num::NonZeroUsize;
+
+use granule_device::{DeviceSlice, DeviceSliceMut};
+use granule_ops::{
+    Activations, AttentionShape, Error, KvRowLayout, KvView, KvViewMut, Matrix, QuantScratch, Rope, Threads,
+    add, attention, attention_scratch_len, embed, kv_store, log_softmax_at, matmul, rms_norm, rotate,
+    softmax, swiglu,
+};
+use granule_quant::{DType, planar_bytes};
+use proptest::prelude::*;
+
+fn threads(n: usize) -> Threads {
+    Threads::new(NonZeroUsize::new(n).unwrap()).unwrap()
+}
+
+/// Numbers between -1 and 1 from a small generator (Steele et al., splitmix64), so that a case is its seed.
+fn numbers(seed: u64, n: usize) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+/// A weight of `rows` x `cols`: its bytes, and the numbers that they stand for.
+fn weight(dtype: DType, rows: usize, cols: usize, seed: u64) -> (Vec<u8>, Vec<f32>) {
+    let x = numbers(seed, rows * cols);
+    let mut bytes = vec![0; dtype.row_bytes(cols).unwrap() * rows];
+    let mut back = vec![0.0; rows * cols];
+    granule_quant::scalar::encode(dtype, &x, &mut bytes).unwrap();
+    granule_quant::scalar::decode(dtype, &bytes, &mut back).unwrap();
+    (bytes, back)
+}
+
+const WEIGHTS: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
+const KV: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn matmul_is_the_sum_of_products(
+        dtypes in prop::collection::vec(prop::sample::select(&WEIGHTS[..]), 1..4),
+        rows in prop::collection::vec(1usize..150, 3),
+        tokens in 1usize..40, blocks in 1usize..5, tail in 0usize..32, n_threads in 1usize..4, seed: u64,
+    ) {
+        let quantized = dtypes.iter().any(|d| d.is_quantized());
+        let cols = blocks * 32 + if quantized { 0 } else { tail };
+        let x = numbers(seed, tokens * cols);
+        let pool = threads(n_threads);
+        let (mut quants, mut scales, mut sums) =
+            (vec![0i8; tokens * cols], vec![0f32; tokens * cols / 32], vec![0f32; tokens * cols / 32]);
+        let activations = if quantized {
+            let scratch = QuantScratch { quants: &mut quants, scales: &mut scales, sums: &mut sums };
+            Activations::quantized(&pool, &x, tokens, cols, scratch).unwrap()
+        } else {
+            Activations::plain(&x, tokens, cols).unwrap()
+        };
+        let weights: Vec<_> =
+            dtypes.iter().zip(&rows).map(|(&d, &r)| (d, r, weight(d, r, cols, seed ^ r as u64))).collect();
+        let mut outs: Vec<Vec<f32>> = weights.iter().map(|(_, r, _)| vec![f32::NAN; tokens * r]).collect();
+        let mut products: Vec<_> = weights.iter().zip(&mut outs)
+            .map(|((d, r, (bytes, _)), out)| (Matrix::new(*d, *r, cols, DeviceSlice::from(&bytes[..])).unwrap(), &mut out[..]))
+            .collect();
+        matmul(&pool, &activations, &mut products).unwrap();
+        for ((dtype, rows, (_, w)), out) in weights.iter().zip(&outs) {
+            for t in 0..tokens {
+                let x = &x[t * cols..(t + 1) * cols];
+                for r in 0..*rows {
+                    let w = &w[r * cols..(r + 1) * cols];
+                    let exact: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
+                    let magnitude: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x * w).abs()).sum();
+                    // An 8-bit activation is off by at most half a step of max|x| / 127, max|x| < 1.
+                    let step: f64 = if dtype.is_quantized() {
+                        w.iter().map(|&w| f64::from(w).abs()).sum::<f64>() * 0.501 / 127.0
+                    } else { 0.0 };
+                    let bound = magnitude * 1e-5 + step + 1e-6;
+                    let got = f64::from(out[t * rows + r]);
+                    prop_assert!((got - exact).abs() <= bound, "{dtype} {t},{r}: {got} for {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn attention_is_softmax_of_scores_times_values(
+        k_type in prop::sample::select(&KV[..]), v_type in prop::sample::select(&KV[..]),
+        group in prop::sample::select(vec![1usize, 2, 3, 4, 8]), n_kv_heads in 1usize..4,
+        dim in prop::sample::select(vec![8usize, 16, 22, 32, 64, 80, 96, 128]),
+        first in 0usize..200, tokens in 1usize..40, n_threads in 1usize..4, seed: u64,
+    ) {
+        let head_dim = if k_type.is_quantized() || v_type.is_quantized() { dim.next_multiple_of(32) } else { dim };
+        let layout = layout(k_type, v_type, n_kv_heads, head_dim, 48);
+        let (len, width) = (first + tokens, n_kv_heads * head_dim);
+        let (k, v) = (numbers(seed, len * width), numbers(!seed, len * width));
+        let pool = threads(n_threads);
+        let mut bytes = vec![0xaau8; len * layout.row_stride];
+        // In two parts, as a prompt and a step would be.
+        let mut rows = KvViewMut::new(DeviceSliceMut::from(&mut bytes[..]), layout, len).unwrap();
+        kv_store(&pool, &mut rows, 0, &k[..first * width], &v[..first * width]).unwrap();
+        kv_store(&pool, &mut rows, first, &k[first * width..], &v[first * width..]).unwrap();
+        let view = KvView::new(DeviceSlice::from(&bytes[..]), layout, len).unwrap();
+
+        let n_heads = group * n_kv_heads;
+        let q = numbers(seed ^ 77, tokens * n_heads * head_dim);
+        let scale = 2.0 / (head_dim as f32).sqrt();
+        let shape = AttentionShape { n_heads, n_tokens: tokens, first, scale };
+        let mut out = vec![f32::NAN; q.len()];
+        let mut scratch = vec![f32::NAN; attention_scratch_len(&pool, &layout, n_heads, tokens)];
+        attention(&pool, &shape, &q, &view, &mut out, &mut scratch).unwrap();
+
+        let (k, v) = (stored(k_type, &k, width), stored(v_type, &v, width));
+        for t in 0..tokens {
+            for h in 0..n_heads {
+                let q = &q[(t * n_heads + h) * head_dim..][..head_dim];
+                let head = |x: &[f32], row: usize| x[row * width + h / group * head_dim..][..head_dim].to_vec();
+                let scores: Vec<f64> = (0..=first + t)
+                    .map(|row| q.iter().zip(head(&k, row)).map(|(&q, k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(scale))
+                    .collect();
+                let max = scores.iter().copied().fold(f64::MIN, f64::max);
+                let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
+                for d in 0..head_dim {
+                    let exact: f64 = scores.iter().enumerate()
+                        .map(|(row, s)| (s - max).exp() / total * f64::from(head(&v, row)[d])).sum();
+                    let got = f64::from(out[(t * n_heads + h) * head_dim + d]);
+                    prop_assert!((got - exact).abs() < 2e-5, "token {t} head {h} element {d}: {got} for {exact}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rms_norm_divides_by_the_root_mean_square(n in 1usize..300, rows in 1usize..4, seed: u64) {
+        let (x, w) = (numbers(seed, n * rows), numbers(!seed, n));
+        let mut out = vec![0.0; x.len()];
+        rms_norm(&x, &w, 1e-5, &mut out).unwrap();
+        for (x, y) in x.chunks(n).zip(out.chunks(n)) {
+            let mean: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / n as f64;
+            for i in 0..n {
+                let exact = f64::from(x[i]) / (mean + 1e-5).sqrt() * f64::from(w[i]);
+                prop_assert!((f64::from(y[i]) - exact).abs() < 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn rope_turns_adjacent_pairs(
+        dims in prop::sample::select(vec![0usize, 2, 8, 64]), more in 0usize..3, n_heads in 1usize..4,
+        tokens in 1usize..4, first in 0usize..5000, linear in prop::sample::select(vec![1f32, 4.0]), factors: bool, seed: u64,
+    ) {
+        let head_dim = dims + 2 * more + 2;
+        let factor: Vec<f32> = numbers(seed, dims / 2).iter().map(|x| 2.0 + x).collect();
+        let rope = Rope::new(dims, 10_000.0, linear, factors.then_some(&factor[..])).unwrap();
+        let x = numbers(!seed, tokens * n_heads * head_dim);
+        let (mut y, mut angles) = (x.clone(), vec![0.0; tokens * dims]);
+        rope.angles(first, tokens, &mut angles).unwrap();
+        rotate(&mut y, n_heads, head_dim, dims, &angles).unwrap();
+        for (i, (x, y)) in x.chunks(head_dim).zip(y.chunks(head_dim)).enumerate() {
+            let position = (first + i / n_heads) as f64 / f64::from(linear);
+            for j in 0..head_dim / 2 {
+                let mut angle = 0.0;
+                if 2 * j < dims {
+                    angle = position / 10_000f64.powf(2.0 * j as f64 / dims as f64);
+                    if factors { angle /= f64::from(factor[j]) }
+                }
+                let (a, b) = (f64::from(x[2 * j]), f64::from(x[2 * j + 1]));
+                prop_assert!((f64::from(y[2 * j]) - (a * angle.cos() - b * angle.sin())).abs() < 1e-6);
+                prop_assert!((f64::from(y[2 * j + 1]) - (a * angle.sin() + b * angle.cos())).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn the_small_ones(n in 1usize..5000, seed: u64) {
+        let (a, b) = (numbers(seed, n), numbers(!seed, n));
+        let mut sum = a.clone();
+        add(&mut sum, &b).unwrap();
+        let mut gated = a.clone();
+        swiglu(&threads(2), &mut gated, &b).unwrap();
+        let mut probabilities: Vec<f32> = a.iter().map(|x| x * 20.0).collect();
+        let exact: Vec<f64> = probabilities.iter().map(|&x| f64::from(x).exp()).collect();
+        let log = log_softmax_at(&probabilities, n / 2);
+        softmax(&mut probabilities);
+        let total: f64 = exact.iter().sum();
+        prop_assert!((log - (exact[n / 2] / total).ln()).abs() < 1e-9);
+        for i in 0..n {
+            let (x, y) = (f64::from(a[i]), f64::from(b[i]));
+            prop_assert_eq!(sum[i], a[i] + b[i]);
+            prop_assert!((f64::from(gated[i]) - x / (1.0 + (-x).exp()) * y).abs() < 1e-6);
+            prop_assert!((f64::from(probabilities[i]) - exact[i] / total).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn embed_decodes_rows(dtype in prop::sample::select(&WEIGHTS[..]), ids in prop::collection::vec(0u32..20, 0..9), seed: u64) {
+        let (bytes, table) = weight(dtype, 20, 64, seed);
+        let matrix = Matrix::new(dtype, 20, 64, DeviceSlice::from(&bytes[..])).unwrap();
+        let mut out = vec![f32::NAN; ids.len() * 64];
+        embed(&matrix, ids.iter().copied(), &mut out).unwrap();
+        for (id, row) in ids.iter().zip(out.chunks(64)) {
+            prop_assert_eq!(row, &table[*id as usize * 64..][..64]);
+        }
+    }
+}
+
+/// Planes one after the other, each padded to 16 bytes, behind `lead` bytes of another layer.
+fn layout(k_type: DType, v_type: DType, n_kv_heads: usize, head_dim: usize, lead: usize) -> KvRowLayout {
+    let k = planar_bytes(k_type, n_kv_heads * head_dim).unwrap();
+    let v = planar_bytes(v_type, n_kv_heads * head_dim).unwrap();
+    let k_scales = lead + k.quants.next_multiple_of(16);
+    let v_quants = k_scales + k.scales.next_multiple_of(16);
+    let v_scales = v_quants + v.quants.next_multiple_of(16);
+    let row_stride = v_scales + v.scales.next_multiple_of(16) + 32;
+    KvRowLayout {
+        k_type,
+        v_type,
+        n_kv_heads,
+        head_dim,
+        row_stride,
+        k_quants: lead,
+        k_scales,
+        v_quants,
+        v_scales,
+    }
+}
+
+/// What a cache of this type makes of the rows.
+fn stored(dtype: DType, x: &[f32], width: usize) -> Vec<f32> {
+    let (mut bytes, mut back) = (vec![0; dtype.row_bytes(width).unwrap()], vec![0.0; x.len()]);
+    for (x, back) in x.chunks(width).zip(back.chunks_mut(width)) {
+        granule_quant::scalar::encode(dtype, x, &mut bytes).unwrap();
+        granule_quant::scalar::decode(dtype, &bytes, back).unwrap();
+    }
+    back
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let pool = threads(1);
+    let bytes = [0u8; 64];
+    let matrix = |rows, cols| Matrix::new(DType::F32, rows, cols, DeviceSlice::from(&bytes[..]));
+    assert!(matches!(matrix(4, 5), Err(Error::Shape { .. })));
+    assert!(matrix(usize::MAX, usize::MAX).is_err());
+    assert!(matches!(Matrix::new(DType::Q4_0, 1, 33, DeviceSlice::from(&bytes[..])), Err(Error::Quant(_))));
+    let matrix = matrix(4, 4).unwrap();
+    let mut out = [7.0; 4];
+    assert!(matches!(
+        embed(&matrix, [3, 4].into_iter(), &mut [0.0; 8]),
+        Err(Error::TokenId { id: 4, rows: 4 })
+    ));
+    assert!(matches!(embed(&matrix, [3].into_iter(), &mut [0.0; 8]), Err(Error::Shape { .. })));
+    let x = Activations::plain(&[0.0; 5], 1, 5).unwrap();
+    assert!(matches!(matmul(&pool, &x, &mut [(matrix, &mut out)]), Err(Error::Shape { .. })));
+    let quantized = [0u8; 18];
+    let q = Matrix::new(DType::Q4_0, 1, 32, DeviceSlice::from(&quantized[..])).unwrap();
+    let x = Activations::plain(&[0.0; 32], 1, 32).unwrap();
+    assert!(matches!(matmul(&pool, &x, &mut [(q, &mut out[..1])]), Err(Error::NotQuantized { .. })));
+    assert_eq!(out, [7.0; 4]);
+    assert!(rms_norm(&[0.0; 5], &[1.0; 2], 0.0, &mut [0.0; 5]).is_err());
+    assert!(matches!(Rope::new(7, 1.0, 1.0, None), Err(Error::Dimension { .. })));
+    assert!(matches!(Rope::new(8, 1.0, 1.0, Some(&[1.0; 3])), Err(Error::Shape { .. })));
+    assert!(matches!(rotate(&mut [0.0; 8], 1, 8, 10, &[0.0; 10]), Err(Error::Dimension { .. })));
+    assert!(add(&mut [0.0; 2], &[0.0; 3]).is_err());
+    assert!(swiglu(&pool, &mut [0.0; 2], &[0.0; 3]).is_err());
+}
+
+#[test]
+fn a_view_must_hold_its_rows_and_heads_be_whole_blocks() {
+    let bytes = vec![0u8; 1 << 16];
+    let slice = DeviceSlice::from(&bytes[..]);
+    let good = layout(DType::Q8_0, DType::F16, 2, 32, 0);
+    let fits = bytes.len() / good.row_stride;
+    assert_eq!(KvView::new(slice, good, fits).unwrap().len(), fits);
+    assert!(matches!(KvView::new(slice, good, fits + 1), Err(Error::Shape { .. })));
+    assert!(KvView::new(slice, good, usize::MAX).is_err());
+    // 2 x 16 elements are one block, but a head is half of it.
+    let halves = KvRowLayout { head_dim: 16, ..good };
+    assert!(matches!(KvView::new(slice, halves, 1), Err(Error::Quant(_))));
+    for bad in [
+        KvRowLayout { k_scales: good.k_scales - 16, ..good },
+        KvRowLayout { v_scales: good.row_stride, v_type: DType::Q8_0, ..good },
+        KvRowLayout { row_stride: good.v_quants, ..good },
+        KvRowLayout { v_quants: usize::MAX, ..good },
+    ] {
+        assert!(matches!(KvView::new(slice, bad, 1), Err(Error::Shape { .. })), "{bad:?}");
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused_by_name() {
+    let pool = threads(2);
+    let layout = layout(DType::Q8_0, DType::F16, 1, 32, 0);
+    let mut bytes = vec![0u8; 8 * layout.row_stride];
+    let mut rows = KvViewMut::new(DeviceSliceMut::from(&mut bytes[..]), layout, 8).unwrap();
+    for bad in [f32::NAN, f32::INFINITY] {
+        for tokens in [1, 8] {
+            let mut k = vec![0.5f32; tokens * 32];
+            let v = k.clone();
+            *k.last_mut().unwrap() = bad;
+            assert!(matches!(kv_store(&pool, &mut rows, 0, &k, &v), Err(Error::Quant(_))));
+        }
+    }
+    assert!(matches!(kv_store(&pool, &mut rows, 8, &[0.0; 32], &[0.0; 32]), Err(Error::Shape { .. })));
+    assert!(matches!(kv_store(&pool, &mut rows, 0, &[0.0; 32], &[0.0; 31]), Err(Error::Shape { .. })));
+}
