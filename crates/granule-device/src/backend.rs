@@ -51,6 +51,11 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// # Safety
     /// - The places lie in a reservation, and nothing uses their memory.
     unsafe fn map(&self, at: DevicePtr, granules: &[RawGranule], access: Access) -> Result<(), MapFailure>;
+    /// Puts a granule behind a place that has another one, in one step.
+    ///
+    /// # Safety
+    /// - The place is mapped, and nothing uses its memory.
+    unsafe fn replace(&self, at: DevicePtr, granule: RawGranule, access: Access) -> Result<(), Error>;
     /// Takes away whatever stands behind `len` bytes of whole places.
     ///
     /// # Safety
@@ -64,6 +69,13 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// # Safety
     /// - `ptr`, `len` and `kind` are those of one `allocate`, and nothing uses its memory any more.
     unsafe fn free(&self, ptr: DevicePtr, len: Bytes, kind: MemoryKind);
+
+    /// Copies `len` bytes and returns when that is done.
+    ///
+    /// # Safety
+    /// - Both memories are this device's or this process's, `from` readable, `to` writable, and they do not overlap.
+    /// - Nothing else writes either, or reads `to`, until this returns.
+    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, len: usize) -> Result<(), Error>;
 
     /// Tries again what the system refused to take back; answers how many pieces are still waiting.
     fn settle(&self) -> usize;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::backend::Backend;
 use crate::buffer::{Buffer, Pinned};
 use crate::fault::{FaultGuard, FaultPlan, Faults};
-use crate::{Bytes, Error, Granule, Reservation};
+use crate::{Bytes, DeviceSlice, DeviceSliceMut, Error, Granule, Reservation};
 
 /// The kinds of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -213,6 +213,18 @@ impl Device {
     /// [`Error::LockLimit`] where the process may not lock so much; else as [`Device::alloc`].
     pub fn alloc_pinned(&self, len: Bytes) -> Result<Pinned, Error> {
         Pinned::new(self, len)
+    }
+
+    /// Copies memory of this device or of this process, and returns when that is done.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] where the two are not of one length.
+    pub fn copy(&self, from: DeviceSlice<'_>, to: DeviceSliceMut<'_>) -> Result<(), Error> {
+        if from.len() != to.len() {
+            return Err(Error::LengthMismatch { source_len: from.len(), target_len: to.len() });
+        }
+        // SAFETY: a slice that may be written overlaps no other, and both are borrowed until this returns.
+        unsafe { self.backend().copy(from.ptr(), to.ptr(), from.len()) }
     }
 
     /// Makes a call into the system or driver fail, once, while the guard lives. One plan at a time: a new one replaces

@@ -156,6 +156,65 @@ impl Reservation {
         Ok(granules)
     }
 
+    /// As [`Reservation::unmap`], for undoing: it cannot fail, and places with nothing behind them are passed over. Where
+    /// the system refuses, the place counts as empty all the same and is cleared before anything is mapped there.
+    pub fn evict(&mut self, places: Range<usize>) -> Vec<Granule> {
+        let places = places.start.min(self.places.len())..places.end.min(self.places.len());
+        let mut granules = Vec::new();
+        for place in places {
+            if self.mapped(place).is_none() {
+                continue;
+            }
+            // SAFETY: the place lies in this reservation, and `&mut self` says that no slice of it exists.
+            let gone = unsafe {
+                self.device().backend().unmap(self.address(place), Bytes::from_usize(self.granule))
+            };
+            if let Place::Mapped { granule, access } =
+                std::mem::replace(&mut self.places[place], Place::Empty)
+            {
+                granule.end_use(access);
+                if gone.is_err() {
+                    self.places[place] = Place::Stale { granule: granule.clone() };
+                }
+                granules.push(granule);
+            }
+        }
+        self.device().sub_live(Thing::Mapping, granules.len());
+        self.note_changes();
+        granules
+    }
+
+    /// Puts another granule behind a mapped place, at the same address, and answers with the one that was there.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPlace`], [`Error::NotMapped`], [`Error::OtherDevice`], [`Error::Aliased`], [`Error::Os`].
+    pub fn replace(&mut self, place: usize, granule: &Granule, access: Access) -> Result<Granule, Error> {
+        self.checked_mapped(place..place.saturating_add(1))?;
+        if !granule.device().is_same(self.device()) {
+            return Err(Error::OtherDevice { what: "a granule" });
+        }
+        if !granule.begin_use(access) {
+            return Err(Error::Aliased { place });
+        }
+        let at = self.address(place);
+        // SAFETY: the place lies in this reservation, and `&mut self` says that no slice of it exists.
+        let done = unsafe { self.device().backend().replace(at, granule.raw(), access) };
+        if let Err(error) = done {
+            granule.end_use(access);
+            return Err(error);
+        }
+        let new = Place::Mapped { granule: granule.clone(), access };
+        let before = std::mem::replace(&mut self.places[place], new);
+        self.note_changes();
+        match before {
+            Place::Mapped { granule, access } => {
+                granule.end_use(access);
+                Ok(granule)
+            }
+            Place::Empty | Place::Stale { .. } => Err(Error::NotMapped { place }),
+        }
+    }
+
     /// Changes what may be done through these places.
     ///
     /// # Errors

@@ -195,9 +195,9 @@ impl<'a> DeviceSliceMut<'a> {
     /// The bytes to write for all of `'a`, where this process can address them.
     pub fn into_host_mut(self) -> Option<&'a mut [u8]> {
         match self.kind {
-            // SAFETY: `from_raw` was promised that these bytes are writable and not touched by others during 'a;
-            // `self` is consumed, so no second slice of them can be made from it.
             DeviceKind::Host => {
+                // SAFETY: `from_raw` was promised that these bytes are writable and not touched by others during 'a;
+                // `self` is consumed, so no second slice of them can be made from it.
                 Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_host_ptr(), self.len) })
             }
         }

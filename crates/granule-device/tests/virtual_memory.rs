@@ -1,4 +1,5 @@
 //! Reservations and granules on the host device: mapping, aliasing, access, and giving back.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use granule_device::{Access, Bytes, Device, Error, HostOptions};
 use proptest::prelude::*;
@@ -145,7 +146,7 @@ proptest! {
             let mut granules: Vec<_> = (0..4).map(|_| device.create_granule().unwrap()).collect();
             // The model: what each granule (by a number of its own) holds, and where it is mapped.
             let mut contents = vec![0u8; 4];
-            let mut ids = vec![0, 1, 2, 3];
+            let mut ids = [0, 1, 2, 3];
             let mut model: [Model; 2] = [vec![None; 5], vec![None; 5]];
             for (op, fault) in ops {
                 let fault = device.inject_fault(granule_device::FaultPlan::nth(fault));

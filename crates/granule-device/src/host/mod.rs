@@ -219,6 +219,12 @@ unsafe impl Backend for Host {
         Ok(())
     }
 
+    unsafe fn replace(&self, at: DevicePtr, granule: RawGranule, access: Access) -> Result<(), Error> {
+        // Mapping over a mapping is one step of the system's: the old one is there until the new one is.
+        // SAFETY: the caller owns the place and nothing uses it.
+        unsafe { self.map(at, &[granule], access) }.map_err(|failure| failure.error)
+    }
+
     unsafe fn unmap(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {
         let len = self.length(len)?;
         // SAFETY: the caller owns the places and nothing uses them.
@@ -268,6 +274,13 @@ unsafe impl Backend for Host {
         {
             self.settle_one(&mut self.state(), Leftover::Addresses { at: ptr, len, charged: whole });
         }
+    }
+
+    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, len: usize) -> Result<(), Error> {
+        self.faults.gate("copy")?;
+        // SAFETY: the caller says that both are mapped, apart, and used by nobody else.
+        unsafe { sys::copy(from, to, len) };
+        Ok(())
     }
 
     fn settle(&self) -> usize {

@@ -127,6 +127,15 @@ pub(super) unsafe fn release(at: DevicePtr, len: usize) -> io::Result<()> {
     check(unsafe { libc::munmap(at.as_host_ptr().cast(), len) })
 }
 
+/// Copies memory.
+///
+/// # Safety
+/// - `len` bytes are readable at `from` and writable at `to`; the two do not overlap, and nobody else writes either.
+pub(super) unsafe fn copy(from: DevicePtr, to: DevicePtr, len: usize) {
+    // SAFETY: as the caller says.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_host_ptr().cast_const(), to.as_host_ptr(), len) };
+}
+
 /// Keeps memory from being paged out, and backs it at once.
 ///
 /// # Safety
