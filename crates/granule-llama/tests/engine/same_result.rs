@@ -1,0 +1,112 @@
+//! The same text in, the same numbers out: however it is cut into batches, forked, cleared, or spread over threads.
+
+use granule_kv::KvType;
+
+use crate::support::make::{Made, Shape};
+use crate::{argmax, context, distance, encode, greedy, ids, load, load_with_threads, tales};
+
+/// Sums of a batch are grouped in another way than those of a single token: float rounding, and where activations are
+/// quantized now and then the next step of 127.
+const GROUPING: f64 = 1e-3;
+
+const PROMPT: &str = "Once upon a time the baker Mia and the sailor Leo lived near the harbor Eastwick.";
+
+#[test]
+fn one_batch_batches_of_seven_and_token_by_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = Shape { n_embd: 52, n_heads: 6, n_kv_heads: 2, head_dim: Some(32), ..Shape::default() };
+    for path in [tales().to_owned(), Made::new(&odd).write(dir.path())] {
+        let model = load(&path);
+        let prompt = encode(&model, PROMPT);
+        for kv in [KvType::F32, KvType::F16, KvType::Q8_0, KvType::Q4_0] {
+            let whole = context(&model, 256, 256, kv).eval(&prompt).unwrap().to_vec();
+            let sevens = context(&model, 256, 7, kv).eval(&prompt).unwrap().to_vec();
+            let mut single = context(&model, 256, 1, kv);
+            let singles = prompt.iter().map(|&t| single.eval(&[t]).unwrap().to_vec()).last().unwrap();
+            assert!(distance(&sevens, &whole) < GROUPING, "sevens, {kv}: {}", distance(&sevens, &whole));
+            assert!(distance(&singles, &whole) < GROUPING, "singles, {kv}: {}", distance(&singles, &whole));
+        }
+    }
+}
+
+#[test]
+fn all_rows_are_the_rows_one_by_one() {
+    let model = load(tales());
+    let prompt = encode(&model, PROMPT);
+    let mut at_once = context(&model, 64, 16, KvType::F16);
+    let all = at_once.eval_all(&prompt).unwrap().to_vec();
+    let mut single = context(&model, 64, 16, KvType::F16);
+    for (row, &token) in all.chunks(model.config().n_vocab).zip(&prompt) {
+        assert!(distance(single.eval(&[token]).unwrap(), row) < GROUPING);
+    }
+}
+
+#[test]
+fn a_fork_continues_as_its_parent_would_and_apart_from_it() {
+    let model = load(tales());
+    let prompt = encode(&model, PROMPT);
+    for kv in [KvType::F16, KvType::Q8_0] {
+        let mut parent = context(&model, 512, 64, kv);
+        let next = argmax(parent.eval(&prompt).unwrap());
+        let mut fork = parent.fork().unwrap();
+        // Another history in the parent first: the fork must not see it.
+        let other = greedy(&mut parent.fork().unwrap(), &ids([next.get() + 1]), 40);
+        let forked = greedy(&mut fork, &[next], 40);
+        let own = greedy(&mut parent, &[next], 40);
+        assert_eq!(forked, own);
+        assert_ne!(forked, other);
+        assert_eq!(greedy(&mut context(&model, 512, 64, kv), &[prompt.as_slice(), &[next]].concat(), 40), own);
+    }
+}
+
+#[test]
+fn truncating_takes_back_what_was_written() {
+    let model = load(tales());
+    let prompt = encode(&model, PROMPT);
+    let mut context = context(&model, 512, 64, KvType::F16);
+    let (last, before) = prompt.split_last().unwrap();
+    context.eval(before).unwrap();
+    let first = greedy(&mut context, &[*last], 30);
+    context.truncate(before.len()).unwrap();
+    assert_eq!(context.tokens(), before);
+    assert_eq!(greedy(&mut context, &[*last], 30), first);
+}
+
+#[test]
+fn clear_and_reuse_gives_the_same_text_again() {
+    let model = load(tales());
+    let prompt = encode(&model, PROMPT);
+    let mut context = context(&model, 512, 64, KvType::F16);
+    let first = greedy(&mut context, &prompt, 50);
+    context.clear().unwrap();
+    assert!(context.tokens().is_empty());
+    assert_eq!(greedy(&mut context, &prompt, 50), first);
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let prompt = encode(&load(tales()), PROMPT);
+    let logits = |threads| {
+        let model = load_with_threads(tales(), threads);
+        let mut context = context(&model, 256, 32, KvType::F16);
+        let prompt_end = context.eval(&prompt).unwrap().to_vec();
+        (prompt_end, context.eval(&ids([300])).unwrap().to_vec())
+    };
+    let one = logits(1);
+    for threads in [2, 3, 5] {
+        assert_eq!(logits(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
+fn two_contexts_of_one_model_do_not_disturb_each_other() {
+    let model = load(tales());
+    let prompt = encode(&model, PROMPT);
+    let alone = greedy(&mut context(&model, 256, 32, KvType::F16), &prompt, 30);
+    std::thread::scope(|scope| {
+        let both = [0, 1].map(|_| scope.spawn(|| greedy(&mut context(&model, 256, 32, KvType::F16), &prompt, 30)));
+        for one in both {
+            assert_eq!(one.join().unwrap(), alone);
+        }
+    });
+}

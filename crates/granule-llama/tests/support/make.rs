@@ -1,0 +1,277 @@
+//! Makes GGUF models of random weights, in any shape that a test needs, valid or with one thing wrong.
+
+use std::path::{Path, PathBuf};
+
+use granule_llama::gguf::{Array, GgmlType, GgufWriter, Value};
+use granule_quant::DType;
+
+/// Which vocabulary a model gets. Both know every byte.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Vocab {
+    /// SentencePiece pieces with scores, as `llama` files have them.
+    Spm,
+    /// Byte-level BPE with the `llama-bpe` pre-tokenizer.
+    Bpe,
+}
+
+/// The shape of a model.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub n_embd: usize,
+    pub n_layers: usize,
+    pub n_heads: usize,
+    pub n_kv_heads: usize,
+    /// Written as `key_length` and `value_length` where it is given.
+    pub head_dim: Option<usize>,
+    /// Rotated elements of each head, where not all of them are.
+    pub rope_dims: Option<usize>,
+    pub n_ff: usize,
+    pub n_ctx: u32,
+    pub rope_base: Option<f32>,
+    /// Linear scaling of positions.
+    pub linear: Option<f32>,
+    /// A `rope_freqs.weight`, as Llama 3.1 has it.
+    pub rope_freqs: bool,
+    pub separate_output: bool,
+    /// Types of the weight matrices, dealt out in turn.
+    pub weights: Vec<DType>,
+    pub vocab: Vocab,
+    pub seed: u64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape {
+            n_embd: 64,
+            n_layers: 2,
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim: None,
+            rope_dims: None,
+            n_ff: 96,
+            n_ctx: 256,
+            rope_base: None,
+            linear: None,
+            rope_freqs: false,
+            separate_output: false,
+            weights: vec![DType::F32],
+            vocab: Vocab::Spm,
+            seed: 1,
+        }
+    }
+}
+
+/// A weight before it is in a file.
+#[derive(Clone, Debug)]
+pub struct Weight {
+    pub name: String,
+    pub dims: Vec<u64>,
+    pub ty: GgmlType,
+    pub data: Vec<u8>,
+}
+
+/// A model in parts: change one, and the file has that fault.
+#[derive(Clone, Debug)]
+pub struct Made {
+    pub meta: Vec<(String, Value)>,
+    pub weights: Vec<Weight>,
+}
+
+impl Made {
+    /// A whole and valid model of this shape.
+    pub fn new(shape: &Shape) -> Made {
+        let (tokens, vocab_meta) = match shape.vocab {
+            Vocab::Spm => spm(),
+            Vocab::Bpe => bpe(),
+        };
+        let mut made = Made { meta: metadata(shape), weights: Vec::new() };
+        made.meta.extend(vocab_meta);
+        let mut dice = Dice(shape.seed);
+        let mut types = shape.weights.iter().copied().cycle();
+        let head_dim = shape.head_dim.unwrap_or(shape.n_embd / shape.n_heads);
+        let mut matrix = |name: &str, rows: usize, cols: usize, spread: f32| {
+            let values: Vec<f32> = (0..rows * cols).map(|_| spread * dice.signed()).collect();
+            made.weights.push(Weight::new(name, &[cols, rows], types.next().unwrap(), &values));
+        };
+        let even = |cols: usize| (3.0 / cols as f32).sqrt();
+        matrix("token_embd.weight", tokens, shape.n_embd, 1.0);
+        for layer in 0..shape.n_layers {
+            let mut blk = |name: &str, rows: usize, cols: usize| {
+                matrix(&format!("blk.{layer}.{name}.weight"), rows, cols, 1.5 * even(cols));
+            };
+            blk("attn_q", shape.n_heads * head_dim, shape.n_embd);
+            blk("attn_k", shape.n_kv_heads * head_dim, shape.n_embd);
+            blk("attn_v", shape.n_kv_heads * head_dim, shape.n_embd);
+            blk("attn_output", shape.n_embd, shape.n_heads * head_dim);
+            blk("ffn_gate", shape.n_ff, shape.n_embd);
+            blk("ffn_up", shape.n_ff, shape.n_embd);
+            blk("ffn_down", shape.n_embd, shape.n_ff);
+        }
+        if shape.separate_output {
+            matrix("output.weight", tokens, shape.n_embd, 2.0 * even(shape.n_embd));
+        }
+        let mut vector = |name: &str, values: Vec<f32>| {
+            made.weights.push(Weight::new(name, &[values.len()], DType::F32, &values));
+        };
+        let mut norm = || (0..shape.n_embd).map(|_| 1.0 + 0.3 * dice.signed()).collect::<Vec<f32>>();
+        for layer in 0..shape.n_layers {
+            vector(&format!("blk.{layer}.attn_norm.weight"), norm());
+            vector(&format!("blk.{layer}.ffn_norm.weight"), norm());
+        }
+        vector("output_norm.weight", norm());
+        if shape.rope_freqs {
+            let pairs = shape.rope_dims.unwrap_or(head_dim) / 2;
+            // High frequencies as they are, low ones slower by 8, a slope between them.
+            let factor = |i: usize| 1.0 + 7.0 * (2.0 * i as f32 / pairs as f32 - 0.5).clamp(0.0, 1.0);
+            vector("rope_freqs.weight", (0..pairs).map(factor).collect());
+        }
+        made
+    }
+
+    /// Sets a metadata value, in place of another of that key if there is one.
+    pub fn set(&mut self, key: &str, value: Value) -> &mut Made {
+        self.meta.retain(|(k, _)| k != key);
+        self.meta.push((key.to_owned(), value));
+        self
+    }
+
+    /// The weight of this name.
+    pub fn weight(&mut self, name: &str) -> &mut Weight {
+        self.weights.iter_mut().find(|w| w.name == name).unwrap()
+    }
+
+    /// The model as the bytes of a file.
+    pub fn bytes(&self) -> Vec<u8> {
+        let mut writer = GgufWriter::new(3).unwrap();
+        for (key, value) in &self.meta {
+            writer.set(key, value.clone()).unwrap();
+        }
+        for w in &self.weights {
+            writer.tensor(&w.name, &w.dims, w.ty, &w.data).unwrap();
+        }
+        writer.to_bytes()
+    }
+
+    /// Writes the model into `dir` and says where.
+    pub fn write(&self, dir: &Path) -> PathBuf {
+        let path = dir.join("model.gguf");
+        std::fs::write(&path, self.bytes()).unwrap();
+        path
+    }
+}
+
+impl Weight {
+    /// `dims` with the row's length first.
+    pub fn new(name: &str, dims: &[usize], dtype: DType, values: &[f32]) -> Weight {
+        let mut data = vec![0; dtype.row_bytes(values.len()).unwrap()];
+        granule_quant::encode(dtype, values, &mut data).unwrap();
+        Weight { name: name.to_owned(), dims: dims.iter().map(|&n| n as u64).collect(), ty: dtype.into(), data }
+    }
+}
+
+fn metadata(shape: &Shape) -> Vec<(String, Value)> {
+    let mut meta: Vec<(String, Value)> = vec![
+        ("general.architecture".into(), Value::String("llama".into())),
+        ("general.name".into(), Value::String("random".into())),
+    ];
+    let mut set = |key: &str, value: Value| meta.push((format!("llama.{key}"), value));
+    let count = |n: usize| Value::U32(n as u32);
+    set("context_length", Value::U32(shape.n_ctx));
+    set("embedding_length", count(shape.n_embd));
+    set("block_count", count(shape.n_layers));
+    set("feed_forward_length", count(shape.n_ff));
+    set("attention.head_count", count(shape.n_heads));
+    set("attention.head_count_kv", count(shape.n_kv_heads));
+    set("attention.layer_norm_rms_epsilon", Value::F32(1e-5));
+    if let Some(n) = shape.head_dim {
+        set("attention.key_length", count(n));
+        set("attention.value_length", count(n));
+    }
+    if let Some(n) = shape.rope_dims {
+        set("rope.dimension_count", count(n));
+    }
+    if let Some(base) = shape.rope_base {
+        set("rope.freq_base", Value::F32(base));
+    }
+    if let Some(factor) = shape.linear {
+        set("rope.scaling.type", Value::String("linear".into()));
+        set("rope.scaling.factor", Value::F32(factor));
+    }
+    meta
+}
+
+/// Pieces that real text is made of, so that a test's prompts become tokens of several kinds.
+const PIECES: &[&str] = &["th", "he", "the", "an", "and", "on", "once", "up", "er", "in", "ing", "a", "t", "h", "e"];
+
+/// Number of tokens and the metadata of a small SentencePiece vocabulary with byte fallback.
+fn spm() -> (usize, Vec<(String, Value)>) {
+    let mut tokens: Vec<(String, i32)> = vec![("<unk>".into(), 2), ("<s>".into(), 3), ("</s>".into(), 3)];
+    tokens.extend((0..=255).map(|b| (format!("<0x{b:02X}>"), 6)));
+    tokens.extend(('a'..='z').map(|c| (c.to_string(), 1)));
+    let words = PIECES.iter().filter(|p| p.len() > 1).flat_map(|p| [format!("▁{p}"), (*p).to_owned()]);
+    tokens.extend(words.chain(["▁".to_owned(), "▁t".to_owned(), "▁a".to_owned()]).map(|p| (p, 1)));
+    let scores = (0..tokens.len()).map(|i| -(i as f32)).collect();
+    let n = tokens.len();
+    let meta = vec![
+        ("tokenizer.ggml.model".into(), Value::String("llama".into())),
+        ("tokenizer.ggml.scores".into(), Value::Array(Array::F32(scores))),
+        ("tokenizer.ggml.bos_token_id".into(), Value::U32(1)),
+        ("tokenizer.ggml.eos_token_id".into(), Value::U32(2)),
+        ("tokenizer.ggml.unknown_token_id".into(), Value::U32(0)),
+    ];
+    (n, with_tokens(meta, tokens))
+}
+
+/// Number of tokens and the metadata of a small byte-level BPE vocabulary.
+fn bpe() -> (usize, Vec<(String, Value)>) {
+    // The 256 letters of byte-level BPE: printable bytes stand for themselves, the others for U+0100 and up.
+    let mut spare = 256u32..;
+    let letters = (0..=255u8).map(|b| match b {
+        33..=126 | 161..=172 | 174..=255 => char::from(b),
+        _ => char::from_u32(spare.next().unwrap()).unwrap(),
+    });
+    let mut tokens: Vec<(String, i32)> = letters.map(|c| (c.to_string(), 1)).collect();
+    let merges = ["t h", "h e", "th e", "a n", "an d", "Ġ t", "Ġt he", "Ġ a", "i n", "in g", "Ġ w"];
+    tokens.extend(merges.iter().map(|m| (m.replace(' ', ""), 1)));
+    let bos = tokens.len() as u32;
+    tokens.extend(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"].map(|t| (t.to_owned(), 3)));
+    let n = tokens.len();
+    let meta = vec![
+        ("tokenizer.ggml.model".into(), Value::String("gpt2".into())),
+        ("tokenizer.ggml.pre".into(), Value::String("llama-bpe".into())),
+        ("tokenizer.ggml.merges".into(), Value::Array(Array::String(merges.iter().collect()))),
+        ("tokenizer.ggml.bos_token_id".into(), Value::U32(bos)),
+        ("tokenizer.ggml.eos_token_id".into(), Value::U32(bos + 1)),
+    ];
+    (n, with_tokens(meta, tokens))
+}
+
+fn with_tokens(mut meta: Vec<(String, Value)>, tokens: Vec<(String, i32)>) -> Vec<(String, Value)> {
+    let texts = tokens.iter().map(|(text, _)| text).collect();
+    let types = tokens.iter().map(|(_, kind)| *kind).collect();
+    meta.push(("tokenizer.ggml.tokens".into(), Value::Array(Array::String(texts))));
+    meta.push(("tokenizer.ggml.token_type".into(), Value::Array(Array::I32(types))));
+    meta
+}
+
+/// Marsaglia's xorshift64*: the same weights for the same seed, on every machine.
+pub struct Dice(pub u64);
+
+impl Dice {
+    /// Evenly from -1 to 1.
+    pub fn signed(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Evenly from 0 to `n`, without `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() >> 33) as usize % n
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}

@@ -1,0 +1,86 @@
+//! Tokenizers against a folder of reference answers and models, which is not part of the project: run with
+//! `GRANULE_REFERENCE=DIR cargo test -p granule-llama --test tokenizer_reference -- --ignored`. `DIR` holds `models/`
+//! and `oracles/`, and may hold `SmolLM2-135M-Instruct.Q4_1.gguf`, without which its answers are an error.
+
+use granule_llama::gguf::Gguf;
+use granule_llama::tokenizer::{EncodeOptions, TokenId, Tokenizer};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+fn folder() -> PathBuf {
+    std::env::var_os("GRANULE_REFERENCE").expect("GRANULE_REFERENCE names the folder of reference answers").into()
+}
+
+fn tokenizer(path: &Path) -> Tokenizer {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let gguf = Gguf::parse(&bytes).unwrap();
+    let start = Instant::now();
+    let tokenizer = Tokenizer::from_metadata(gguf.metadata()).unwrap();
+    println!("{}: {} tokens in {:?}", path.display(), tokenizer.n_vocab(), start.elapsed());
+    tokenizer
+}
+
+fn ids(value: &serde_json::Value) -> Vec<TokenId> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+#[test]
+#[ignore = "needs the reference folder"]
+fn vocabularies_agree_with_llama_cpp() {
+    for name in ["llama-bpe", "llama-spm"] {
+        let path = folder().join(format!("models/ggml-vocab-{name}.gguf"));
+        let t = tokenizer(&path);
+        let read = |ext| std::fs::read_to_string(format!("{}.{ext}", path.display())).unwrap();
+        let (texts, answers) = (read("inp"), read("out"));
+        // Each text is followed by the separator, the last one too.
+        let texts: Vec<&str> = texts.split_terminator("\n__ggml_vocab_test__\n").collect();
+        let answers: Vec<&str> = answers.lines().collect();
+        assert_eq!(texts.len(), answers.len());
+        for (text, answer) in texts.iter().zip(answers) {
+            let want: Vec<TokenId> =
+                answer.split_whitespace().map(|n| n.parse::<u32>().unwrap().into()).collect();
+            let got = t.encode(text, EncodeOptions { add_bos: Some(false), parse_special: false }).unwrap();
+            assert_eq!(got, want, "{name} {text:?}");
+            assert_eq!(t.decode(&want).unwrap(), *text, "{name}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the reference folder"]
+fn models_agree_with_llama_cpp() {
+    let read = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(folder().join("oracles").join(name)).unwrap()).unwrap()
+    };
+    let raw = EncodeOptions { add_bos: None, parse_special: true };
+    let third_party = read("third_party.json");
+    for (name, file) in [
+        ("smollm2-135m-instruct.q4_1", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+        ("tinystories-656k.q8_0", "models/third-party/tinystories-656k.q8_0.gguf"),
+        ("stories260k.f32", "models/third-party/stories260k.f32.gguf"),
+    ] {
+        let t = tokenizer(&folder().join(file));
+        let answers = &third_party[name];
+        for case in answers["tokens"].as_array().unwrap() {
+            let text = case["text"].as_str().unwrap();
+            let got = t.encode(text, raw).unwrap();
+            if !case["ids"].is_null() {
+                assert_eq!(got, ids(&case["ids"]), "{name} {text:?}");
+            }
+        }
+        for case in answers["greedy"].as_array().unwrap() {
+            let prompt = case["prompt"].as_str().unwrap();
+            assert_eq!(t.encode(prompt, raw).unwrap(), ids(&case["prompt_tokens"]), "{name} {prompt:?}");
+            let text = t.decode(&ids(&case["tokens"])).unwrap();
+            assert_eq!(text.trim_start(), case["text"].as_str().unwrap().trim_start());
+        }
+    }
+    let t = tokenizer(&folder().join("models/tales-5m.q8_0.gguf"));
+    for (ty, cases) in read("greedy.json").as_object().unwrap() {
+        for case in cases.as_array().unwrap() {
+            let prompt = case["prompt"].as_str().unwrap();
+            assert_eq!(t.encode(prompt, raw).unwrap(), ids(&case["prompt_tokens"]), "{ty} {prompt:?}");
+            assert_eq!(t.decode(&ids(&case["tokens"])).unwrap(), case["text"].as_str().unwrap());
+        }
+    }
+}
