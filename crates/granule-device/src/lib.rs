@@ -23,4 +23,4 @@ pub use error::Error;
 pub use fault::{FaultGuard, FaultPlan};
 pub use granule::Granule;
 pub use reservation::Reservation;
-pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut};
+pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, checked_range};

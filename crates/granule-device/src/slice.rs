@@ -39,7 +39,7 @@ impl fmt::Debug for DevicePtr {
 }
 
 /// Turns any range of bytes into `start..end` within `len`, or says why not.
-pub(crate) fn checked_range(range: impl RangeBounds<usize>, len: usize) -> Result<Range<usize>, Error> {
+pub fn checked_range(range: impl RangeBounds<usize>, len: usize) -> Result<Range<usize>, Error> {
     let start = match range.start_bound() {
         Bound::Included(&start) => start,
         Bound::Excluded(&start) => start.saturating_add(1),

@@ -7,6 +7,8 @@
 mod capacity;
 mod sys;
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -45,7 +47,8 @@ struct State {
     /// What granules, buffers and pinned memory hold together; never more than the capacity.
     used: Bytes,
     /// Places of the file that were used and are holes again.
-    free_places: Vec<u64>,
+    /// The lowest is used first: neighbours in the file that are neighbours in memory are one mapping of the system's.
+    free_places: BinaryHeap<Reverse<u64>>,
     /// The first place that was never used.
     next_place: u64,
     /// What the system did not take back yet.
@@ -133,7 +136,7 @@ impl Host {
         match (done, leftover) {
             (Err(_), leftover) => state.unsettled.push(leftover),
             (Ok(()), Leftover::Place(place)) => {
-                state.free_places.push(place);
+                state.free_places.push(Reverse(place));
                 state.used = state.used.saturating_sub(charged);
             }
             (Ok(()), Leftover::Addresses { .. }) => state.used = state.used.saturating_sub(charged),
@@ -168,7 +171,7 @@ unsafe impl Backend for Host {
     fn create_granule(&self) -> Result<RawGranule, Error> {
         let mut state = self.state();
         self.charge(&mut state, self.granule)?;
-        let place = state.free_places.pop().unwrap_or(state.next_place);
+        let place = state.free_places.pop().map_or(state.next_place, |Reverse(place)| place);
         let len = self.granule.get();
         let backed = match place.checked_mul(len) {
             Some(offset) => self.call("fallocate", || sys::allocate(&self.file, offset, len)),
@@ -177,7 +180,7 @@ unsafe impl Backend for Host {
         if place == state.next_place {
             state.next_place += u64::from(backed.is_ok());
         } else if backed.is_err() {
-            state.free_places.push(place);
+            state.free_places.push(Reverse(place));
         }
         backed.map(|()| RawGranule(place)).map_err(|error| {
             state.used = state.used.saturating_sub(self.granule);

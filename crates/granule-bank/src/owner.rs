@@ -1,0 +1,32 @@
+//! `Owner`: the tag under which memory is accounted.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Who memory is taken for, as a name: "kv", "weights". Equal names are one owner. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Owner(Arc<str>);
+
+impl Owner {
+    /// The owner of this name.
+    pub fn new(name: impl AsRef<str>) -> Owner {
+        Owner(Arc::from(name.as_ref()))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Owner({:?})", &self.0)
+    }
+}

@@ -1,0 +1,279 @@
+//! `Range`: a sparse range of addresses with granules of the bank behind any of its places. The primitive of the bank.
+
+use std::ops::{Range as Span, RangeBounds};
+
+use granule_device::{Access, Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Reservation};
+
+use crate::piece::{Piece, PieceId, Shared};
+use crate::{Bank, Error, Owner, Stock};
+
+/// Addresses, cut into places of one granule, some of which have memory behind them. The base never changes.
+///
+/// A place is *shared* where its granule stands behind another range too, or somebody holds a [`Shared`] of it. A place that
+/// was ever shared is read only until [`Range::make_private`].
+#[derive(Debug)]
+pub struct Range {
+    // Dropped before the pieces: a granule is unmapped before it goes back to the bank.
+    reservation: Reservation,
+    pieces: Vec<Option<Piece>>,
+    bank: Bank,
+    owner: Owner,
+}
+
+/// How to take back a [`Range::privatize`].
+#[derive(Debug)]
+pub(crate) enum Privatized {
+    /// Nobody shared the granule any more: it only became writable.
+    InPlace(usize),
+    /// Another granule stands there now; this one did.
+    Copied(usize, Piece),
+}
+
+impl Range {
+    pub(crate) fn new(bank: &Bank, owner: &Owner, reserve: Bytes) -> Result<Range, Error> {
+        let reservation = bank.device().reserve(reserve)?;
+        let pieces = vec![None; reservation.places()];
+        Ok(Range { reservation, pieces, bank: bank.clone(), owner: owner.clone() })
+    }
+
+    /// The bank its granules come from.
+    pub fn bank(&self) -> &Bank {
+        &self.bank
+    }
+
+    /// Whose its granules are, except those that were shared from another range.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// How many places there are.
+    pub fn places(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// The size of the whole range, in addresses.
+    pub fn reserved(&self) -> Bytes {
+        self.reservation.len()
+    }
+
+    /// Where it starts.
+    pub fn base(&self) -> DevicePtr {
+        self.reservation.base()
+    }
+
+    /// True where memory stands behind the place.
+    pub fn is_mapped(&self, place: usize) -> bool {
+        self.piece(place).is_some()
+    }
+
+    /// True where the memory behind the place is somebody else's too.
+    pub fn is_shared(&self, place: usize) -> bool {
+        self.piece(place).is_some_and(Piece::is_shared)
+    }
+
+    /// Which granule stands behind the place.
+    pub fn piece_id(&self, place: usize) -> Option<PieceId> {
+        self.piece(place).map(Piece::id)
+    }
+
+    /// Puts memory behind those of the places that have none: all or nothing. What it holds is whatever it held.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
+    pub fn fill(&mut self, places: Span<usize>) -> Result<(), Error> {
+        let gaps = self.gaps(&places)?;
+        let mut stock = self.bank.take(&self.owner, gaps.iter().map(Span::len).sum())?;
+        self.map_gaps(&gaps, &mut stock)
+    }
+
+    /// Takes the memory away from behind those of the places that have any. Where it is not shared it goes back to the bank.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn clear(&mut self, places: Span<usize>) -> Result<(), Error> {
+        let runs = self.runs(&places, Option::is_some)?;
+        let mut out: Vec<(usize, Vec<(Piece, Access)>)> = Vec::with_capacity(runs.len());
+        for run in runs {
+            match self.take_out(run.clone()) {
+                Ok(pieces) => out.push((run.start, pieces)),
+                Err(error) => {
+                    out.into_iter().for_each(|(place, pieces)| self.put_back(place, pieces));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the places read only here, and answers with their granules, to be put behind other ranges.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also where a place has no memory.
+    pub fn share(&mut self, places: Span<usize>) -> Result<Vec<Shared>, Error> {
+        self.reservation.set_access(places.clone(), Access::ReadOnly)?;
+        Ok(self.pieces[places].iter().flatten().cloned().map(Shared).collect())
+    }
+
+    /// Puts granules of other ranges behind the places from `place` on, read only: all or none.
+    ///
+    /// # Errors
+    /// [`Error::OtherBank`]; [`Error::Device`], also where a place has memory already.
+    pub fn map_shared(&mut self, place: usize, shared: &[Shared]) -> Result<(), Error> {
+        if shared.iter().any(|shared| !shared.0.is_of(self.bank.inner())) {
+            return Err(Error::OtherBank { what: "a shared granule" });
+        }
+        let granules: Vec<_> = shared.iter().map(|shared| shared.0.granule().clone()).collect();
+        self.reservation.map(place, &granules, Access::ReadOnly)?;
+        for (slot, shared) in self.pieces[place..].iter_mut().zip(shared) {
+            *slot = Some(shared.0.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes a place writable again, at the same address and with the same bytes: by a copy of its own where the granule is
+    /// shared, and without one where it is not.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::TooLarge`]; [`Error::Device`], also where the place has no memory.
+    pub fn make_private(&mut self, place: usize) -> Result<(), Error> {
+        let granule = self.granule_len();
+        self.reservation
+            .slice(place.saturating_mul(granule)..place.saturating_add(1).saturating_mul(granule))?;
+        let mut stock = self.bank.take(&self.owner, usize::from(self.is_shared(place)))?;
+        self.privatize(place, granule, &mut stock).map(|_| ())
+    }
+
+    /// The bytes at `range`, to read.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: out of range, or nothing behind some of it.
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
+        Ok(self.reservation.slice(range)?)
+    }
+
+    /// The bytes at `range`, to write.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: out of range, nothing behind some of it, or read only because it was shared.
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
+        Ok(self.reservation.slice_mut(range)?)
+    }
+
+    pub(crate) fn is_read_only(&self, place: usize) -> bool {
+        self.access(place) == Access::ReadOnly
+    }
+
+    /// The size of a granule; a reservation of it was made, so it can be addressed.
+    pub(crate) fn granule_len(&self) -> usize {
+        self.bank.granule().to_usize().unwrap_or(usize::MAX)
+    }
+
+    /// The places among these that have no memory, as runs.
+    pub(crate) fn gaps(&self, places: &Span<usize>) -> Result<Vec<Span<usize>>, Error> {
+        self.runs(places, Option::is_none)
+    }
+
+    /// Maps granules of the stock, which has enough, behind runs of empty places: all or none.
+    pub(crate) fn map_gaps(&mut self, gaps: &[Span<usize>], stock: &mut Stock) -> Result<(), Error> {
+        for (index, gap) in gaps.iter().enumerate() {
+            let at = stock.pieces.len().saturating_sub(gap.len());
+            let granules: Vec<_> = stock.pieces[at..].iter().map(|piece| piece.granule().clone()).collect();
+            if let Err(error) = self.reservation.map(gap.start, &granules, Access::ReadWrite) {
+                gaps[..index].iter().for_each(|gap| self.evict(gap.clone()));
+                return Err(error.into());
+            }
+            for (slot, piece) in self.pieces[gap.clone()].iter_mut().zip(stock.pieces.drain(at..)) {
+                *slot = Some(piece);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes memory away without a chance to fail, to undo.
+    pub(crate) fn evict(&mut self, places: Span<usize>) {
+        self.reservation.evict(places.clone());
+        self.pieces[places].fill(None);
+    }
+
+    /// Takes memory away from places that all have some, and answers with what it takes to [`Range::put_back`].
+    pub(crate) fn take_out(&mut self, places: Span<usize>) -> Result<Vec<(Piece, Access)>, Error> {
+        let access: Vec<Access> = places.clone().map(|place| self.access(place)).collect();
+        self.reservation.unmap(places.clone())?;
+        Ok(self.pieces[places].iter_mut().filter_map(Option::take).zip(access).collect())
+    }
+
+    /// Undoes [`Range::take_out`]. What the system does not map again is gone.
+    pub(crate) fn put_back(&mut self, place: usize, pieces: Vec<(Piece, Access)>) {
+        for (place, (piece, access)) in (place..).zip(pieces) {
+            if self.reservation.map(place, std::slice::from_ref(piece.granule()), access).is_ok() {
+                self.pieces[place] = Some(piece);
+            }
+        }
+    }
+
+    /// Makes one read-only place writable, keeping its first `keep` bytes. The stock has a granule where it is shared.
+    pub(crate) fn privatize(
+        &mut self,
+        place: usize,
+        keep: usize,
+        stock: &mut Stock,
+    ) -> Result<Privatized, Error> {
+        let Some(piece) = stock.pieces.pop_if(|_| self.is_shared(place)) else {
+            self.reservation.set_access(place..place + 1, Access::ReadWrite)?;
+            return Ok(Privatized::InPlace(place));
+        };
+        let start = place * self.granule_len();
+        let device = self.bank.device();
+        let mut stage = device.reserve(self.bank.granule())?;
+        stage.map(0, std::slice::from_ref(piece.granule()), Access::ReadWrite)?;
+        device.copy(self.reservation.slice(start..start + keep)?, stage.slice_mut(..keep)?)?;
+        stage.unmap(0..1)?;
+        self.reservation.replace(place, piece.granule(), Access::ReadWrite)?;
+        match self.pieces[place].replace(piece) {
+            Some(before) => Ok(Privatized::Copied(place, before)),
+            None => Ok(Privatized::InPlace(place)),
+        }
+    }
+
+    /// Undoes [`Range::privatize`], as far as the system goes along: a private copy that stays has the same bytes.
+    pub(crate) fn unprivatize(&mut self, done: Privatized) {
+        match done {
+            Privatized::InPlace(place) => {
+                // Writable or not, the place is this range's alone.
+                let _ = self.reservation.set_access(place..place + 1, Access::ReadOnly);
+            }
+            Privatized::Copied(place, before) => {
+                if self.reservation.replace(place, before.granule(), Access::ReadOnly).is_ok() {
+                    self.pieces[place] = Some(before);
+                }
+            }
+        }
+    }
+
+    fn piece(&self, place: usize) -> Option<&Piece> {
+        self.pieces.get(place)?.as_ref()
+    }
+
+    fn access(&self, place: usize) -> Access {
+        self.reservation.mapped(place).map_or(Access::ReadOnly, |(_, access)| access)
+    }
+
+    fn runs(
+        &self,
+        places: &Span<usize>,
+        wanted: fn(&Option<Piece>) -> bool,
+    ) -> Result<Vec<Span<usize>>, Error> {
+        let Some(pieces) = self.pieces.get(places.clone()) else {
+            let (range, places) = (places.clone(), self.pieces.len());
+            return Err(granule_device::Error::NoSuchPlace { range, places }.into());
+        };
+        let mut runs: Vec<Span<usize>> = Vec::new();
+        for (place, _) in (places.start..).zip(pieces).filter(|(_, piece)| wanted(piece)) {
+            match runs.last_mut() {
+                Some(run) if run.end == place => run.end += 1,
+                _ => runs.push(place..place + 1),
+            }
+        }
+        Ok(runs)
+    }
+}
