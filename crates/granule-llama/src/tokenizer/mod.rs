@@ -199,30 +199,66 @@ impl Tokenizer {
             out.extend(self.vocab.bos);
         }
         let specials = if options.parse_special { &self.vocab.all_special } else { &self.vocab.user_defined };
-        self.encode_fragments(specials.split(text), &mut out)?;
+        // A text's beginning counts as following a special token: both get the space in front.
+        let mut after_special = true;
+        for fragment in specials.split(text) {
+            self.encode_fragment(fragment, &mut after_special, &mut out)?;
+        }
         Ok(out)
     }
 
-    /// Append the tokens of a text that is already parted at its special tokens.
-    fn encode_fragments<'a>(
+    /// The texts of the tokens that steer the model, which no message may forge.
+    pub(crate) fn steering_texts(&self) -> impl Iterator<Item = &str> {
+        let steers =
+            |id: &u32| matches!(self.vocab.kind(TokenId(*id)), Some(TokenKind::Control | TokenKind::Unknown));
+        let texts = (0..self.vocab.len() as u32).filter(steers).filter_map(|id| self.vocab.text(TokenId(id)));
+        texts.filter(|text| !text.is_empty())
+    }
+
+    /// Turn a text into tokens in which some characters are in disguise: special tokens are found in the disguised
+    /// text, everything else is made of what `reveal` turns it back into. A start token comes in front where the file
+    /// asks for one and the text does not begin with it.
+    pub(crate) fn encode_disguised(
         &self,
-        fragments: impl IntoIterator<Item = Fragment<'a>>,
+        text: &str,
+        reveal: impl Fn(&str) -> String,
+    ) -> Result<Vec<TokenId>> {
+        let mut out = Vec::new();
+        let mut after_special = true;
+        for fragment in self.vocab.all_special.split(text) {
+            match fragment {
+                Fragment::Special(_) => self.encode_fragment(fragment, &mut after_special, &mut out)?,
+                Fragment::Text(text) => {
+                    for fragment in self.vocab.user_defined.split(&reveal(text)) {
+                        self.encode_fragment(fragment, &mut after_special, &mut out)?;
+                    }
+                }
+            }
+        }
+        if let Some(bos) = self.vocab.bos.filter(|_| self.vocab.add_bos)
+            && out.first() != Some(&bos)
+        {
+            out.insert(0, bos);
+        }
+        Ok(out)
+    }
+
+    fn encode_fragment(
+        &self,
+        fragment: Fragment<'_>,
+        after_special: &mut bool,
         out: &mut Vec<TokenId>,
     ) -> Result<()> {
-        // A text's beginning counts as following a special token: both get the space in front.
-        let mut after_special = true;
-        for fragment in fragments {
-            match fragment {
-                Fragment::Special(token) => out.push(token),
-                Fragment::Text(text) => match &self.algorithm {
-                    Algorithm::Spm(spm) => {
-                        spm.encode(&self.vocab, text, after_special && self.vocab.space_prefix, out)?
-                    }
-                    Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, text, out)?,
-                },
-            }
-            after_special = matches!(fragment, Fragment::Special(_));
+        match fragment {
+            Fragment::Special(token) => out.push(token),
+            Fragment::Text(text) => match &self.algorithm {
+                Algorithm::Spm(spm) => {
+                    spm.encode(&self.vocab, text, *after_special && self.vocab.space_prefix, out)?;
+                }
+                Algorithm::Bpe(bpe) => bpe.encode(&self.vocab, text, out)?,
+            },
         }
+        *after_special = matches!(fragment, Fragment::Special(_));
         Ok(())
     }
 
