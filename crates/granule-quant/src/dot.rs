@@ -6,9 +6,9 @@ use crate::{BLOCK_LEN, DType, Isa, QuantizedRow};
 /// Dot product of a quantized weight row (n elements of `Q8_0`, `Q4_0` or `Q4_1`, at any address) with quantized
 /// activations (n elements).
 ///
-/// Products inside a block are summed exactly in integers; the blocks' sums are scaled and added in f32, in an order
-/// that depends on the path. With `t` the sum over blocks of the magnitudes `|dw*dx*sum|` and `|m*s|`, the result is
-/// within `(n/32 + 8) * 2^-23 * t` of the exact sum.
+/// Products inside a block are summed exactly in integers (whole blocks or parts of them); these sums are scaled and
+/// added in f32, in an order that depends on the path. The result is within `(n/32 + 8) * 2^-23 * t` of the exact sum,
+/// where `t` is the sum of the magnitudes of all products `dw*qw * dx*qx`, and of `m*s` for `Q4_1`.
 ///
 /// The caller has checked the shapes: where `row` does not fit `x`, or the type is another, the result is NaN (and a
 /// debug assertion fails).

@@ -80,13 +80,14 @@ impl<'a> Tile<'a> {
         (Tile { rows: at, ..self }, rest)
     }
 
-    /// Writes element (row `r`, column `c`); one outside the tile is not written (and fails a debug assertion).
-    pub(crate) fn set(&mut self, r: usize, c: usize, value: f32) {
-        debug_assert!(r < self.rows && c < self.cols);
-        if r < self.rows && c < self.cols {
-            // SAFETY: the tile owns every element (r < rows, c < cols), as its constructors established.
-            unsafe { self.data.add(c * self.stride + r).write(value) };
+    /// The rows of column `c`; an empty slice where there is no such column.
+    pub(crate) fn column(&mut self, c: usize) -> &mut [f32] {
+        if c >= self.cols {
+            return &mut [];
         }
+        // SAFETY: the tile owns every element (r < rows, c < cols), as its constructors established, and the slice
+        // borrows the tile.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(c * self.stride), self.rows) }
     }
 }
 
@@ -195,7 +196,7 @@ fn check_weights(dtype: DType, w: &[u8], k: usize, rows: usize) -> Result<(), Er
 fn clear_if_empty(out: &mut Tile<'_>, k: usize) -> bool {
     if k == 0 {
         for c in 0..out.cols() {
-            (0..out.rows()).for_each(|r| out.set(r, c, 0.0));
+            out.column(c).fill(0.0);
         }
     }
     k == 0 || out.rows() == 0 || out.cols() == 0

@@ -19,6 +19,8 @@ pub struct Isa(Kind);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Scalar,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Avx512,
 }
 
 impl Isa {
@@ -33,13 +35,31 @@ impl Isa {
 
     /// All that this CPU has, from [`Isa::SCALAR`] to the fastest.
     pub fn available() -> Vec<Isa> {
-        vec![Isa::SCALAR]
+        #[cfg_attr(not(all(target_arch = "x86_64", not(miri))), expect(unused_mut))]
+        let mut found = vec![Isa::SCALAR];
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni");
+            if avx2 && avx512 {
+                found.push(Isa(Kind::Avx512));
+            }
+        }
+        found
     }
 
     /// `scalar`, `avx2` or `avx512`.
     pub const fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx512 => "avx512",
         }
     }
 
@@ -59,6 +79,9 @@ macro_rules! by_isa {
     ($isa:expr, $module:ident::$function:ident($($argument:expr),*)) => {
         match $isa.kind() {
             crate::isa::Kind::Scalar => crate::scalar::$module::$function($($argument),*),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            // SAFETY: an `Isa` of this kind exists only where the CPU has its instructions.
+            crate::isa::Kind::Avx512 => unsafe { crate::x86::avx512::$module::$function($($argument),*) },
         }
     };
 }

@@ -10,6 +10,8 @@ mod gemm;
 mod isa;
 mod planar;
 pub mod scalar;
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+mod x86;
 
 pub use activation::{QuantizedMatrix, QuantizedRow, quantize_row};
 pub use block::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0};

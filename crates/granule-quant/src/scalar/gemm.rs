@@ -8,7 +8,7 @@ pub(crate) fn gemm_q8(dtype: DType, w: &[u8], x: &QuantizedMatrix<'_>, out: &mut
     let row_bytes = w.len() / out.rows();
     for (r, row) in w.chunks_exact(row_bytes).enumerate() {
         for c in 0..out.cols() {
-            out.set(r, c, dot_q8(dtype, row, x.row(c)));
+            out.column(c)[r] = dot_q8(dtype, row, x.row(c));
         }
     }
 }
@@ -18,7 +18,7 @@ pub(crate) fn gemm_f32(dtype: DType, w: &[u8], x: &[f32], out: &mut Tile<'_>) {
     let (row_bytes, k) = (w.len() / out.rows(), x.len() / out.cols());
     for (r, row) in w.chunks_exact(row_bytes).enumerate() {
         for (c, x) in x.chunks_exact(k).enumerate() {
-            out.set(r, c, dot_f32(dtype, row, x));
+            out.column(c)[r] = dot_f32(dtype, row, x);
         }
     }
 }

@@ -1,0 +1,75 @@
+"""Makes the files beside it with the Python package `gguf` (0.19.0), an implementation of the formats that is not ours.
+
+values.f32          numbers that every type can hold
+values.<type>       what gguf.quants.quantize makes of them
+blocks.<type>       blocks of random bits (their scales are finite)
+blocks.<type>.f32   what gguf.quants.dequantize makes of them
+"""
+
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType as T
+from gguf.quants import dequantize, quantize
+
+here = Path(__file__).parent
+rng = np.random.default_rng(20240817)
+types = {"f16": T.F16, "bf16": T.BF16, "q8_0": T.Q8_0, "q4_0": T.Q4_0, "q4_1": T.Q4_1}
+
+
+def values():
+    def normal(scale, blocks):
+        return (rng.standard_normal((blocks, 32)) * scale).astype(np.float32)
+
+    yield np.zeros((1, 32), np.float32)
+    yield np.full((1, 32), -0.0, np.float32)
+    yield np.full((1, 32), 1.0, np.float32)
+    yield np.full((1, 32), -3.0, np.float32)
+    for scale in (1.0, 0.02, 100.0, 7000.0, 1e-3, 1e-5, 1e-6, 1e-7, 1e-12, 1e-30):
+        yield normal(scale, 4)
+    # The largest magnitude with both signs, in either order, and with a sign of its own.
+    ties = normal(0.3, 6)
+    ties[0, [3, 9]] = 2.0, -2.0
+    ties[1, [3, 9]] = -2.0, 2.0
+    ties[2, [15, 16]] = -4.0, 4.0
+    ties[3, 31] = 5.0
+    ties[4, 0] = -5.0
+    ties[5, :] = np.where(np.arange(32) % 2 == 0, 1.5, -1.5)
+    yield ties
+    # Halves: with a largest magnitude of 127 the scale of Q8_0 is 1, with -8 that of Q4_0, with 0 to 15 that of Q4_1.
+    halves = (rng.integers(-254, 255, (8, 32)) / 2).astype(np.float32)
+    halves[:, 5] = 127.0
+    yield halves
+    halves = (rng.integers(-16, 17, (8, 32)) / 2).astype(np.float32)
+    halves[:, 5] = -8.0
+    yield halves
+    halves = (rng.integers(0, 31, (8, 32)) / 2).astype(np.float32)
+    halves[:, [2, 7]] = 0.0, 15.0
+    yield halves
+    # Ties of f16 and bf16: all the bits below the last one that is kept are 1000...
+    bits = rng.integers(0x38800000, 0x47000000, (4, 32)).astype(np.uint32)
+    bits[:2] = bits[:2] & 0xFFFFF000 | 0x1000
+    bits[2:] = bits[2:] & 0xFFFF0000 | 0x8000
+    yield bits.view(np.float32)
+    # Subnormals of f16.
+    yield (rng.integers(-2048, 2049, (2, 32)) * np.float32(2.0**-25)).astype(np.float32)
+
+
+data = np.concatenate(list(values()))
+data.tofile(here / "values.f32")
+for name, kind in types.items():
+    quantize(data, kind).tofile(here / f"values.{name}")
+    if name in ("f16", "bf16"):
+        rows = rng.integers(0, 1 << 16, (16, 32)).astype(np.uint16).view(np.uint8)
+        finite = dequantize(rows, kind)
+        rows = rows.reshape(16, 32, 2)
+        rows[~np.isfinite(finite)] = 0
+        rows = rows.reshape(16, 64)
+    else:
+        size = {"q8_0": 34, "q4_0": 18, "q4_1": 20}[name]
+        rows = rng.integers(0, 256, (32, size)).astype(np.uint8)
+        rows[:, 1] &= 0xBF  # a scale below 2
+        if name == "q4_1":
+            rows[:, 3] &= 0xBF
+    rows.tofile(here / f"blocks.{name}")
+    dequantize(rows, kind).astype(np.float32).tofile(here / f"blocks.{name}.f32")

@@ -1,0 +1,329 @@
+//! Every path of every product against its naive twin in f64, within the bound that the documentation states.
+
+mod naive;
+
+use granule_quant::{
+    DType, Error, Isa, QuantizedMatrix, QuantizedRow, Tile, gemm_f32, gemm_q8, planar_bytes, planar_from_ggml,
+};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+
+const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+const QUANTIZED: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
+const PLANAR: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
+
+/// Rows of activations with what they are made of.
+#[derive(Clone, Debug)]
+struct Activations {
+    q: Vec<i8>,
+    d: Vec<f32>,
+    s: Vec<f32>,
+    rows: usize,
+    k: usize,
+}
+
+impl Activations {
+    fn matrix(&self) -> QuantizedMatrix<'_> {
+        QuantizedMatrix::new(&self.q, &self.d, &self.s, self.rows, self.k).unwrap()
+    }
+
+    fn row(&self) -> QuantizedRow<'_> {
+        self.matrix().row(0)
+    }
+}
+
+/// Quants of any value that the quantizer makes, scales that the quantizer might make.
+fn activations(rows: usize, k: usize) -> impl Strategy<Value = Activations> {
+    let quants = prop_oneof![Just(127i8), Just(-127i8), Just(0i8), -127..=127i8];
+    let q = prop::collection::vec(quants, rows * k);
+    let d = prop::collection::vec(prop_oneof![0.001f32..4.0, Just(0.0f32)], rows * k / 32);
+    (q, d).prop_map(move |(q, d)| {
+        let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+        let s = q.chunks(32).zip(&d).map(|(q, d)| d * sum(q)).collect();
+        Activations { q, d, s, rows, k }
+    })
+}
+
+/// Dot product of quantized rows in f64: the sum, and the sum of the magnitudes that the bound is stated in.
+fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> (f64, f64) {
+    let w = naive::decode(dtype, row);
+    let (mut sum, mut sizes) = (0.0, 0.0);
+    for (b, block) in row.chunks(dtype.block_bytes()).enumerate() {
+        let (d, q) = (f64::from(x.d[b]), x.q[b * 32..][..32].iter().map(|&q| f64::from(q)));
+        let m = if dtype == DType::Q4_1 { naive::f16(u16::from_le_bytes([block[2], block[3]])) } else { 0.0 };
+        let minimum = m * d * q.clone().sum::<f64>();
+        let x: Vec<f64> = q.map(|q| d * q).collect();
+        let w: Vec<f64> = w[b * 32..][..32].iter().map(|w| w - m).collect();
+        let (products, magnitudes) = naive::dot(&w, &x);
+        sum += products + minimum;
+        sizes += magnitudes + minimum.abs();
+    }
+    (sum, sizes)
+}
+
+fn bound_q8(n: usize, sizes: f64) -> f64 {
+    (n as f64 / 32.0 + 8.0) * 2f64.powi(-23) * sizes
+}
+
+fn bound_f32(n: usize, sizes: f64) -> f64 {
+    (n as f64 + 8.0) * 2f64.powi(-23) * sizes
+}
+
+/// Rows of weights at an odd address, as a file may have them.
+fn matrix(
+    dtypes: &'static [DType],
+    shape: impl Strategy<Value = (usize, usize, usize)>,
+) -> impl Strategy<Value = (DType, Vec<u8>, usize, usize, usize)> {
+    (prop::sample::select(dtypes), shape).prop_flat_map(|(dtype, (rows, k, c))| {
+        naive::weights(dtype, rows * k).prop_map(move |mut w| {
+            w.insert(0, 0);
+            (dtype, w, rows, k, c)
+        })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 400 }))]
+
+    #[test]
+    fn dot_q8_is_within_its_bound(
+        ((dtype, w, _, k, _), x) in matrix(&QUANTIZED, (0usize..40).prop_map(|b| (1, b * 32, 1)))
+            .prop_flat_map(|m| (Just(m.clone()), activations(1, m.3)))
+    ) {
+        let (exact, sizes) = dot_q8(dtype, &w[1..], x.row());
+        for isa in Isa::available() {
+            let got = f64::from(isa.dot_q8(dtype, &w[1..], x.row()));
+            prop_assert!((got - exact).abs() <= bound_q8(k, sizes), "{} {}: {} {}", isa, dtype, got, exact);
+        }
+    }
+
+    #[test]
+    fn gemm_q8_is_within_its_bound(
+        ((dtype, w, rows, k, c), x) in
+            matrix(&QUANTIZED, (0usize..40, 0usize..4, 0usize..20).prop_map(|(r, b, c)| (r, b * 32, c)))
+            .prop_flat_map(|m| (Just(m.clone()), activations(m.4, m.3))),
+        gap in 0usize..3,
+    ) {
+        check_gemm_q8(dtype, &w[1..], rows, k, c, &x, gap)?;
+    }
+
+    #[test]
+    fn dot_f32_is_within_its_bound(
+        ((dtype, w, _, k, _), x) in matrix(&FLOATS, (0usize..150).prop_map(|k| (1, k, 1)))
+            .prop_flat_map(|m| (Just(m.clone()), naive::ordinary(m.3)))
+    ) {
+        let (exact, sizes) = naive::dot(&naive::decode(dtype, &w[1..]), &naive::widen(&x));
+        for isa in Isa::available() {
+            let got = f64::from(isa.dot_f32(dtype, &w[1..], &x));
+            prop_assert!((got - exact).abs() <= bound_f32(k, sizes), "{} {}: {} {}", isa, dtype, got, exact);
+        }
+    }
+
+    #[test]
+    fn gemm_f32_is_within_its_bound(
+        ((dtype, w, rows, k, c), x) in matrix(&FLOATS, (0usize..11, 0usize..70, 0usize..11))
+            .prop_flat_map(|m| (Just(m.clone()), naive::ordinary(m.4 * m.3))),
+        gap in 0usize..3,
+    ) {
+        let stride = rows + gap;
+        let exact: Vec<Vec<f64>> = (0..rows)
+            .map(|r| naive::decode(dtype, &w[1..][r * dtype.row_bytes(k).unwrap()..][..dtype.row_bytes(k).unwrap()]))
+            .collect();
+        for isa in Isa::available() {
+            let mut out = vec![-7.0; stride * c];
+            isa.gemm_f32(dtype, &w[1..], k, &x, Tile::new(&mut out, rows, c, stride).unwrap()).unwrap();
+            for i in 0..c {
+                let column = naive::widen(&x[i * k..][..k]);
+                for r in 0..rows {
+                    let (exact, sizes) = naive::dot(&exact[r], &column);
+                    let got = f64::from(out[i * stride + r]);
+                    prop_assert!((got - exact).abs() <= bound_f32(k, sizes), "{} {}: {} {}", isa, dtype, got, exact);
+                }
+                prop_assert!(out[i * stride + rows..][..gap].iter().all(|&x| x == -7.0));
+            }
+        }
+    }
+
+    #[test]
+    fn products_with_planar_rows_are_within_their_bounds(
+        dtype in prop::sample::select(&PLANAR),
+        (len, a) in (0usize..150, -2f32..2.0),
+        skip in 0usize..3,
+        seed in naive::weights(DType::Q8_0, 160),
+        numbers in naive::ordinary(300),
+    ) {
+        // The bits of the weights are those of Q8_0 blocks; what they are as another type is tamed below.
+        let n = len / dtype.block_len() * dtype.block_len();
+        let ggml: Vec<u8> = match dtype {
+            DType::Q8_0 => seed[..n / 32 * 34].to_vec(),
+            DType::Q4_0 => seed.chunks(34).take(n / 32).flat_map(|b| b[..18].to_vec()).collect(),
+            _ => {
+                let mut bytes = vec![0; dtype.row_bytes(n).unwrap()];
+                granule_quant::encode(dtype, &numbers[150..][..n], &mut bytes).unwrap();
+                bytes
+            }
+        };
+        let bytes = planar_bytes(dtype, n).unwrap();
+        // At any address, as a head's share of a row is.
+        let (mut quants, mut scales) = (vec![0; skip + bytes.quants], vec![0; skip + bytes.scales]);
+        planar_from_ggml(dtype, &ggml, &mut quants[skip..], &mut scales[skip..]).unwrap();
+        let (quants, scales) = (&quants[skip..], &scales[skip..]);
+        let row = naive::decode(dtype, &ggml);
+        let q = &numbers[..n];
+        let (exact, sizes) = naive::dot(&row, &naive::widen(q));
+        for isa in Isa::available() {
+            let got = f64::from(isa.dot_planar(dtype, quants, scales, q));
+            prop_assert!((got - exact).abs() <= bound_f32(n, sizes), "{} {}: {} {}", isa, dtype, got, exact);
+            let mut y = q.to_vec();
+            isa.axpy_planar(dtype, quants, scales, a, &mut y);
+            for (i, y) in y.into_iter().enumerate() {
+                let (before, ax) = (f64::from(q[i]), f64::from(a) * row[i]);
+                let bound = 2f64.powi(-22) * (before.abs() + ax.abs());
+                prop_assert!((f64::from(y) - before - ax).abs() <= bound, "{} {} [{}]", isa, dtype, i);
+            }
+        }
+    }
+
+    #[test]
+    fn a_scale_that_is_not_finite_never_makes_a_finite_product(
+        dtype in prop::sample::select(&QUANTIZED),
+        seed in prop::collection::vec(any::<u8>(), 20 * 34),
+        at in 0usize..20,
+        x in activations(17, 640),
+    ) {
+        let mut row: Vec<u8> = seed.chunks(34).flat_map(|b| b[..dtype.block_bytes()].to_vec()).collect();
+        for block in row.chunks_mut(dtype.block_bytes()) {
+            block[1] &= 0xbf;
+            block[3] &= 0xbf;
+        }
+        row[at * dtype.block_bytes() + 1] |= 0x7c;
+        for isa in Isa::available() {
+            prop_assert!(!isa.dot_q8(dtype, &row, x.row()).is_finite(), "{}", isa);
+            let mut out = vec![0.0; 17];
+            isa.gemm_q8(dtype, &row, 640, &x.matrix(), Tile::new(&mut out, 1, 17, 1).unwrap()).unwrap();
+            prop_assert!(out.iter().all(|x| !x.is_finite()), "{}", isa);
+        }
+    }
+}
+
+fn check_gemm_q8(
+    dtype: DType,
+    w: &[u8],
+    rows: usize,
+    k: usize,
+    c: usize,
+    x: &Activations,
+    gap: usize,
+) -> Result<(), TestCaseError> {
+    let (stride, row_bytes) = (rows + gap, dtype.row_bytes(k).unwrap());
+    for isa in Isa::available() {
+        let mut out = vec![-7.0; stride * c];
+        isa.gemm_q8(dtype, w, k, &x.matrix(), Tile::new(&mut out, rows, c, stride).unwrap()).unwrap();
+        for i in 0..c {
+            for r in 0..rows {
+                let (exact, sizes) = dot_q8(dtype, &w[r * row_bytes..][..row_bytes], x.matrix().row(i));
+                let got = f64::from(out[i * stride + r]);
+                prop_assert!(
+                    (got - exact).abs() <= bound_q8(k, sizes),
+                    "{isa} {dtype} ({r}, {i}): {got} {exact}"
+                );
+            }
+            prop_assert!(out[i * stride + rows..][..gap].iter().all(|&x| x == -7.0));
+        }
+    }
+    Ok(())
+}
+
+/// Shapes that need several panels and several groups of columns.
+#[test]
+#[cfg_attr(miri, ignore = "too slow")]
+fn large_products_are_within_their_bounds() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for dtype in QUANTIZED {
+        for (rows, k, c) in [(37, 32 * 75, 71), (16, 1024, 64), (3, 2080, 130)] {
+            let w = naive::weights(dtype, rows * k).new_tree(&mut runner).unwrap().current();
+            let x = activations(c, k).new_tree(&mut runner).unwrap().current();
+            check_gemm_q8(dtype, &w, rows, k, c, &x, 1).unwrap();
+        }
+    }
+    for dtype in FLOATS {
+        let (rows, k, c) = (9, 3000, 70);
+        let w = naive::weights(dtype, rows * k).new_tree(&mut runner).unwrap().current();
+        let x = naive::ordinary(c * k).new_tree(&mut runner).unwrap().current();
+        for isa in Isa::available() {
+            let mut out = vec![0.0; rows * c];
+            isa.gemm_f32(dtype, &w, k, &x, Tile::new(&mut out, rows, c, rows).unwrap()).unwrap();
+            for (i, got) in out.iter().enumerate() {
+                let row = &w[i % rows * dtype.row_bytes(k).unwrap()..][..dtype.row_bytes(k).unwrap()];
+                let (exact, sizes) =
+                    naive::dot(&naive::decode(dtype, row), &naive::widen(&x[i / rows * k..][..k]));
+                assert!((f64::from(*got) - exact).abs() <= bound_f32(k, sizes), "{isa} {dtype} {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_split_an_output_between_threads() {
+    let (rows, k, c) = (10, 3, 4);
+    let w: Vec<f32> = (0..rows * k).map(|i| i as f32).collect();
+    let x: Vec<f32> = (0..c * k).map(|i| i as f32 - 5.0).collect();
+    let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let mut whole = vec![0.0; rows * c];
+    gemm_f32(DType::F32, &bytes, rows, k, &x, c, &mut whole, rows).unwrap();
+    let mut halves = vec![0.0; rows * c];
+    let (above, below) = Tile::new(&mut halves, rows, c, rows).unwrap().split_rows(6);
+    assert_eq!((above.rows(), below.rows(), below.cols()), (6, 4, 4));
+    std::thread::scope(|scope| {
+        let (w_above, w_below) = bytes.split_at(6 * k * 4);
+        scope.spawn(|| Isa::best().gemm_f32(DType::F32, w_above, k, &x, above).unwrap());
+        Isa::best().gemm_f32(DType::F32, w_below, k, &x, below).unwrap();
+    });
+    assert_eq!(halves, whole);
+    let (all, none) = Tile::new(&mut halves, rows, c, rows).unwrap().split_rows(11);
+    assert_eq!((all.rows(), none.rows()), (10, 0));
+}
+
+#[test]
+fn shapes_are_checked() {
+    let mut out = [7.0; 8];
+    let x = QuantizedMatrix::new(&[1; 64], &[1.0; 2], &[32.0; 2], 2, 32).unwrap();
+    let row = [0; 34];
+    let length = |what, expected, got| Err(Error::Length { what, expected, got });
+    assert_eq!(gemm_q8(DType::Q8_0, &row, 1, 32, &x, &mut out[..1], 1), length("out", 2, 1));
+    assert_eq!(gemm_q8(DType::Q8_0, &row, 2, 32, &x, &mut out, 1), length("out_stride", 2, 1));
+    assert_eq!(gemm_q8(DType::Q8_0, &row, 2, 32, &x, &mut out, 2), length("w", 68, 34));
+    assert_eq!(gemm_q8(DType::Q8_0, &[0; 68], 1, 64, &x, &mut out, 1), length("k of x", 64, 32));
+    assert!(matches!(
+        gemm_q8(DType::F16, &row, 1, 17, &x, &mut out, 1),
+        Err(Error::WrongProduct { dtype: DType::F16, .. })
+    ));
+    assert!(matches!(
+        gemm_f32(DType::Q4_0, &row, 1, 32, &[], 0, &mut out, 1),
+        Err(Error::WrongProduct { dtype: DType::Q4_0, .. })
+    ));
+    assert_eq!(gemm_f32(DType::F16, &row, 1, 17, &[0.0; 16], 1, &mut out, 1), length("x", 17, 16));
+    assert_eq!(out, [7.0; 8]);
+    assert!(QuantizedMatrix::new(&[], &[], &[], usize::MAX, 32).is_err());
+    assert!(QuantizedMatrix::new(&[0; 33], &[0.0], &[0.0], 1, 33).is_err());
+    assert!(Tile::new(&mut out, 8, usize::MAX, 8).is_err());
+    // A sum of no terms is zero.
+    gemm_f32(DType::F32, &[], 4, 0, &[], 2, &mut out, 4).unwrap();
+    assert_eq!(out, [0.0; 8]);
+}
+
+/// A caller that has checked nothing gets NaN, not a number and not a fault.
+#[test]
+#[cfg(not(debug_assertions))]
+fn rows_that_do_not_fit_give_nan() {
+    for isa in Isa::available() {
+        let x = QuantizedRow { q: &[0; 32], d: &[0.0], s: &[0.0] };
+        assert!(isa.dot_q8(DType::Q8_0, &[0; 33], x).is_nan());
+        assert!(isa.dot_q8(DType::F32, &[0; 128], x).is_nan());
+        assert!(isa.dot_f32(DType::F16, &[0; 5], &[0.0; 2]).is_nan());
+        assert!(isa.dot_planar(DType::Q8_0, &[0; 32], &[0; 2], &[0.0; 64]).is_nan());
+        let mut y = [0.0; 3];
+        isa.axpy_planar(DType::F16, &[0; 4], &[], 1.0, &mut y);
+        assert!(y.iter().all(|y| y.is_nan()));
+    }
+}
