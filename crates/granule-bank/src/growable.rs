@@ -61,7 +61,7 @@ impl Growable {
     /// # Errors
     /// [`Error::Reserved`], [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
     pub fn grow_to(&mut self, len: Bytes) -> Result<(), Error> {
-        grow_together(&mut [Growth::of(self, len)])
+        grow_together(&mut [Growth::of(self, len)]).map(|_| ())
     }
 
     /// Makes it at most `len` long and gives back the granules past that.
@@ -82,8 +82,13 @@ impl Growable {
         let len = len.min(self.len);
         let places = len.pieces_of(self.bank().granule()).unwrap_or(0);
         let mut alias = Growable::new(self.range.bank(), self.range.owner(), self.reserved())?;
+        let written: Vec<usize> = (0..places).filter(|&place| !self.range.is_read_only(place)).collect();
         let shared = self.range.share(0..places)?;
-        alias.range.map_shared(0, &shared)?;
+        if let Err(error) = alias.range.map_shared(0, &shared) {
+            drop(shared);
+            written.into_iter().for_each(|place| self.range.allow_writing(place));
+            return Err(error);
+        }
         alias.len = len;
         Ok(alias)
     }

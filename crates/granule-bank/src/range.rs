@@ -211,6 +211,11 @@ impl Range {
         }
     }
 
+    /// Undoes a share that nobody made use of, as far as the system goes along: else the next growth does it.
+    pub(crate) fn allow_writing(&mut self, place: usize) {
+        let _ = self.reservation.set_access(place..place + 1, Access::ReadWrite);
+    }
+
     /// Makes one read-only place writable, keeping its first `keep` bytes. The stock has a granule where it is shared.
     pub(crate) fn privatize(
         &mut self,

@@ -22,7 +22,7 @@ impl<'a> Growth<'a> {
         Growth { growable, len, write_from: None }
     }
 
-    /// And writable from byte `at` on: granules from there on that are shared are replaced by private ones at the same
+    /// And writable from byte `at` to that length: granules there that are shared are replaced by private ones at the same
     /// address, with the bytes before `at` kept and those from it on not. That copy is all that is ever copied.
     pub fn writable_from(self, at: Bytes) -> Growth<'a> {
         Growth { write_from: Some(at), ..self }
@@ -39,8 +39,19 @@ struct Plan {
     privatized: Vec<Privatized>,
 }
 
+impl Plan {
+    fn copied(&self) -> Bytes {
+        let copied = |((_, keep), done): (&(usize, usize), &Privatized)| match done {
+            Privatized::Copied(..) => *keep,
+            Privatized::InPlace(_) => 0,
+        };
+        Bytes::from_usize(self.private.iter().zip(&self.privatized).map(copied).sum())
+    }
+}
+
 /// Grows all of them, or none and nothing has changed: first the budget is asked for everything, then memory is mapped, and
-/// private copies come last. Where all are long and private enough already this makes no device call.
+/// private copies come last. Where all are long and private enough already this makes no device call. Answers how many bytes
+/// were copied for private copies: never more than a granule for each growable that is to be written.
 ///
 /// ```
 /// # use granule_bank::*; use granule_device::*;
@@ -57,7 +68,7 @@ struct Plan {
 ///
 /// # Errors
 /// [`Error::Reserved`], [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
-pub fn grow_together(growths: &mut [Growth<'_>]) -> Result<(), Error> {
+pub fn grow_together(growths: &mut [Growth<'_>]) -> Result<Bytes, Error> {
     let mut plans = growths.iter().map(plan).collect::<Result<Vec<Plan>, Error>>()?;
     if let Err(error) = growths.iter_mut().zip(&mut plans).try_for_each(|(growth, plan)| grow(growth, plan)) {
         growths.iter_mut().zip(plans).for_each(|(growth, plan)| undo(growth, plan));
@@ -72,7 +83,7 @@ pub fn grow_together(growths: &mut [Growth<'_>]) -> Result<(), Error> {
     for growth in growths {
         growth.growable.len = growth.growable.len.max(growth.len);
     }
-    Ok(())
+    Ok(plans.iter().map(Plan::copied).fold(Bytes::ZERO, Bytes::saturating_add))
 }
 
 /// What has to be done for one growable, with the granules for it in hand.
@@ -87,7 +98,7 @@ fn plan(growth: &Growth<'_>) -> Result<Plan, Error> {
     let mapped = growable.mapped_places();
     let gaps = range.gaps(&(mapped.min(wanted)..wanted))?;
     let write_from = growth.write_from.and_then(Bytes::to_usize).unwrap_or(usize::MAX);
-    let private: Vec<(usize, usize)> = (write_from / granule..mapped)
+    let private: Vec<(usize, usize)> = (write_from / granule..mapped.min(wanted))
         .filter(|&place| range.is_read_only(place))
         .map(|place| (place, write_from.saturating_sub(place * granule).min(granule)))
         .collect();

@@ -179,12 +179,16 @@ fn an_alias_copies_only_where_it_is_written() {
     assert_eq!(bank.stats().held, granules(4));
     assert!(parent.slice_mut(..1).is_err() && child.slice_mut(..1).is_err());
     let grown = Bytes::from_usize(len + 10);
-    grow_together(&mut [Growth::of(&mut child, grown).writable_from(Bytes::from_usize(len))]).unwrap();
+    let copied =
+        grow_together(&mut [Growth::of(&mut child, grown).writable_from(Bytes::from_usize(len))]).unwrap();
+    assert_eq!(copied, Bytes::from_usize(100));
     child.slice_mut(len..).unwrap().as_host_mut().unwrap().fill(2);
     assert_eq!(bank.stats().held, granules(5));
     assert!(child.slice(..len).unwrap().as_host().unwrap().iter().all(|&byte| byte == 1));
     // The last one that has the granule writes it without a copy.
-    grow_together(&mut [Growth::of(&mut parent, grown).writable_from(Bytes::from_usize(len))]).unwrap();
+    let copied =
+        grow_together(&mut [Growth::of(&mut parent, grown).writable_from(Bytes::from_usize(len))]).unwrap();
+    assert_eq!(copied, Bytes::ZERO);
     parent.slice_mut(len..).unwrap().as_host_mut().unwrap().fill(3);
     assert_eq!(bank.stats().held, granules(5));
     assert!(child.slice(len..).unwrap().as_host().unwrap().iter().all(|&byte| byte == 2));
@@ -217,7 +221,8 @@ fn every_failing_call_changes_nothing() {
                 Growth::of(a, granules(4)).writable_from(from),
                 Growth::of(b, granules(4)).writable_from(from),
             ]);
-            let shrunk = grown.and_then(|()| {
+            let shrunk = grown.and_then(|copied| {
+                assert_eq!(copied, Bytes::from_usize(2));
                 assert_eq!(bank.stats().held, granules(3 + 3 + 2 * 3));
                 shrink_together(&mut [(a, granules(1)), (b, granules(1))])
             });

@@ -1,0 +1,274 @@
+//! The layout: where each layer's keys and values lie in a token's row. Pure arithmetic.
+
+use granule_device::Bytes;
+use granule_ops::KvRowLayout;
+use granule_quant::planar_bytes;
+
+use crate::{Error, KvType};
+
+/// What a cache has to hold of each token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KvShape {
+    /// Layers.
+    pub n_layers: usize,
+    /// KV heads of a layer.
+    pub n_kv_heads: usize,
+    /// Elements of one head, of keys and of values alike.
+    pub head_dim: usize,
+}
+
+/// Every plane starts at a multiple of this many bytes, so that kernels can load 16 at a time.
+const PLANE_ALIGN: usize = 16;
+
+/// Where everything lies. A *row* is one token in one *group* of layers; a group is one range of addresses.
+///
+/// ```text
+/// group 0, row 0 (token 0)                                                        row 1 (token 1)
+/// | layer 0                              | layer 1        | … | layers_per_row-1 | layer 0 …
+/// | K quants | K scales | V quants | V scales |           |   |                  |
+/// 0          ^          ^          ^ each padded to 16 B                         ^ row_stride
+/// ```
+///
+/// A plane holds the heads one after another without padding: K quants are `n_kv_heads x head_dim` elements, K scales one f16
+/// for each 32 of them, and none for f32, f16 and bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvLayout {
+    shape: KvShape,
+    k: KvType,
+    v: KvType,
+    layers_per_row: usize,
+    /// The first layer of a row; the others lie `layer_bytes` further each. Its `row_stride` is that of a full group.
+    first: KvRowLayout,
+    layer_bytes: usize,
+}
+
+impl KvLayout {
+    /// The layout for a shape, with the types of keys and values, and how many layers share a row; by default all.
+    ///
+    /// All layers in one row makes a token's growth one range's growth, wastes at most one part-filled granule for each
+    /// sequence instead of one for each layer, and lets a fork share all but the last few tokens. One layer per row makes
+    /// attention read memory densely. Both give the same numbers.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::LayersPerRow`]; [`Error::HeadDim`] where a type's blocks do not fit the heads.
+    pub fn new(
+        shape: KvShape,
+        k: KvType,
+        v: KvType,
+        layers_per_row: Option<usize>,
+    ) -> Result<KvLayout, Error> {
+        let KvShape { n_layers, n_kv_heads, head_dim } = shape;
+        let impossible = || Error::Shape { n_layers, n_kv_heads, head_dim };
+        if n_layers == 0 || n_kv_heads == 0 || head_dim == 0 {
+            return Err(impossible());
+        }
+        let layers_per_row = layers_per_row.unwrap_or(n_layers);
+        if layers_per_row == 0 || layers_per_row > n_layers {
+            return Err(Error::LayersPerRow { layers_per_row, n_layers });
+        }
+        for kv_type in [k, v] {
+            let multiple = kv_type.dtype().block_len();
+            if !head_dim.is_multiple_of(multiple) {
+                return Err(Error::HeadDim { kv_type, head_dim, multiple });
+            }
+        }
+        let elements = n_kv_heads.checked_mul(head_dim).ok_or_else(impossible)?;
+        let plane = |start: usize, len: usize| start.checked_add(len)?.checked_next_multiple_of(PLANE_ALIGN);
+        let ends = |kv_type: KvType, start: usize| {
+            let bytes = planar_bytes(kv_type.dtype(), elements).ok()?;
+            let scales = plane(start, bytes.quants)?;
+            Some((scales, plane(scales, bytes.scales)?))
+        };
+        let (k_scales, v_quants) = ends(k, 0).ok_or_else(impossible)?;
+        let (v_scales, layer_bytes) = ends(v, v_quants).ok_or_else(impossible)?;
+        // No part of a row may be beyond what one slice can hold.
+        let whole = layer_bytes.checked_mul(n_layers).filter(|&row| isize::try_from(row).is_ok());
+        whole.ok_or_else(impossible)?;
+        let first = KvRowLayout {
+            k_type: k.dtype(),
+            v_type: v.dtype(),
+            n_kv_heads,
+            head_dim,
+            row_stride: layer_bytes * layers_per_row,
+            k_quants: 0,
+            k_scales,
+            v_quants,
+            v_scales,
+        };
+        Ok(KvLayout { shape, k, v, layers_per_row, first, layer_bytes })
+    }
+
+    /// What the cache holds of each token.
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// The type of the keys.
+    pub fn k_type(&self) -> KvType {
+        self.k
+    }
+
+    /// The type of the values.
+    pub fn v_type(&self) -> KvType {
+        self.v
+    }
+
+    /// How many layers share a row.
+    pub fn layers_per_row(&self) -> usize {
+        self.layers_per_row
+    }
+
+    /// How many ranges a sequence has: layers over layers per row, rounded up.
+    pub fn groups(&self) -> usize {
+        self.shape.n_layers.div_ceil(self.layers_per_row)
+    }
+
+    /// From one row of a group to the next; the last group may have fewer layers than the others.
+    pub fn row_stride(&self, group: usize) -> Bytes {
+        Bytes::from_usize(self.stride(group))
+    }
+
+    /// One token in all layers: the sum of the row strides.
+    pub fn token_bytes(&self) -> Bytes {
+        Bytes::from_usize(self.layer_bytes * self.shape.n_layers)
+    }
+
+    /// What a sequence of `tokens` holds with granules of this size, nothing of it shared: each group in whole granules.
+    /// `None` beyond what can be counted.
+    pub fn held_bytes(&self, tokens: usize, granule: Bytes) -> Option<Bytes> {
+        (0..self.groups()).try_fold(Bytes::ZERO, |sum, group| {
+            let rows = self.row_stride(group).checked_mul(tokens as u64)?;
+            sum.checked_add(rows.checked_next_multiple_of(granule)?)
+        })
+    }
+
+    /// Where a layer is: which group, and where its planes are in that group's rows.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchLayer`].
+    pub fn layer(&self, layer: usize) -> Result<(usize, KvRowLayout), Error> {
+        let n_layers = self.shape.n_layers;
+        if layer >= n_layers {
+            return Err(Error::NoSuchLayer { layer, n_layers });
+        }
+        let (group, at) = (layer / self.layers_per_row, layer % self.layers_per_row * self.layer_bytes);
+        let first = self.first;
+        let row = KvRowLayout {
+            row_stride: self.stride(group),
+            k_quants: at + first.k_quants,
+            k_scales: at + first.k_scales,
+            v_quants: at + first.v_quants,
+            v_scales: at + first.v_scales,
+            ..first
+        };
+        Ok((group, row))
+    }
+
+    pub(crate) fn stride(&self, group: usize) -> usize {
+        let before = group * self.layers_per_row;
+        self.layer_bytes * self.shape.n_layers.saturating_sub(before).min(self.layers_per_row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes_of(kv_type: KvType, elements: usize) -> (usize, usize) {
+        match kv_type {
+            KvType::F32 => (elements * 4, 0),
+            KvType::F16 | KvType::BF16 => (elements * 2, 0),
+            KvType::Q8_0 => (elements, elements / 32 * 2),
+            KvType::Q4_0 => (elements / 2, elements / 32 * 2),
+        }
+    }
+
+    proptest! {
+        /// Against the picture drawn byte by byte: no two planes share a byte, each is whole and aligned, and a group's rows
+        /// hold its layers and only the padding besides.
+        #[test]
+        fn planes_are_whole_aligned_and_apart(
+            n_layers in 1..6usize,
+            n_kv_heads in 1..5usize,
+            blocks in 1..4usize,
+            odd in 0..16usize,
+            k in proptest::sample::select(KvType::ALL),
+            v in proptest::sample::select(KvType::ALL),
+            layers_per_row in 1..6usize,
+        ) {
+            let quantized = [k, v].iter().any(|t| matches!(t, KvType::Q8_0 | KvType::Q4_0));
+            let head_dim = if quantized { blocks * 32 } else { blocks * 32 - 2 * odd };
+            let shape = KvShape { n_layers, n_kv_heads, head_dim };
+            let layout = KvLayout::new(shape, k, v, Some(layers_per_row));
+            prop_assert_eq!(layout.is_err(), layers_per_row > n_layers);
+            let Ok(layout) = layout else { return Ok(()) };
+            let mut rows: Vec<Vec<Option<usize>>> =
+                (0..layout.groups()).map(|group| vec![None; layout.row_stride(group).get() as usize]).collect();
+            let mut used = 0;
+            for layer in 0..n_layers {
+                let (group, row) = layout.layer(layer).unwrap();
+                prop_assert_eq!(group, layer / layers_per_row);
+                prop_assert_eq!(row.row_stride, rows[group].len());
+                let ((kq, ks), (vq, vs)) = (bytes_of(k, n_kv_heads * head_dim), bytes_of(v, n_kv_heads * head_dim));
+                let planes = [(row.k_quants, kq), (row.k_scales, ks), (row.v_quants, vq), (row.v_scales, vs)];
+                for (index, (start, len)) in planes.into_iter().enumerate() {
+                    prop_assert_eq!(start % 16, 0);
+                    used += len.next_multiple_of(16);
+                    for byte in &mut rows[group][start..start + len] {
+                        prop_assert_eq!(byte.replace(layer * 4 + index), None);
+                    }
+                }
+            }
+            prop_assert_eq!(layout.token_bytes().get() as usize, used);
+            prop_assert_eq!(rows.iter().map(Vec::len).sum::<usize>(), used);
+            let beyond = layout.layer(n_layers);
+            prop_assert!(matches!(beyond, Err(Error::NoSuchLayer { layer: _, n_layers: _ })), "no such layer");
+        }
+    }
+
+    #[test]
+    fn an_8b_model_by_hand() {
+        let shape = KvShape { n_layers: 32, n_kv_heads: 8, head_dim: 128 };
+        let bytes = |k, v| KvLayout::new(shape, k, v, None).unwrap().token_bytes().get();
+        assert_eq!(bytes(KvType::F16, KvType::F16), 32 * 2 * 1024 * 2);
+        assert_eq!(bytes(KvType::Q8_0, KvType::Q8_0), 32 * 2 * (1024 + 64));
+        assert_eq!(bytes(KvType::Q4_0, KvType::F32), 32 * (512 + 64 + 4096));
+        let layout = KvLayout::new(shape, KvType::F16, KvType::F16, Some(5)).unwrap();
+        assert_eq!(layout.groups(), 7);
+        assert_eq!(layout.row_stride(6), Bytes::from_usize(2 * 4096));
+        let granule = Bytes::mib(2);
+        assert_eq!(layout.held_bytes(1, granule), Some(Bytes::mib(14)));
+        assert_eq!(layout.held_bytes(usize::MAX, granule), None);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let shape = KvShape { n_layers: 2, n_kv_heads: 3, head_dim: 48 };
+        let refused = KvLayout::new(shape, KvType::F16, KvType::Q4_0, None);
+        assert!(matches!(refused, Err(Error::HeadDim { kv_type: KvType::Q4_0, head_dim: 48, multiple: 32 })));
+        KvLayout::new(shape, KvType::F16, KvType::BF16, None).unwrap();
+        assert!(matches!(
+            KvLayout::new(shape, KvType::F16, KvType::F16, Some(0)),
+            Err(Error::LayersPerRow { .. })
+        ));
+        assert!(matches!(
+            KvLayout::new(shape, KvType::F16, KvType::F16, Some(3)),
+            Err(Error::LayersPerRow { .. })
+        ));
+        for shape in [
+            KvShape { n_layers: 0, ..shape },
+            KvShape { n_kv_heads: 0, ..shape },
+            KvShape { head_dim: 0, ..shape },
+            KvShape { n_layers: usize::MAX, ..shape },
+            KvShape { n_kv_heads: usize::MAX, ..shape },
+            KvShape { n_layers: 1 << 40, n_kv_heads: 1 << 20, head_dim: 64 },
+        ] {
+            assert!(
+                matches!(KvLayout::new(shape, KvType::F32, KvType::F32, None), Err(Error::Shape { .. })),
+                "{shape:?}"
+            );
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! `KvMemory`: where a cache's memory is.
+
+use granule_device::Bytes;
+
+/// What a sequence, or all sequences of a cache, have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct KvMemory {
+    /// Distinct granules behind it, times their size: what is counted against the budget.
+    pub held: Bytes,
+    /// The part of `held` that stands behind another sequence too.
+    pub shared: Bytes,
+    /// The tokens' own bytes: tokens times the bytes of one, shared or not.
+    pub used: Bytes,
+    /// Addresses set aside for the whole context; they cost nothing.
+    pub reserved: Bytes,
+}
