@@ -1,14 +1,35 @@
-//! The host device on systems that lack a memfd: a clear error.
+//! The host device on systems other than Linux: a clear error.
 
 use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::fault::Faults;
-use crate::{Error, HostOptions};
+use crate::{Bytes, Error, HostOptions};
 
 pub(crate) fn open(_: HostOptions, _: Arc<Faults>) -> Result<Box<dyn Backend>, Error> {
     Err(Error::Unsupported {
         what: "the host device",
         why: "it is built on Linux's memfd, fallocate and MAP_FIXED",
     })
+}
+
+/// No file is mapped where nothing watches over it.
+#[derive(Debug)]
+pub(crate) enum Guard {}
+
+impl Guard {
+    pub(crate) fn watch(_: usize, _: usize) -> Result<Guard, Error> {
+        Err(Error::Unsupported {
+            what: "mapping a file",
+            why: "a file that is cut short is survived on Linux only",
+        })
+    }
+
+    pub(crate) fn was_cut(&self) -> bool {
+        match *self {}
+    }
+}
+
+pub(crate) fn lock_limit() -> Bytes {
+    Bytes::ZERO
 }

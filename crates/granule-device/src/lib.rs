@@ -13,6 +13,7 @@ mod host;
 #[cfg(not(target_os = "linux"))]
 #[path = "host_elsewhere.rs"]
 mod host;
+mod mapped_file;
 mod reservation;
 mod slice;
 
@@ -22,5 +23,6 @@ pub use device::{Access, Device, DeviceKind, HostOptions, LiveCounts, MemoryInfo
 pub use error::Error;
 pub use fault::{FaultGuard, FaultPlan};
 pub use granule::Granule;
+pub use mapped_file::MappedFile;
 pub use reservation::Reservation;
 pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, checked_range};

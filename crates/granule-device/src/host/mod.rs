@@ -5,6 +5,7 @@
 //! error there and not a signal later; a hole punched in the file gives it back.
 
 mod capacity;
+mod sigbus;
 mod sys;
 
 use std::cmp::Reverse;
@@ -15,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::backend::{Backend, MapFailure, MemoryKind, RawGranule};
 use crate::fault::Faults;
 use crate::{Access, Bytes, DeviceKind, DevicePtr, Error, HostOptions, MemoryInfo};
+
+pub(crate) use sigbus::Guard;
 
 const DEFAULT_GRANULE: Bytes = Bytes::mib(2);
 const NAME: &str = "host";
@@ -30,6 +33,11 @@ pub(crate) fn open(options: HostOptions, faults: Arc<Faults>) -> Result<Box<dyn 
     faults.gate("memfd_create")?;
     let file = sys::memfd().map_err(|source| Error::Os { call: "memfd_create", source })?;
     Ok(Box::new(Host { file, granule, page, capacity, faults, state: Mutex::default() }))
+}
+
+/// How much memory this process may lock.
+pub(crate) fn lock_limit() -> Bytes {
+    Bytes::new(sys::lock_limit())
 }
 
 #[derive(Debug)]
@@ -261,7 +269,7 @@ unsafe impl Backend for Host {
                 self.settle_one(&mut state, Leftover::Addresses { at: ptr, len: size, charged: whole });
                 return Err(match error {
                     Error::Os { source, .. } => {
-                        Error::LockLimit { requested: whole, limit: Bytes::new(sys::lock_limit()), source }
+                        Error::LockLimit { requested: whole, limit: lock_limit(), source }
                     }
                     other => other,
                 });

@@ -146,7 +146,7 @@ pub(super) unsafe fn lock(at: DevicePtr, len: usize) -> io::Result<()> {
 }
 
 /// How much memory this process may lock, in bytes.
-pub(crate) fn lock_limit() -> u64 {
+pub(super) fn lock_limit() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the struct is ours to be filled.
     match unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) } {
