@@ -1,12 +1,56 @@
-//! The reference Llama engine: GGUF, tokenizers, forward pass, sampling, generation.
+//! The reference Llama engine: GGUF, tokenizers, the forward pass, sampling, generation.
+//!
+//! It is composed from Granule's own crates and shows that they are enough: weights stay in the mapped file (or in
+//! memory that the bank pays for), keys and values in a growable [`granule_kv::Sequence`], activations in ranges of
+//! granules, arithmetic in [`granule_ops`]. A [`Model`] is loaded once and shared; each [`Context`] is one sequence.
+//!
+//! ```no_run
+//! use granule_llama::{Context, ContextOptions, EncodeOptions, GenerateOptions, LoadOptions, Model};
+//!
+//! let model = Model::load("model.gguf", LoadOptions::default())?;
+//! let prompt = model.tokenizer().encode("Once upon a time", EncodeOptions::default())?;
+//! let mut context = Context::new(model, ContextOptions::default())?;
+//! for piece in context.generate(&prompt, GenerateOptions::default())? {
+//!     print!("{}", piece?.text);
+//! }
+//! println!("\n{:?}", context.memory_info());
+//! # Ok::<(), granule_llama::Error>(())
+//! ```
+//!
+//! What runs: `llama` files, GGUF version 2 or 3, in one file or several; weights in F32, F16, BF16, Q8_0, Q4_0 and
+//! Q4_1, mixed as they may be; grouped-query attention; rotary positions with linear or Llama 3 scaling; SentencePiece
+//! and byte-level BPE vocabularies. What does not is refused by name.
+//!
+//! Invariants: a call that fails leaves its context as it was; a context's memory never moves; what
+//! [`Context::memory_info`] says is held is what the bank counts.
+//!
+//! Not for: training, other architectures, serving many users (a later crate).
 
+mod activations;
+mod cancel;
 pub mod chat;
+mod config;
+mod context;
 mod error;
+mod forward;
+mod generate;
 pub mod gguf;
+mod memory;
+mod model;
+mod perplexity;
 pub mod sample;
 pub mod tokenizer;
+mod weights;
 
+pub use cancel::CancelToken;
 pub use chat::{ChatMessage, ChatPrompt, ChatTemplate};
+pub use config::Config;
+pub use context::{Context, ContextOptions};
 pub use error::{Error, Result};
+pub use generate::{Finish, GenerateOptions, Generation, GenerationStats, Piece};
+pub use granule_kv::KvType;
+pub use memory::MemoryInfo;
+pub use model::{LoadOptions, Model, Progress};
+pub use perplexity::{Perplexity, perplexity};
 pub use sample::{Sampler, SamplingOptions};
 pub use tokenizer::{EncodeOptions, TextStream, TokenId, Tokenizer};

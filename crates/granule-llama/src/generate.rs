@@ -1,0 +1,290 @@
+//! Generation: an iterator that writes a text behind a prompt, piece by piece.
+
+use std::time::{Duration, Instant};
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::sample::{Sampler, SamplingOptions};
+use crate::tokenizer::{TextStream, TokenId};
+
+/// How to write.
+#[derive(Clone, Debug, Default)]
+pub struct GenerateOptions {
+    /// How each token is chosen.
+    pub sampling: SamplingOptions,
+    /// The most tokens to write. None: until the model ends its text or the context is full.
+    pub n_predict: Option<usize>,
+    /// Texts that end the generation where they occur; they are not part of what is written.
+    pub stop: Vec<String>,
+    /// Whether the text goes on right behind the prompt's. It then keeps the space in front that `llama`
+    /// vocabularies write at the beginning of each word; otherwise it is a text of its own, without it.
+    pub continues: bool,
+}
+
+/// A piece of the text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The token behind it; none where only text that had been held back is left.
+    pub token: Option<TokenId>,
+    /// Its text, always whole characters; empty while a character or a stop text may still be incomplete.
+    pub text: String,
+}
+
+/// Why a generation ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Finish {
+    /// The model ended its text.
+    EndOfText,
+    /// This stop text was written.
+    Stop(String),
+    /// `n_predict` tokens were written.
+    Length,
+    /// The context holds no more tokens.
+    ContextFull,
+    /// The context's [`crate::CancelToken`] was set.
+    Cancelled,
+}
+
+/// How much was done, and how long it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GenerationStats {
+    /// Tokens of the prompt that were computed.
+    pub n_prompt: usize,
+    /// How long that took.
+    pub prompt_time: Duration,
+    /// Tokens written, an end token included.
+    pub n_generated: usize,
+    /// Tokens computed after the prompt.
+    pub n_decoded: usize,
+    /// How long these took, sampling included.
+    pub decode_time: Duration,
+}
+
+/// A generation that is going on. Dropping it ends it; the context keeps what was computed.
+#[derive(Debug)]
+pub struct Generation<'a> {
+    context: &'a mut Context,
+    sampler: Sampler,
+    text: TextStream,
+    held: StopText,
+    n_predict: usize,
+    /// The token that was written last and is not in the cache yet.
+    pending: Option<TokenId>,
+    finish: Option<Finish>,
+    stats: GenerationStats,
+}
+
+impl Context {
+    /// Appends `prompt` and returns an iterator over what the model writes behind it.
+    ///
+    /// # Errors
+    /// Those of [`Context::eval`], and [`Error::InvalidSampling`]; the context is then as it was.
+    pub fn generate(&mut self, prompt: &[TokenId], options: GenerateOptions) -> Result<Generation<'_>> {
+        self.generate_reporting(prompt, options, &mut |_| {})
+    }
+
+    /// As [`Context::generate`], and calls `progress` with the tokens done after each batch of the prompt.
+    ///
+    /// # Errors
+    /// As [`Context::generate`].
+    pub fn generate_reporting(
+        &mut self,
+        prompt: &[TokenId],
+        options: GenerateOptions,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Generation<'_>> {
+        let mut sampler = Sampler::new(options.sampling)?;
+        let start = Instant::now();
+        self.eval_reporting(prompt, progress)?;
+        for &token in self.tokens() {
+            sampler.accept(token);
+        }
+        let text = if options.continues { TextStream::continuing() } else { TextStream::new() };
+        let stats = GenerationStats {
+            n_prompt: prompt.len(),
+            prompt_time: start.elapsed(),
+            ..GenerationStats::default()
+        };
+        let n_predict = options.n_predict.unwrap_or(usize::MAX);
+        let finish = (n_predict == 0).then_some(Finish::Length);
+        let held = StopText::new(options.stop);
+        Ok(Generation { context: self, sampler, text, held, n_predict, pending: None, finish, stats })
+    }
+}
+
+impl Generation<'_> {
+    /// Why it ended; none while it goes on.
+    #[must_use]
+    pub fn finish(&self) -> Option<&Finish> {
+        self.finish.as_ref()
+    }
+
+    /// How much was done so far.
+    #[must_use]
+    pub fn stats(&self) -> GenerationStats {
+        self.stats
+    }
+
+    /// The context, to look at while the generation goes on.
+    #[must_use]
+    pub fn context(&self) -> &Context {
+        self.context
+    }
+
+    fn advance(&mut self) -> Result<Piece> {
+        if let Some(token) = self.pending.take() {
+            match self.context.eval(&[token]) {
+                Ok(_) => self.stats.n_decoded += 1,
+                Err(Error::ContextFull { .. }) => {
+                    return Ok(self.end(Finish::ContextFull, None, String::new()));
+                }
+                Err(Error::Cancelled) => return Ok(self.end(Finish::Cancelled, None, String::new())),
+                Err(other) => return Err(other),
+            }
+        }
+        let token = self.sampler.sample(self.context.last_logits()?)?;
+        self.sampler.accept(token);
+        self.stats.n_generated += 1;
+        let tokenizer = self.context.model().tokenizer();
+        if tokenizer.is_eog(token) {
+            return Ok(self.end(Finish::EndOfText, Some(token), String::new()));
+        }
+        let text = self.held.push(self.text.push(tokenizer, token)?);
+        self.pending = Some(token);
+        match text {
+            Ok(text) if self.stats.n_generated >= self.n_predict => {
+                Ok(self.end(Finish::Length, Some(token), text))
+            }
+            Ok(text) => Ok(Piece { token: Some(token), text }),
+            Err((text, stop)) => {
+                self.finish = Some(Finish::Stop(stop));
+                Ok(Piece { token: Some(token), text })
+            }
+        }
+    }
+
+    /// Ends the generation with everything that was held back.
+    fn end(&mut self, finish: Finish, token: Option<TokenId>, mut text: String) -> Piece {
+        self.finish = Some(finish);
+        match self.held.push(self.text.finish()) {
+            Ok(more) => {
+                text.push_str(&more);
+                text.push_str(&self.held.take());
+            }
+            Err((more, stop)) => {
+                text.push_str(&more);
+                self.finish = Some(Finish::Stop(stop));
+            }
+        }
+        Piece { token, text }
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<Piece>;
+
+    fn next(&mut self) -> Option<Result<Piece>> {
+        if self.finish.is_some() {
+            return None;
+        }
+        let start = Instant::now();
+        let piece = self.advance();
+        self.stats.decode_time += start.elapsed();
+        if piece.is_err() {
+            // An error is told once; there is nothing behind it.
+            self.finish = Some(Finish::Cancelled);
+        }
+        Some(piece)
+    }
+}
+
+/// Holds text back while it may be the beginning of a stop text.
+#[derive(Debug)]
+struct StopText {
+    stops: Vec<String>,
+    held: String,
+}
+
+impl StopText {
+    fn new(mut stops: Vec<String>) -> Self {
+        stops.retain(|stop| !stop.is_empty());
+        Self { stops, held: String::new() }
+    }
+
+    /// Adds text and returns what can no longer be part of a stop text; or, where one occurs, what is before the
+    /// first and the stop text itself.
+    fn push(&mut self, text: &str) -> Result<String, (String, String)> {
+        self.held.push_str(text);
+        let first = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min();
+        if let Some((at, stop)) = first {
+            let stop = stop.clone();
+            let before = self.held[..at].to_owned();
+            self.held.clear();
+            return Err((before, stop));
+        }
+        let mut keep = 0;
+        for stop in &self.stops {
+            let ends =
+                stop.char_indices().map(|(at, _)| at).skip(1).filter(|&at| self.held.ends_with(&stop[..at]));
+            keep = ends.max().unwrap_or(0).max(keep);
+        }
+        let rest = self.held.split_off(self.held.len() - keep);
+        Ok(std::mem::replace(&mut self.held, rest))
+    }
+
+    fn take(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::StopText;
+    use proptest::prelude::*;
+
+    fn run(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
+        let mut held = StopText::new(stops.iter().map(|&s| s.to_owned()).collect());
+        let mut out = String::new();
+        for piece in pieces {
+            match held.push(piece) {
+                Ok(text) => out.push_str(&text),
+                Err((text, stop)) => return (out + &text, Some(stop)),
+            }
+        }
+        (out + &held.take(), None)
+    }
+
+    #[test]
+    fn a_stop_text_over_pieces_is_found_and_left_out() {
+        assert_eq!(run(&["END"], &["one E", "N", "D two"]), ("one ".into(), Some("END".into())));
+        assert_eq!(run(&["END"], &["one E", "N", "x"]), ("one ENx".into(), None));
+        assert_eq!(run(&["END"], &["one EN"]), ("one EN".into(), None));
+        assert_eq!(run(&["", "né"], &["caf", "n", "é"]), ("caf".into(), Some("né".into())));
+        assert_eq!(run(&["bc", "abcd"], &["xabc"]), ("xa".into(), Some("bc".into())));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_make_no_difference(
+            stops in prop::collection::vec("[ab]{1,3}", 0..3), text in "[abc]{0,20}", cuts in prop::collection::vec(0usize..20, 0..6),
+        ) {
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&str> = cuts.windows(2).map(|w| &text[w[0]..w[1]]).collect();
+            let (out, stop) = run(&stops, &pieces);
+            // Naive: which stop text is complete first, as the text is written character by character?
+            let ends = stops.iter().filter_map(|s| Some((text.find(s)? + s.len(), text.find(s)?, *s)));
+            match (stop, ends.clone().min()) {
+                (None, None) => prop_assert_eq!(out, text),
+                (Some(_), Some(_)) => {
+                    // A piece may complete several at once; the one that begins first counts.
+                    prop_assert!(ends.clone().any(|(_, at, _)| out == text[..at]), "{out} of {text}");
+                }
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! A model: weights, shape and tokenizer, loaded once and shared by any number of contexts.
+
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use granule_bank::{Bank, BankOptions};
+use granule_device::{Bytes, Device};
+use granule_ops::{Rope, Threads};
+
+use crate::chat::ChatTemplate;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::gguf::{Gguf, TensorInfo};
+use crate::tokenizer::Tokenizer;
+use crate::weights::{Files, Source, Weights};
+
+/// Called as loading goes on with bytes done and bytes in all; `Break` ends it with [`Error::Cancelled`].
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// How to load a model.
+#[derive(Default)]
+pub struct LoadOptions<'a> {
+    /// The bank that pays for the model and its contexts. None: a new one over a new host device.
+    pub bank: Option<Bank>,
+    /// The budget of the new bank where none is given: what weights, caches and activations may take together. None:
+    /// what the device has.
+    pub memory_limit: Option<Bytes>,
+    /// Read the file into memory instead of mapping it.
+    pub no_mmap: bool,
+    /// Lock the weights in memory, so that they are never paged out.
+    pub mlock: bool,
+    /// Threads that compute. None: as many as the process may use.
+    pub threads: Option<NonZeroUsize>,
+    /// Told how far loading is.
+    pub progress: Option<Progress<'a>>,
+}
+
+/// A loaded model. Share it: `Arc<Model>` is what contexts are made from.
+pub struct Model {
+    config: Config,
+    tokenizer: Tokenizer,
+    rope: Rope,
+    weights: Weights,
+    threads: Threads,
+    bank: Bank,
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Model {
+    /// Loads the GGUF file at `path`, or the model whose first shard it is.
+    ///
+    /// # Errors
+    /// A clear error for every file that is no Llama model which runs here; [`Error::Bank`] if the weights do not fit
+    /// the budget; [`Error::Io`]; [`Error::Cancelled`]. Nothing stays behind.
+    pub fn load(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Arc<Self>> {
+        let LoadOptions { bank, memory_limit, no_mmap, mlock, threads, progress } = options;
+        let bank = match bank {
+            Some(bank) => bank,
+            None => {
+                let options = BankOptions::new();
+                let options = if let Some(limit) = memory_limit { options.budget(limit) } else { options };
+                Bank::new(Device::host()?, options)?
+            }
+        };
+        let threads = Threads::new(threads.unwrap_or_else(Threads::default_count))?;
+        let mut silent = |_, _| ControlFlow::Continue(());
+        let progress = progress.unwrap_or(&mut silent);
+        let source = Source { use_mmap: !no_mmap, mlock };
+        let files = Files::open(path.as_ref(), &bank, source, progress)?;
+        let gguf = files.main()?;
+        let config = Config::from_gguf(gguf)?;
+        let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
+        if tokenizer.n_vocab() > config.n_vocab {
+            return Err(Error::InvalidConfig {
+                key: "tokenizer.ggml.tokens",
+                problem: format!(
+                    "{} tokens, but the embedding table has {} rows",
+                    tokenizer.n_vocab(),
+                    config.n_vocab
+                ),
+            });
+        }
+        let weights = Weights::new(files, &config)?;
+        let rope = Rope::new(
+            config.rope_dims,
+            config.rope_base,
+            config.rope_linear,
+            weights.rope_factors.as_deref(),
+        )?;
+        weights.check()?;
+        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, bank }))
+    }
+
+    /// The model's shape.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The model's tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The file's chat template, made ready for use.
+    ///
+    /// # Errors
+    /// [`Error::NoChatTemplate`] where the file brings none, [`Error::ChatTemplate`] where it cannot be read.
+    pub fn chat_template(&self) -> Result<ChatTemplate> {
+        ChatTemplate::from_metadata(self.gguf()?.metadata(), &self.tokenizer)
+    }
+
+    /// The directory of the model's (first) file: all its metadata.
+    ///
+    /// # Errors
+    /// None in practice: a loaded model has a file.
+    pub fn gguf(&self) -> Result<&Gguf> {
+        self.weights.files().main()
+    }
+
+    /// Every tensor of the model, in the files' order.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.weights.files().tensors()
+    }
+
+    /// Bytes that the weights take: the files, mapped or read.
+    #[must_use]
+    pub fn bytes(&self) -> Bytes {
+        self.weights.files().bytes()
+    }
+
+    /// Whether the embedding table is also the output layer.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        self.weights.is_tied()
+    }
+
+    /// Who pays for the model's memory and its contexts'.
+    #[must_use]
+    pub fn bank(&self) -> &Bank {
+        &self.bank
+    }
+
+    /// The threads that compute for all contexts of this model.
+    #[must_use]
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    pub(crate) fn rope(&self) -> &Rope {
+        &self.rope
+    }
+}
