@@ -4,7 +4,9 @@
 //! own earlier answers, and lengths are whole pieces.
 
 use std::fmt;
+use std::sync::Arc;
 
+use crate::region::Ticket;
 use crate::{Access, Bytes, DeviceKind, DevicePtr, Error, MemoryInfo};
 
 /// The id a backend gave a granule.
@@ -77,6 +79,38 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// - Nothing else writes either, or reads `to`, until this returns.
     unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, len: usize) -> Result<(), Error>;
 
+    /// Makes memory of this process reachable at its full speed.
+    ///
+    /// # Safety
+    /// - The memory is mapped, and stays so until it is unregistered.
+    unsafe fn register(&self, at: DevicePtr, len: Bytes) -> Result<(), Error>;
+    /// # Safety
+    /// - The memory was registered, and no work on it is left.
+    unsafe fn unregister(&self, at: DevicePtr);
+
+    fn stream(&self) -> Result<Arc<dyn RawStream>, Error>;
+
     /// Tries again what the system refused to take back; answers how many pieces are still waiting.
     fn settle(&self) -> usize;
+}
+
+/// One piece of work for a stream. The tickets keep its memory until it has run.
+pub(crate) enum Op {
+    Copy { from: DevicePtr, to: DevicePtr, len: usize, keep: [Ticket; 2] },
+    Fill { at: DevicePtr, len: usize, value: u8, keep: Ticket },
+    Call(Box<dyn FnOnce() + Send>),
+    Wait(Arc<dyn Moment>),
+}
+
+/// A stream below a [`Stream`](crate::Stream). Dropping it runs what is left.
+pub(crate) trait RawStream: Send + Sync {
+    fn push(&self, op: Op) -> Result<(), Error>;
+    fn record(&self) -> Result<Arc<dyn Moment>, Error>;
+    fn synchronize(&self) -> Result<(), Error>;
+}
+
+/// A point in a stream's work.
+pub(crate) trait Moment: fmt::Debug + Send + Sync {
+    fn is_done(&self) -> bool;
+    fn wait(&self);
 }

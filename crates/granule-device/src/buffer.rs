@@ -1,11 +1,12 @@
-//! Memory in one piece for its whole life: plain and pinned.
+//! Memory in one piece for its whole life: plain, pinned, and a file registered with the device.
 
 use std::ops::RangeBounds;
+use std::sync::Arc;
 
 use crate::backend::MemoryKind;
 use crate::device::{Counted, Thing};
 use crate::slice::checked_range;
-use crate::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error};
+use crate::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, MappedFile};
 
 /// One allocation of either kind, freed on drop.
 #[derive(Debug)]
@@ -112,4 +113,44 @@ piece! {
 piece! {
     /// Host memory that stays in place and is never paged out, for transfers. Counted against the capacity.
     Pinned, MemoryKind::Pinned, Thing::Pinned
+}
+
+/// A mapped file that a device's streams can read. It keeps the file.
+#[derive(Debug)]
+pub struct Registered {
+    owner: Counted,
+    file: Arc<MappedFile>,
+}
+
+impl Registered {
+    pub(crate) fn new(device: &Device, file: Arc<MappedFile>) -> Result<Registered, Error> {
+        if file.is_empty() {
+            return Err(Error::ZeroSize { what: "registered memory" });
+        }
+        // SAFETY: the file stays mapped as long as this has it, and drop unregisters first.
+        unsafe { device.backend().register(file.slice().ptr(), file.len())? };
+        Ok(Registered { owner: Counted::new(device, Thing::Registered), file })
+    }
+
+    /// The device that can reach it.
+    pub fn device(&self) -> &Device {
+        self.owner.device()
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<MappedFile> {
+        &self.file
+    }
+
+    /// The file's bytes.
+    pub fn slice(&self) -> DeviceSlice<'_> {
+        self.file.slice()
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // SAFETY: it was registered when this was made; work on it keeps this alive.
+        unsafe { self.owner.device().backend().unregister(self.file.slice().ptr()) };
+    }
 }

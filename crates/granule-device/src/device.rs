@@ -1,13 +1,13 @@
 //! The `Device` handle: which device it is stays hidden behind it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::backend::Backend;
-use crate::buffer::{Buffer, Pinned};
+use crate::backend::{Backend, RawStream};
+use crate::buffer::{Buffer, Pinned, Registered};
 use crate::fault::{FaultGuard, FaultPlan, Faults};
-use crate::{Bytes, DeviceSlice, DeviceSliceMut, Error, Granule, Reservation};
+use crate::{Bytes, DeviceSlice, DeviceSliceMut, Error, Granule, MappedFile, Reservation, Stream};
 
 /// The kinds of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +77,10 @@ pub struct LiveCounts {
     pub buffers: usize,
     /// Pinned buffers.
     pub pinned: usize,
+    /// Registered memory.
+    pub registered: usize,
+    /// Streams.
+    pub streams: usize,
     /// Releases that the system refused and that will be tried again.
     pub unsettled: usize,
 }
@@ -89,6 +93,8 @@ pub(crate) enum Thing {
     Mapping,
     Buffer,
     Pinned,
+    Registered,
+    Stream,
 }
 
 /// Keeps the device alive and one thing on it counted.
@@ -136,7 +142,9 @@ pub struct Device {
 struct Inner {
     backend: Box<dyn Backend>,
     faults: Arc<Faults>,
-    live: [AtomicUsize; 5],
+    live: [AtomicUsize; 7],
+    /// For waiting on all of them; the streams belong to their handles.
+    streams: Mutex<Vec<Weak<dyn RawStream>>>,
 }
 
 impl Device {
@@ -155,7 +163,9 @@ impl Device {
     pub fn host_with(options: HostOptions) -> Result<Device, Error> {
         let faults = Arc::new(Faults::default());
         let backend = crate::host::open(options, Arc::clone(&faults))?;
-        Ok(Device { inner: Arc::new(Inner { backend, faults, live: Default::default() }) })
+        Ok(Device {
+            inner: Arc::new(Inner { backend, faults, live: Default::default(), streams: Mutex::default() }),
+        })
     }
 
     /// What to call it in messages: "host".
@@ -215,6 +225,35 @@ impl Device {
         Pinned::new(self, len)
     }
 
+    /// Makes a mapped file reachable by this device's streams.
+    ///
+    /// # Errors
+    /// [`Error::ZeroSize`] for an empty file; [`Error::Os`].
+    pub fn register(&self, file: Arc<MappedFile>) -> Result<Registered, Error> {
+        Registered::new(self, file)
+    }
+
+    /// A new stream, with nothing to do.
+    ///
+    /// # Errors
+    /// [`Error::Os`].
+    pub fn stream(&self) -> Result<Stream, Error> {
+        Stream::new(self)
+    }
+
+    /// Waits until all that was given to any stream has run.
+    ///
+    /// # Errors
+    /// [`Error::HostFunction`] where a function given to one of them panicked.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        let streams: Vec<_> = self.streams().iter().filter_map(Weak::upgrade).collect();
+        let mut done = Ok(());
+        for stream in streams {
+            done = done.and(stream.synchronize());
+        }
+        done
+    }
+
     /// Copies memory of this device or of this process, and returns when that is done.
     ///
     /// # Errors
@@ -252,6 +291,8 @@ impl Device {
             mappings: count(Thing::Mapping),
             buffers: count(Thing::Buffer),
             pinned: count(Thing::Pinned),
+            registered: count(Thing::Registered),
+            streams: count(Thing::Stream),
             unsettled,
         }
     }
@@ -263,6 +304,16 @@ impl Device {
 
     pub(crate) fn backend(&self) -> &dyn Backend {
         &*self.inner.backend
+    }
+
+    pub(crate) fn remember(&self, stream: &Arc<dyn RawStream>) {
+        let mut streams = self.streams();
+        streams.retain(|stream| stream.strong_count() > 0);
+        streams.push(Arc::downgrade(stream));
+    }
+
+    fn streams(&self) -> MutexGuard<'_, Vec<Weak<dyn RawStream>>> {
+        self.inner.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn faults(&self) -> &Faults {

@@ -14,15 +14,19 @@ mod host;
 #[path = "host_elsewhere.rs"]
 mod host;
 mod mapped_file;
+mod region;
 mod reservation;
 mod slice;
+mod stream;
 
-pub use buffer::{Buffer, Pinned};
+pub use buffer::{Buffer, Pinned, Registered};
 pub use bytes::Bytes;
 pub use device::{Access, Device, DeviceKind, HostOptions, LiveCounts, MemoryInfo};
 pub use error::Error;
 pub use fault::{FaultGuard, FaultPlan};
 pub use granule::Granule;
 pub use mapped_file::MappedFile;
+pub use region::{Memory, Region};
 pub use reservation::Reservation;
 pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, checked_range};
+pub use stream::{Event, Stream};

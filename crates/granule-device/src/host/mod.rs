@@ -5,6 +5,7 @@
 //! error there and not a signal later; a hole punched in the file gives it back.
 
 mod capacity;
+mod queue;
 mod sigbus;
 mod sys;
 
@@ -13,7 +14,8 @@ use std::collections::BinaryHeap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::backend::{Backend, MapFailure, MemoryKind, RawGranule};
+use self::queue::Queue;
+use crate::backend::{Backend, MapFailure, MemoryKind, RawGranule, RawStream};
 use crate::fault::Faults;
 use crate::{Access, Bytes, DeviceKind, DevicePtr, Error, HostOptions, MemoryInfo};
 
@@ -32,7 +34,15 @@ pub(crate) fn open(options: HostOptions, faults: Arc<Faults>) -> Result<Box<dyn 
     let capacity = options.capacity.unwrap_or_else(capacity::detect);
     faults.gate("memfd_create")?;
     let file = sys::memfd().map_err(|source| Error::Os { call: "memfd_create", source })?;
-    Ok(Box::new(Host { file, granule, page, capacity, faults, state: Mutex::default() }))
+    Ok(Box::new(Host {
+        file,
+        granule,
+        page,
+        capacity,
+        faults,
+        state: Mutex::default(),
+        execution: Arc::default(),
+    }))
 }
 
 /// How much memory this process may lock.
@@ -48,6 +58,8 @@ struct Host {
     capacity: Bytes,
     faults: Arc<Faults>,
     state: Mutex<State>,
+    /// Held by the stream whose turn it is to touch memory.
+    execution: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -292,6 +304,18 @@ unsafe impl Backend for Host {
         // SAFETY: the caller says that both are mapped, apart, and used by nobody else.
         unsafe { sys::copy(from, to, len) };
         Ok(())
+    }
+
+    unsafe fn register(&self, _: DevicePtr, _: Bytes) -> Result<(), Error> {
+        // A file's pages are as close to this device as its own.
+        self.faults.gate("register")
+    }
+
+    unsafe fn unregister(&self, _: DevicePtr) {}
+
+    fn stream(&self) -> Result<Arc<dyn RawStream>, Error> {
+        self.faults.gate("stream")?;
+        Ok(Arc::new(Queue::new(Arc::clone(&self.execution), Arc::clone(&self.faults))))
     }
 
     fn settle(&self) -> usize {

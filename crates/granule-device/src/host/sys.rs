@@ -130,10 +130,19 @@ pub(super) unsafe fn release(at: DevicePtr, len: usize) -> io::Result<()> {
 /// Copies memory.
 ///
 /// # Safety
-/// - `len` bytes are readable at `from` and writable at `to`; the two do not overlap, and nobody else writes either.
+/// - `len` bytes are readable at `from` and writable at `to`; they do not overlap, and nobody else writes either.
 pub(super) unsafe fn copy(from: DevicePtr, to: DevicePtr, len: usize) {
     // SAFETY: as the caller says.
     unsafe { std::ptr::copy_nonoverlapping(from.as_host_ptr().cast_const(), to.as_host_ptr(), len) };
+}
+
+/// Sets memory.
+///
+/// # Safety
+/// - `len` bytes are writable at `at`, and nobody else reads or writes them.
+pub(super) unsafe fn fill(at: DevicePtr, len: usize, value: u8) {
+    // SAFETY: as the caller says.
+    unsafe { std::ptr::write_bytes(at.as_host_ptr(), value, len) };
 }
 
 /// Keeps memory from being paged out, and backs it at once.
