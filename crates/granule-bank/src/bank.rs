@@ -6,6 +6,7 @@ use granule_device::{Bytes, Device, Granule};
 
 use crate::ledger::{Account, BankStats, Ledger, Refusal};
 use crate::piece::Piece;
+use crate::retire::RetireQueue;
 use crate::{Error, Growable, Owner, Range};
 
 /// How a bank is set up.
@@ -42,6 +43,7 @@ const DEFAULT_CACHE: Bytes = Bytes::mib(64);
 #[derive(Clone, Debug)]
 pub struct Bank {
     inner: Arc<Inner>,
+    retiring: Arc<RetireQueue>,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl Bank {
         };
         let ledger = Ledger::new(device.granularity(), budget, options.cache.unwrap_or(DEFAULT_CACHE));
         let books = Mutex::new(Books { ledger, cache: Vec::new() });
-        Ok(Bank { inner: Arc::new(Inner { device, books }) })
+        Ok(Bank { inner: Arc::new(Inner { device, books }), retiring: Arc::default() })
     }
 
     /// The device whose memory it is.
@@ -84,7 +86,8 @@ impl Bank {
 
     /// Where the memory is now.
     pub fn stats(&self) -> BankStats {
-        self.inner.books().ledger.stats(0)
+        let retiring = self.retiring.places();
+        self.inner.books().ledger.stats(retiring)
     }
 
     /// What a request could have now: the budget less what owners hold.
@@ -92,8 +95,14 @@ impl Bank {
         self.inner.books().ledger.free()
     }
 
+    /// Waits for the device work that retired memory waits for, and takes that memory back.
+    pub fn drain(&self) {
+        self.retiring.drain();
+    }
+
     /// Gives everything that nobody holds back to the device; answers how much that was.
     pub fn trim(&self) -> Bytes {
+        self.retiring.poll();
         let granules = {
             let mut books = self.inner.books();
             let count = books.ledger.trim();
@@ -123,6 +132,7 @@ impl Bank {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`].
     pub fn charge(&self, owner: &Owner, size: Bytes) -> Result<Charge, Error> {
+        self.retiring.poll();
         let mut books = self.inner.books();
         let account = books.ledger.account(owner);
         match books.ledger.charge(account, size) {
@@ -143,6 +153,7 @@ impl Bank {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
     pub fn take(&self, owner: &Owner, count: usize) -> Result<Stock, Error> {
+        self.retiring.poll();
         let mut books = self.inner.books();
         let account = books.ledger.account(owner);
         let admission = match books.ledger.take(account, count) {
@@ -172,6 +183,10 @@ impl Bank {
             }
         }
         Ok(Stock { pieces })
+    }
+
+    pub(crate) fn retiring(&self) -> &RetireQueue {
+        &self.retiring
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

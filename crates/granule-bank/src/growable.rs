@@ -2,7 +2,7 @@
 
 use std::ops::RangeBounds;
 
-use granule_device::{Bytes, DevicePtr, DeviceSlice, DeviceSliceMut};
+use granule_device::{Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Event};
 
 use crate::piece::PieceId;
 use crate::{Bank, Error, Growth, Owner, Range, grow_together, shrink_together};
@@ -70,6 +70,18 @@ impl Growable {
     /// [`Error::Device`].
     pub fn shrink_to(&mut self, len: Bytes) -> Result<(), Error> {
         shrink_together(&mut [(self, len)])
+    }
+
+    /// As [`Growable::shrink_to`], for memory that device work may still use; see [`Range::clear_after`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn shrink_after(&mut self, len: Bytes, event: &Event) -> Result<(), Error> {
+        let keep = len.pieces_of(self.bank().granule()).unwrap_or(usize::MAX);
+        let places = keep.min(self.mapped_places())..self.mapped_places();
+        self.range.clear_after(places, event)?;
+        self.len = self.len.min(len);
+        Ok(())
     }
 
     /// A second growable, with as many addresses and of the same owner, whose first `len` bytes are this one's: the granules

@@ -8,6 +8,7 @@ mod ledger;
 mod owner;
 mod piece;
 mod range;
+mod retire;
 mod together;
 
 pub use bank::{Bank, BankOptions, Charge, Stock};

@@ -2,7 +2,7 @@
 
 use std::ops::{Range as Span, RangeBounds};
 
-use granule_device::{Access, Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Reservation};
+use granule_device::{Access, Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Event, Reservation};
 
 use crate::piece::{Piece, PieceId, Shared};
 use crate::{Bank, Error, Owner, Stock};
@@ -101,6 +101,23 @@ impl Range {
                     return Err(error);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// As [`Range::clear`], for memory that device work may still use: the places are out of use from here on, and stay mapped
+    /// until the event is done. Only then are their granules anybody's again, and the places can be filled.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn clear_after(&mut self, places: Span<usize>, event: &Event) -> Result<(), Error> {
+        if event.is_done() {
+            return self.clear(places);
+        }
+        for run in self.runs(&places, Option::is_some)? {
+            let retired = self.reservation.retire(run.clone())?;
+            let pieces = self.pieces[run].iter_mut().filter_map(Option::take).collect();
+            self.bank.retiring().push(retired, pieces, event);
         }
         Ok(())
     }

@@ -76,6 +76,12 @@ pub enum Error {
         /// The first such place.
         place: usize,
     },
+    /// The place is out of use and waits for device work to be done.
+    #[error("place {place} waits for device work that may still use it")]
+    Retiring {
+        /// The first such place.
+        place: usize,
+    },
     /// The memory may only be read.
     #[error("{what} may only be read")]
     ReadOnly {

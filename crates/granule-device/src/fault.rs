@@ -64,7 +64,7 @@ impl Faults {
         self.calls.load(Ordering::Relaxed)
     }
 
-    fn arm(&self, plan: FaultPlan) {
+    pub(crate) fn arm(&self, plan: FaultPlan) {
         let now = self.calls();
         self.armed_at.store(now, Ordering::Relaxed);
         self.fail_at.store(if plan.nth == 0 { 0 } else { now.saturating_add(plan.nth) }, Ordering::Relaxed);

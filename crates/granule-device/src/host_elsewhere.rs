@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::backend::Backend;
 use crate::fault::Faults;
-use crate::{Bytes, Error, HostOptions};
+use crate::{Error, HostOptions};
 
 pub(crate) fn open(_: HostOptions, _: Arc<Faults>) -> Result<Box<dyn Backend>, Error> {
     Err(Error::Unsupported {
@@ -30,6 +30,6 @@ impl Guard {
     }
 }
 
-pub(crate) fn lock_limit() -> Bytes {
-    Bytes::ZERO
+pub(crate) fn lock_map(_: &memmap2::Mmap) -> Result<(), Error> {
+    Err(Error::Unsupported { what: "locking a file in memory", why: "it is done on Linux only" })
 }

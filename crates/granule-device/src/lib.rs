@@ -1,11 +1,14 @@
 //! Devices, memory kinds, virtual memory, streams and events behind one handle.
 #![doc = include_str!("../README.md")]
 
+// Where there is no device to build, nothing makes use of the seam.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 mod backend;
 mod buffer;
 mod bytes;
 mod device;
 mod error;
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 mod fault;
 mod granule;
 #[cfg(target_os = "linux")]
@@ -16,6 +19,7 @@ mod host;
 mod mapped_file;
 mod region;
 mod reservation;
+mod retired;
 mod slice;
 mod stream;
 
@@ -28,5 +32,6 @@ pub use granule::Granule;
 pub use mapped_file::MappedFile;
 pub use region::{Memory, Region};
 pub use reservation::Reservation;
+pub use retired::Retired;
 pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, checked_range};
 pub use stream::{Event, Stream};

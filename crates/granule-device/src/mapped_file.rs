@@ -81,8 +81,7 @@ impl MappedFile {
     /// # Errors
     /// [`Error::LockLimit`].
     pub fn lock(&self) -> Result<(), Error> {
-        let (requested, limit) = (self.len(), crate::host::lock_limit());
-        self.map.lock().map_err(|source| Error::LockLimit { requested, limit, source })
+        crate::host::lock_map(&self.map)
     }
 
     /// Says whether all that was read so far was the file's.

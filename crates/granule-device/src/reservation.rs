@@ -1,9 +1,11 @@
 //! `Reservation`: a range of device addresses, with granules behind any of its places.
 
 use std::ops::{Range, RangeBounds};
+use std::sync::Arc;
 
 use crate::backend::RawGranule;
 use crate::device::{Counted, Thing};
+use crate::retired::{Fate, Retired};
 use crate::slice::checked_range;
 use crate::{Access, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule};
 
@@ -13,14 +15,46 @@ use crate::{Access, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error
 /// borrow it, so nothing can be unmapped under a slice.
 #[derive(Debug)]
 pub struct Reservation {
-    owner: Counted,
-    base: DevicePtr,
+    // Dropped before the granules behind its places.
+    core: Arc<Core>,
     granule: usize,
     places: Vec<Place>,
     /// Places 0..this are mapped: the common question, answered without a walk.
     mapped_prefix: usize,
     /// One past the last place that may only be read.
     read_only_end: usize,
+}
+
+/// The addresses themselves, kept by the reservation and by what was [retired](Retired) from it.
+#[derive(Debug)]
+pub(crate) struct Core {
+    base: DevicePtr,
+    places: usize,
+    granule: usize,
+    owner: Counted,
+}
+
+impl Core {
+    pub(crate) fn base(&self) -> DevicePtr {
+        self.base
+    }
+
+    pub(crate) fn granule(&self) -> usize {
+        self.granule
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        self.owner.device()
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let len = Bytes::from_usize(self.places * self.granule);
+        // SAFETY: these are the addresses that `reserve` answered; no slice of them outlives the reservation, and nothing
+        // that was retired from it is left.
+        unsafe { self.device().backend().free_reservation(self.base, len) };
+    }
 }
 
 #[derive(Debug)]
@@ -35,6 +69,8 @@ enum Place {
         #[expect(dead_code, reason = "held, so that memory still mapped is not given to others")]
         granule: Granule,
     },
+    /// Mapped still, for device work.
+    Retiring(Arc<Fate>),
 }
 
 impl Reservation {
@@ -56,19 +92,19 @@ impl Reservation {
             return Err(too_large());
         };
         let base = device.backend().reserve(whole)?;
-        let owner = Counted::new(device, Thing::Reservation);
+        let core = Core { base, places, granule, owner: Counted::new(device, Thing::Reservation) };
         let places = std::iter::repeat_with(|| Place::Empty).take(places).collect();
-        Ok(Reservation { owner, base, granule, places, mapped_prefix: 0, read_only_end: 0 })
+        Ok(Reservation { core: Arc::new(core), granule, places, mapped_prefix: 0, read_only_end: 0 })
     }
 
     /// The device whose addresses they are.
     pub fn device(&self) -> &Device {
-        self.owner.device()
+        self.core.device()
     }
 
     /// Where it starts; aligned to a granule. Only mapped places may be followed.
     pub fn base(&self) -> DevicePtr {
-        self.base
+        self.core.base
     }
 
     /// How many places there are.
@@ -97,7 +133,7 @@ impl Reservation {
     /// Puts granules behind the places from `place` on: all of them or none.
     ///
     /// # Errors
-    /// [`Error::NoSuchPlace`], [`Error::AlreadyMapped`], [`Error::OtherDevice`]; [`Error::Aliased`] where the access does
+    /// [`Error::NoSuchPlace`], [`Error::AlreadyMapped`], [`Error::Retiring`], [`Error::OtherDevice`]; [`Error::Aliased`] where the access does
     /// not go together with where a granule is mapped already; [`Error::Os`].
     pub fn map(&mut self, place: usize, granules: &[Granule], access: Access) -> Result<(), Error> {
         let range = self.checked_places(place..place.saturating_add(granules.len()))?;
@@ -184,6 +220,27 @@ impl Reservation {
         granules
     }
 
+    /// Takes these places out of use without unmapping them yet: device work that is under way may go on with them. They are
+    /// empty places again once the answer is [finished](Retired::finish).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPlace`]; [`Error::NotMapped`] where one of them has nothing behind it.
+    pub fn retire(&mut self, places: Range<usize>) -> Result<Retired, Error> {
+        let places = self.checked_mapped(places)?;
+        let fate = Arc::new(Fate::default());
+        let mut granules = Vec::with_capacity(places.len());
+        for place in &mut self.places[places.clone()] {
+            if let Place::Mapped { granule, access } =
+                std::mem::replace(place, Place::Retiring(Arc::clone(&fate)))
+            {
+                granules.push((granule, access));
+            }
+        }
+        self.device().sub_live(Thing::Mapping, granules.len());
+        self.note_changes();
+        Ok(Retired::new(Arc::clone(&self.core), places.start, granules, fate))
+    }
+
     /// Puts another granule behind a mapped place, at the same address, and answers with the one that was there.
     ///
     /// # Errors
@@ -211,7 +268,7 @@ impl Reservation {
                 granule.end_use(access);
                 Ok(granule)
             }
-            Place::Empty | Place::Stale { .. } => Err(Error::NotMapped { place }),
+            Place::Empty | Place::Stale { .. } | Place::Retiring(_) => Err(Error::NotMapped { place }),
         }
     }
 
@@ -256,7 +313,9 @@ impl Reservation {
         self.check_mapped(self.places_of(&range))?;
         // SAFETY: all places are mapped and stay so while `self` is borrowed. No mapping of these granules can write
         // during that: one that can is this one, which takes `&mut self`.
-        Ok(unsafe { DeviceSlice::from_raw(self.base.offset(range.start), range.len(), self.device().kind()) })
+        Ok(unsafe {
+            DeviceSlice::from_raw(self.core.base.offset(range.start), range.len(), self.device().kind())
+        })
     }
 
     /// The bytes at `range`, to write.
@@ -274,12 +333,12 @@ impl Reservation {
         // SAFETY: all places are mapped for writing, which makes each the only mapping of its granule, and `self` is
         // borrowed exclusively.
         Ok(unsafe {
-            DeviceSliceMut::from_raw(self.base.offset(range.start), range.len(), self.device().kind())
+            DeviceSliceMut::from_raw(self.core.base.offset(range.start), range.len(), self.device().kind())
         })
     }
 
     fn address(&self, place: usize) -> DevicePtr {
-        self.base.offset(place * self.granule)
+        self.core.base.offset(place * self.granule)
     }
 
     fn size_of(&self, places: &Range<usize>) -> Bytes {
@@ -335,16 +394,22 @@ impl Reservation {
         Ok(changed)
     }
 
-    /// Tries once more to take out what an earlier failure left behind.
+    /// Makes sure that nothing stands behind these places, which are not in use.
     fn clear_stale(&mut self, places: Range<usize>) -> Result<(), Error> {
         for place in places {
-            if matches!(self.places[place], Place::Stale { .. }) {
+            let left = match &self.places[place] {
+                Place::Retiring(fate) if fate.is_waiting() => return Err(Error::Retiring { place }),
+                Place::Retiring(fate) => !fate.is_unmapped(),
+                Place::Stale { .. } => true,
+                Place::Empty | Place::Mapped { .. } => continue,
+            };
+            if left {
                 // SAFETY: the place lies in this reservation and is not usable, so nothing uses its memory.
                 unsafe {
                     self.device().backend().unmap(self.address(place), Bytes::from_usize(self.granule))?;
                 }
-                self.places[place] = Place::Empty;
             }
+            self.places[place] = Place::Empty;
         }
         Ok(())
     }
@@ -359,8 +424,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // SAFETY: these are the addresses that `reserve` answered, and no slice of them outlives the reservation.
-        unsafe { self.device().backend().free_reservation(self.base, self.len()) };
+        // No slice is left, so nothing goes through these mappings any more; the core unmaps them all in one go.
         for place in &self.places {
             if let Place::Mapped { granule, access } = place {
                 granule.end_use(*access);

@@ -1,5 +1,4 @@
 //! Pinned memory and the limit on it, in a process of its own: limits and users are a whole process's.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::process::Command;
 

@@ -26,6 +26,10 @@ const NAME: &str = "host";
 
 /// Opens the host device.
 pub(crate) fn open(options: HostOptions, faults: Arc<Faults>) -> Result<Box<dyn Backend>, Error> {
+    Ok(Box::new(new(options, faults)?))
+}
+
+fn new(options: HostOptions, faults: Arc<Faults>) -> Result<Host, Error> {
     let page = Bytes::from_usize(sys::page_size());
     let granule = options.granule.unwrap_or(DEFAULT_GRANULE);
     if !granule.get().is_power_of_two() || granule < page || granule.get() > 1 << 40 {
@@ -34,20 +38,16 @@ pub(crate) fn open(options: HostOptions, faults: Arc<Faults>) -> Result<Box<dyn 
     let capacity = options.capacity.unwrap_or_else(capacity::detect);
     faults.gate("memfd_create")?;
     let file = sys::memfd().map_err(|source| Error::Os { call: "memfd_create", source })?;
-    Ok(Box::new(Host {
-        file,
-        granule,
-        page,
-        capacity,
-        faults,
-        state: Mutex::default(),
-        execution: Arc::default(),
-    }))
+    Ok(Host { file, granule, page, capacity, faults, state: Mutex::default(), execution: Arc::default() })
 }
 
-/// How much memory this process may lock.
-pub(crate) fn lock_limit() -> Bytes {
-    Bytes::new(sys::lock_limit())
+/// Reads a mapped file into memory and keeps it there.
+pub(crate) fn lock_map(map: &memmap2::Mmap) -> Result<(), Error> {
+    map.lock().map_err(|source| lock_refused(Bytes::from_usize(map.len()), source))
+}
+
+fn lock_refused(requested: Bytes, source: std::io::Error) -> Error {
+    Error::LockLimit { requested, limit: Bytes::new(sys::lock_limit()), source }
 }
 
 #[derive(Debug)]
@@ -280,9 +280,7 @@ unsafe impl Backend for Host {
             if let Err(error) = self.call("mlock", || unsafe { sys::lock(ptr, size) }) {
                 self.settle_one(&mut state, Leftover::Addresses { at: ptr, len: size, charged: whole });
                 return Err(match error {
-                    Error::Os { source, .. } => {
-                        Error::LockLimit { requested: whole, limit: lock_limit(), source }
-                    }
+                    Error::Os { source, .. } => lock_refused(whole, source),
                     other => other,
                 });
             }
@@ -322,5 +320,48 @@ unsafe impl Backend for Host {
         let mut state = self.state();
         self.settle_all(&mut state);
         state.unsettled.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    /// What the system says the granules' file holds.
+    fn held(host: &Host) -> Bytes {
+        let file = std::fs::File::from(host.file.try_clone().unwrap());
+        Bytes::new(file.metadata().unwrap().blocks() * 512)
+    }
+
+    #[test]
+    fn memory_is_there_from_the_start_and_really_freed() {
+        let granule = Bytes::mib(1);
+        let options = HostOptions::new().granule(granule).capacity(Bytes::mib(8));
+        let host = new(options, Arc::default()).unwrap();
+        let granules: Vec<_> = (0..4).map(|_| host.create_granule().unwrap()).collect();
+        assert_eq!(held(&host), Bytes::mib(4));
+        // SAFETY: these were never mapped.
+        unsafe { granules[..3].iter().for_each(|&granule| host.release_granule(granule)) };
+        assert_eq!(held(&host), Bytes::mib(1));
+        let again = host.create_granule().unwrap();
+        assert_eq!(again, granules[0], "the lowest place is used first");
+        assert_eq!(held(&host), Bytes::mib(2));
+    }
+
+    #[test]
+    fn a_refused_release_is_settled_later() {
+        let host = new(HostOptions::new().capacity(Bytes::mib(2)), Arc::default()).unwrap();
+        let granule = host.create_granule().unwrap();
+        host.faults.arm(crate::FaultPlan::nth(1));
+        // SAFETY: it was never mapped.
+        unsafe { host.release_granule(granule) };
+        assert_eq!(held(&host), Bytes::mib(2));
+        assert_eq!(host.memory().unwrap().free, Bytes::ZERO);
+        // Room is needed, so it is tried again.
+        host.create_granule().unwrap();
+        assert_eq!(host.settle(), 0);
+        assert_eq!(held(&host), Bytes::mib(2));
     }
 }
