@@ -5,9 +5,10 @@ use granule_kv::KvType;
 use crate::support::make::{Made, Shape};
 use crate::{argmax, context, distance, encode, greedy, ids, load, load_with_threads, tales};
 
-/// Sums of a batch are grouped in another way than those of a single token: float rounding, and where activations are
-/// quantized now and then the next step of 127.
-const GROUPING: f64 = 1e-3;
+/// Sums of a batch are grouped in another way than those of a single token.
+const GROUPING: f64 = 1e-4;
+/// Where activations or the cache are rounded to few bits, that now and then tips a value over to the next step.
+const TIPPED: f64 = 5e-2;
 
 const PROMPT: &str = "Once upon a time the baker Mia and the sailor Leo lived near the harbor Eastwick.";
 
@@ -19,12 +20,17 @@ fn one_batch_batches_of_seven_and_token_by_token() {
         let model = load(&path);
         let prompt = encode(&model, PROMPT);
         for kv in [KvType::F32, KvType::F16, KvType::Q8_0, KvType::Q4_0] {
+            let exact = kv == KvType::F32 && path != tales();
+            let bound = if exact { GROUPING } else { TIPPED };
             let whole = context(&model, 256, 256, kv).eval(&prompt).unwrap().to_vec();
             let sevens = context(&model, 256, 7, kv).eval(&prompt).unwrap().to_vec();
             let mut single = context(&model, 256, 1, kv);
             let singles = prompt.iter().map(|&t| single.eval(&[t]).unwrap().to_vec()).last().unwrap();
-            assert!(distance(&sevens, &whole) < GROUPING, "sevens, {kv}: {}", distance(&sevens, &whole));
-            assert!(distance(&singles, &whole) < GROUPING, "singles, {kv}: {}", distance(&singles, &whole));
+            for (cut, logits) in [("batches of 7", sevens), ("token by token", singles)] {
+                let far = distance(&logits, &whole);
+                assert!(far < bound, "{cut}, {kv} cache, {path:?}: {far}");
+                assert_eq!(argmax(&logits), argmax(&whole), "{cut}, {kv} cache, {path:?}");
+            }
         }
     }
 }
@@ -37,7 +43,7 @@ fn all_rows_are_the_rows_one_by_one() {
     let all = at_once.eval_all(&prompt).unwrap().to_vec();
     let mut single = context(&model, 64, 16, KvType::F16);
     for (row, &token) in all.chunks(model.config().n_vocab).zip(&prompt) {
-        assert!(distance(single.eval(&[token]).unwrap(), row) < GROUPING);
+        assert!(distance(single.eval(&[token]).unwrap(), row) < TIPPED);
     }
 }
 
@@ -55,7 +61,10 @@ fn a_fork_continues_as_its_parent_would_and_apart_from_it() {
         let own = greedy(&mut parent, &[next], 40);
         assert_eq!(forked, own);
         assert_ne!(forked, other);
-        assert_eq!(greedy(&mut context(&model, 512, 64, kv), &[prompt.as_slice(), &[next]].concat(), 40), own);
+        assert_eq!(
+            greedy(&mut context(&model, 512, 64, kv), &[prompt.as_slice(), &[next]].concat(), 40),
+            own
+        );
     }
 }
 
@@ -104,7 +113,8 @@ fn two_contexts_of_one_model_do_not_disturb_each_other() {
     let prompt = encode(&model, PROMPT);
     let alone = greedy(&mut context(&model, 256, 32, KvType::F16), &prompt, 30);
     std::thread::scope(|scope| {
-        let both = [0, 1].map(|_| scope.spawn(|| greedy(&mut context(&model, 256, 32, KvType::F16), &prompt, 30)));
+        let both =
+            [0, 1].map(|_| scope.spawn(|| greedy(&mut context(&model, 256, 32, KvType::F16), &prompt, 30)));
         for one in both {
             assert_eq!(one.join().unwrap(), alone);
         }

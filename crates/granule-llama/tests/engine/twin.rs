@@ -8,14 +8,14 @@ use crate::support::make::{Dice, Made, Shape, Vocab};
 use crate::support::naive::Naive;
 use crate::{context, distance, encode, load, tales};
 
-/// The largest distance (see [`distance`]) of any position's logits from the twin's.
-fn furthest(shape: &Shape, kv: KvType) -> f64 {
+/// The distance (see [`distance`]) of each position's logits from the twin's, ascending.
+fn distances(shape: &Shape, kv: KvType) -> Vec<f64> {
     let dir = tempfile::tempdir().unwrap();
     let path = Made::new(shape).write(dir.path());
     let model = load(&path);
     let mut dice = Dice(shape.seed + 100);
     let numbers: Vec<u32> = (0..41).map(|_| dice.below(model.config().n_vocab) as u32).collect();
-    let want = Naive::read(&path).forward(&numbers);
+    let want = Naive::read(&path).rounding(kv.name()).forward(&numbers);
     let tokens: Vec<TokenId> = numbers.into_iter().map(TokenId::new).collect();
     let mut context = context(&model, 64, 16, kv);
     let n_vocab = model.config().n_vocab;
@@ -26,53 +26,55 @@ fn furthest(shape: &Shape, kv: KvType) -> f64 {
         let want: Vec<f32> = want.iter().map(|w| *w as f32).collect();
         distance(got, &want)
     });
-    distances.fold(0.0, f64::max)
+    let mut distances: Vec<f64> = distances.collect();
+    distances.sort_by(f64::total_cmp);
+    distances
 }
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const BLOCKS: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
 
-/// Float weights and a float32 cache: nothing but the order of sums differs.
+/// Nothing but the order of sums differs.
 const EXACT: f64 = 2e-4;
-/// A 16-bit cache: 8 bits of fraction in bf16, 11 in f16.
-const F16_CACHE: f64 = 1e-2;
-const BF16_CACHE: f64 = 6e-2;
-/// Activations are rounded to 8 bits for each product with quantized weights.
-const QUANTIZED: f64 = 1e-1;
+/// Where something is rounded to few bits, another order of sums now and then tips a value over to the next step; then
+/// positions from there on may be this far off. Most are as near as all others.
+const TIPPED: f64 = 5e-2;
 
 #[track_caller]
-fn assert_close(shape: Shape, kv: KvType, bound: f64) {
-    let far = furthest(&shape, kv);
-    assert!(far <= bound, "{far} from the twin, bound {bound}, {kv} cache, {shape:?}");
-    // A bound that a wrong result could meet by luck would prove nothing: the twin's own rows differ by more than that.
-    assert!(bound < 0.5);
+fn assert_close(shape: Shape, kv: KvType) {
+    let rounds = kv != KvType::F32 || shape.weights.iter().any(|w| w.is_quantized());
+    let distances = distances(&shape, kv);
+    let (median, furthest) = (distances[distances.len() / 2], distances[distances.len() - 1]);
+    assert!(median <= EXACT, "median {median}, {kv} cache, {shape:?}");
+    let bound = if rounds { TIPPED } else { EXACT };
+    assert!(furthest <= bound, "furthest {furthest}, {kv} cache, {shape:?}");
 }
 
 #[test]
 fn float_weights() {
     for dtype in FLOATS {
-        assert_close(Shape { weights: vec![dtype], ..Shape::default() }, KvType::F32, EXACT);
+        assert_close(Shape { weights: vec![dtype], ..Shape::default() }, KvType::F32);
     }
 }
 
 #[test]
 fn quantized_weights() {
     for dtype in BLOCKS {
-        assert_close(Shape { weights: vec![dtype], ..Shape::default() }, KvType::F32, QUANTIZED);
+        assert_close(Shape { weights: vec![dtype], ..Shape::default() }, KvType::F32);
     }
 }
 
 #[test]
 fn all_types_in_one_file() {
     let weights = FLOATS.into_iter().chain(BLOCKS).collect();
-    assert_close(Shape { weights, n_layers: 3, separate_output: true, ..Shape::default() }, KvType::F32, QUANTIZED);
+    assert_close(Shape { weights, n_layers: 3, separate_output: true, ..Shape::default() }, KvType::F32);
 }
 
 #[test]
 fn every_group_size() {
     for (n_heads, n_kv_heads) in [(1, 1), (4, 4), (6, 2), (9, 3), (5, 1), (8, 1), (12, 2)] {
         let shape = Shape { n_embd: 8 * n_heads, n_heads, n_kv_heads, ..Shape::default() };
-        assert_close(shape, KvType::F32, EXACT);
+        assert_close(shape, KvType::F32);
     }
 }
 
@@ -80,7 +82,7 @@ fn every_group_size() {
 fn every_even_head_dim() {
     for head_dim in [8, 10, 12, 14, 18, 22, 30, 34, 48, 80, 96, 128, 130] {
         let shape = Shape { head_dim: Some(head_dim), ..Shape::default() };
-        assert_close(shape, KvType::F32, EXACT);
+        assert_close(shape, KvType::F32);
     }
 }
 
@@ -98,7 +100,7 @@ fn rows_that_are_no_multiple_of_anything() {
                 separate_output: true,
                 ..Shape::default()
             };
-            assert_close(shape, KvType::F32, EXACT);
+            assert_close(shape, KvType::F32);
         }
     }
 }
@@ -114,7 +116,7 @@ fn rotations() {
         Shape { rope_dims: Some(6), rope_freqs: true, head_dim: Some(14), ..plain },
     ];
     for shape in shapes {
-        assert_close(shape, KvType::F32, EXACT);
+        assert_close(shape, KvType::F32);
     }
 }
 
@@ -139,20 +141,15 @@ fn each_rotation_matters_to_the_twin() {
 #[test]
 fn smaller_caches() {
     // Heads of 32: a whole block.
-    for (kv, bound) in [
-        (KvType::F16, F16_CACHE),
-        (KvType::BF16, BF16_CACHE),
-        (KvType::Q8_0, BF16_CACHE),
-        (KvType::Q4_0, 0.45),
-    ] {
-        assert_close(Shape { rope_freqs: true, head_dim: Some(32), ..Shape::default() }, kv, bound);
+    for kv in [KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Q4_0] {
+        assert_close(Shape { rope_freqs: true, head_dim: Some(32), ..Shape::default() }, kv);
     }
 }
 
 #[test]
 fn a_long_model() {
     let shape = Shape { n_layers: 9, n_embd: 96, n_heads: 6, n_kv_heads: 2, n_ff: 160, ..Shape::default() };
-    assert_close(shape, KvType::F32, EXACT);
+    assert_close(shape, KvType::F32);
 }
 
 /// From `oracles/logits.json` (q8_0, the first prompt): a float64 pass of another author over the same file.

@@ -7,7 +7,7 @@ use granule_quant::DType;
 
 /// Which vocabulary a model gets. Both know every byte.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Vocab {
+pub(crate) enum Vocab {
     /// SentencePiece pieces with scores, as `llama` files have them.
     Spm,
     /// Byte-level BPE with the `llama-bpe` pre-tokenizer.
@@ -16,27 +16,27 @@ pub enum Vocab {
 
 /// The shape of a model.
 #[derive(Clone, Debug)]
-pub struct Shape {
-    pub n_embd: usize,
-    pub n_layers: usize,
-    pub n_heads: usize,
-    pub n_kv_heads: usize,
+pub(crate) struct Shape {
+    pub(crate) n_embd: usize,
+    pub(crate) n_layers: usize,
+    pub(crate) n_heads: usize,
+    pub(crate) n_kv_heads: usize,
     /// Written as `key_length` and `value_length` where it is given.
-    pub head_dim: Option<usize>,
+    pub(crate) head_dim: Option<usize>,
     /// Rotated elements of each head, where not all of them are.
-    pub rope_dims: Option<usize>,
-    pub n_ff: usize,
-    pub n_ctx: u32,
-    pub rope_base: Option<f32>,
+    pub(crate) rope_dims: Option<usize>,
+    pub(crate) n_ff: usize,
+    pub(crate) n_ctx: u32,
+    pub(crate) rope_base: Option<f32>,
     /// Linear scaling of positions.
-    pub linear: Option<f32>,
+    pub(crate) linear: Option<f32>,
     /// A `rope_freqs.weight`, as Llama 3.1 has it.
-    pub rope_freqs: bool,
-    pub separate_output: bool,
+    pub(crate) rope_freqs: bool,
+    pub(crate) separate_output: bool,
     /// Types of the weight matrices, dealt out in turn.
-    pub weights: Vec<DType>,
-    pub vocab: Vocab,
-    pub seed: u64,
+    pub(crate) weights: Vec<DType>,
+    pub(crate) vocab: Vocab,
+    pub(crate) seed: u64,
 }
 
 impl Default for Shape {
@@ -63,23 +63,23 @@ impl Default for Shape {
 
 /// A weight before it is in a file.
 #[derive(Clone, Debug)]
-pub struct Weight {
-    pub name: String,
-    pub dims: Vec<u64>,
-    pub ty: GgmlType,
-    pub data: Vec<u8>,
+pub(crate) struct Weight {
+    pub(crate) name: String,
+    pub(crate) dims: Vec<u64>,
+    pub(crate) ty: GgmlType,
+    pub(crate) data: Vec<u8>,
 }
 
 /// A model in parts: change one, and the file has that fault.
 #[derive(Clone, Debug)]
-pub struct Made {
-    pub meta: Vec<(String, Value)>,
-    pub weights: Vec<Weight>,
+pub(crate) struct Made {
+    pub(crate) meta: Vec<(String, Value)>,
+    pub(crate) weights: Vec<Weight>,
 }
 
 impl Made {
     /// A whole and valid model of this shape.
-    pub fn new(shape: &Shape) -> Made {
+    pub(crate) fn new(shape: &Shape) -> Made {
         let (tokens, vocab_meta) = match shape.vocab {
             Vocab::Spm => spm(),
             Vocab::Bpe => bpe(),
@@ -129,19 +129,19 @@ impl Made {
     }
 
     /// Sets a metadata value, in place of another of that key if there is one.
-    pub fn set(&mut self, key: &str, value: Value) -> &mut Made {
+    pub(crate) fn set(&mut self, key: &str, value: Value) -> &mut Made {
         self.meta.retain(|(k, _)| k != key);
         self.meta.push((key.to_owned(), value));
         self
     }
 
     /// The weight of this name.
-    pub fn weight(&mut self, name: &str) -> &mut Weight {
+    pub(crate) fn weight(&mut self, name: &str) -> &mut Weight {
         self.weights.iter_mut().find(|w| w.name == name).unwrap()
     }
 
     /// The model as the bytes of a file.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut writer = GgufWriter::new(3).unwrap();
         for (key, value) in &self.meta {
             writer.set(key, value.clone()).unwrap();
@@ -153,7 +153,7 @@ impl Made {
     }
 
     /// Writes the model into `dir` and says where.
-    pub fn write(&self, dir: &Path) -> PathBuf {
+    pub(crate) fn write(&self, dir: &Path) -> PathBuf {
         let path = dir.join("model.gguf");
         std::fs::write(&path, self.bytes()).unwrap();
         path
@@ -162,10 +162,15 @@ impl Made {
 
 impl Weight {
     /// `dims` with the row's length first.
-    pub fn new(name: &str, dims: &[usize], dtype: DType, values: &[f32]) -> Weight {
+    pub(crate) fn new(name: &str, dims: &[usize], dtype: DType, values: &[f32]) -> Weight {
         let mut data = vec![0; dtype.row_bytes(values.len()).unwrap()];
         granule_quant::encode(dtype, values, &mut data).unwrap();
-        Weight { name: name.to_owned(), dims: dims.iter().map(|&n| n as u64).collect(), ty: dtype.into(), data }
+        Weight {
+            name: name.to_owned(),
+            dims: dims.iter().map(|&n| n as u64).collect(),
+            ty: dtype.into(),
+            data,
+        }
     }
 }
 
@@ -201,7 +206,8 @@ fn metadata(shape: &Shape) -> Vec<(String, Value)> {
 }
 
 /// Pieces that real text is made of, so that a test's prompts become tokens of several kinds.
-const PIECES: &[&str] = &["th", "he", "the", "an", "and", "on", "once", "up", "er", "in", "ing", "a", "t", "h", "e"];
+const PIECES: &[&str] =
+    &["th", "he", "the", "an", "and", "on", "once", "up", "er", "in", "ing", "a", "t", "h", "e"];
 
 /// Number of tokens and the metadata of a small SentencePiece vocabulary with byte fallback.
 fn spm() -> (usize, Vec<(String, Value)>) {
@@ -255,16 +261,16 @@ fn with_tokens(mut meta: Vec<(String, Value)>, tokens: Vec<(String, i32)>) -> Ve
 }
 
 /// Marsaglia's xorshift64*: the same weights for the same seed, on every machine.
-pub struct Dice(pub u64);
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
     /// Evenly from -1 to 1.
-    pub fn signed(&mut self) -> f32 {
+    pub(crate) fn signed(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 
     /// Evenly from 0 to `n`, without `n`.
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() >> 33) as usize % n
     }
 

@@ -1,4 +1,4 @@
 //! What the engine's tests share: the naive twin, and a maker of models.
 
-pub mod make;
-pub mod naive;
+pub(crate) mod make;
+pub(crate) mod naive;

@@ -16,6 +16,8 @@ enum Value {
 struct Tensor {
     row_len: usize,
     data: Vec<f64>,
+    /// Whether it came in blocks of small integers.
+    quantized: bool,
 }
 
 impl Tensor {
@@ -25,20 +27,23 @@ impl Tensor {
 
     /// One output per row: its dot product with `x`.
     fn times(&self, x: &[f64]) -> Vec<f64> {
-        assert_eq!(x.len(), self.row_len);
         self.data.chunks(self.row_len).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
     }
 }
 
 /// A model, read whole and dequantized.
-pub struct Naive {
+pub(crate) struct Naive {
     meta: HashMap<String, Value>,
     tensors: HashMap<String, Tensor>,
+    /// Whether activations are rounded to 8 bits in front of quantized weights, as the engine does.
+    rounds_activations: bool,
+    /// What keys and values are rounded to: a type's name.
+    cache: &'static str,
 }
 
 impl Naive {
     /// Reads a GGUF file of version 2 or 3.
-    pub fn read(path: &Path) -> Naive {
+    pub(crate) fn read(path: &Path) -> Naive {
         let file = std::fs::read(path).unwrap();
         let mut at = Reader { file: &file, pos: 0 };
         assert_eq!(at.take(4), b"GGUF");
@@ -60,9 +65,27 @@ impl Naive {
         let start = at.pos.next_multiple_of(align);
         let tensors = infos.into_iter().map(|(name, dims, kind, offset)| {
             let data = decode(kind, &file[start + offset..], dims.iter().product());
-            (name, Tensor { row_len: dims[0], data })
+            (name, Tensor { row_len: dims[0], data, quantized: !matches!(kind, 0 | 1 | 30) })
         });
-        Naive { tensors: tensors.collect(), meta }
+        Naive { tensors: tensors.collect(), meta, rounds_activations: false, cache: "f32" }
+    }
+
+    /// The same with the roundings that the engine's formats bring: of keys and values to `cache`, and of activations
+    /// in front of quantized weights.
+    pub(crate) fn rounding(self, cache: &'static str) -> Naive {
+        Naive { rounds_activations: true, cache, ..self }
+    }
+
+    fn product(&self, weight: &Tensor, x: &[f64]) -> Vec<f64> {
+        assert_eq!(x.len(), weight.row_len);
+        let mut x = x.to_vec();
+        if self.rounds_activations && weight.quantized {
+            x.chunks_mut(32).for_each(|block| {
+                let d = largest(block).abs() / 127.0;
+                block.iter_mut().for_each(|x| *x = if d == 0.0 { 0.0 } else { d * (*x / d).round() });
+            });
+        }
+        weight.times(&x)
     }
 
     fn number(&self, key: &str) -> Option<f64> {
@@ -81,7 +104,7 @@ impl Naive {
     }
 
     /// The logits behind each token of `tokens`, n_vocab long each.
-    pub fn forward(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
+    pub(crate) fn forward(&self, tokens: &[u32]) -> Vec<Vec<f64>> {
         let n_heads = self.count("attention.head_count");
         let n_kv_heads = self.number("attention.head_count_kv").map_or(n_heads, |n| n as usize);
         let n_embd = self.count("embedding_length");
@@ -96,30 +119,33 @@ impl Naive {
             let mut values: Vec<Vec<f64>> = Vec::new();
             for (pos, x) in xs.iter_mut().enumerate() {
                 let h = rms_norm(x, weight("attn_norm"), eps);
-                let mut q = weight("attn_q").times(&h);
-                let mut k = weight("attn_k").times(&h);
+                let mut q = self.product(weight("attn_q"), &h);
+                let mut k = self.product(weight("attn_k"), &h);
                 q.chunks_mut(head_dim).for_each(|head| self.rotate(head, pos));
                 k.chunks_mut(head_dim).for_each(|head| self.rotate(head, pos));
-                keys.push(k);
-                values.push(weight("attn_v").times(&h));
+                keys.push(stored(self.cache, k));
+                values.push(stored(self.cache, self.product(weight("attn_v"), &h)));
                 let mut mixed = Vec::new();
                 for (head, q) in q.chunks(head_dim).enumerate() {
                     let kv_head = head / (n_heads / n_kv_heads);
                     let part = kv_head * head_dim..(kv_head + 1) * head_dim;
                     let scores = keys.iter().map(|k| dot(q, &k[part.clone()]) / (head_dim as f64).sqrt());
                     let shares = softmax(&scores.collect::<Vec<_>>());
-                    mixed.extend(part.map(|i| shares.iter().zip(&values).map(|(s, v)| s * v[i]).sum::<f64>()));
+                    mixed
+                        .extend(part.map(|i| shares.iter().zip(&values).map(|(s, v)| s * v[i]).sum::<f64>()));
                 }
-                add(x, &weight("attn_output").times(&mixed));
+                add(x, &self.product(weight("attn_output"), &mixed));
                 let h = rms_norm(x, weight("ffn_norm"), eps);
-                let up = weight("ffn_up").times(&h);
-                let gated: Vec<f64> =
-                    weight("ffn_gate").times(&h).iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-                add(x, &weight("ffn_down").times(&gated));
+                let up = self.product(weight("ffn_up"), &h);
+                let gate = self.product(weight("ffn_gate"), &h);
+                let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
+                add(x, &self.product(weight("ffn_down"), &gated));
             }
         }
         let output = self.tensors.get("output.weight").unwrap_or(embd);
-        xs.iter().map(|x| output.times(&rms_norm(x, self.tensor("output_norm.weight"), eps))).collect()
+        xs.iter()
+            .map(|x| self.product(output, &rms_norm(x, self.tensor("output_norm.weight"), eps)))
+            .collect()
     }
 
     /// Turns each adjacent pair of a head's rotated part by its angle: pos * base^(-2i/d), linear scaling and
@@ -160,6 +186,36 @@ fn softmax(scores: &[f64]) -> Vec<f64> {
     shares.iter().map(|s| s / sum).collect()
 }
 
+/// A row of keys or values after it was stored as this type and read again.
+fn stored(kind: &str, row: Vec<f64>) -> Vec<f64> {
+    let rounded = |x: f64, bits: i32| {
+        let step = 2f64.powi((x.abs().log2().floor() as i32).max(-14) - bits);
+        if x == 0.0 { 0.0 } else { (x / step).round_ties_even() * step }
+    };
+    let half = |x: f64| rounded(x, 10);
+    let blocks = |each: fn(f64, f64) -> f64, steps: f64| {
+        let block = |b: &[f64]| -> Vec<f64> {
+            let d = largest(b) / steps;
+            b.iter().map(|&x| if d == 0.0 { 0.0 } else { half(d) * each(x, d) }).collect()
+        };
+        row.chunks(32).flat_map(block).collect()
+    };
+    match kind {
+        "f32" => row,
+        "f16" => row.into_iter().map(half).collect(),
+        "bf16" => row.into_iter().map(|x| rounded(x, 7)).collect(),
+        // The sign of d does not matter here: rounding is the same on both sides of zero.
+        "q8_0" => blocks(|x, d| (x / d).round(), 127.0),
+        "q4_0" => blocks(|x, d| (x / d + 8.5).trunc().min(15.0) - 8.0, -8.0),
+        other => panic!("the twin does not know a cache of {other}"),
+    }
+}
+
+/// The value of largest magnitude, the first one on a tie.
+fn largest(block: &[f64]) -> f64 {
+    block.iter().fold(0.0, |m: f64, &x| if x.abs() > m.abs() { x } else { m })
+}
+
 /// The first `n` elements of a tensor of ggml's type number `kind`.
 fn decode(kind: u32, bytes: &[u8], n: usize) -> Vec<f64> {
     match kind {
@@ -168,7 +224,9 @@ fn decode(kind: u32, bytes: &[u8], n: usize) -> Vec<f64> {
         30 => bytes.chunks(2).take(n).map(|b| f64::from(f32::from_le_bytes([0, 0, b[0], b[1]]))).collect(),
         8 => blocks(bytes, n, 34, |b| (0..32).map(|j| half(b) * f64::from(b[2 + j] as i8)).collect()),
         2 => blocks(bytes, n, 18, |b| (0..32).map(|j| half(b) * (nibble(&b[2..], j) - 8.0)).collect()),
-        3 => blocks(bytes, n, 20, |b| (0..32).map(|j| half(b) * nibble(&b[4..], j) + half(&b[2..])).collect()),
+        3 => {
+            blocks(bytes, n, 20, |b| (0..32).map(|j| half(b) * nibble(&b[4..], j) + half(&b[2..])).collect())
+        }
         other => panic!("the twin does not know type {other}"),
     }
 }
