@@ -292,6 +292,10 @@ impl Reservation {
                 if let Some((granule, _)) = self.mapped(place) {
                     granule.change_use(access, before);
                 }
+                let (at, len) = (self.address(place), Bytes::from_usize(self.granule));
+                // The system may have changed the first few of several mappings before it failed.
+                // SAFETY: as above.
+                let _ = unsafe { self.device().backend().set_access(at, len, before) };
             }
             return Err(error);
         }

@@ -1,7 +1,7 @@
 //! Reservations and granules on the host device: mapping, aliasing, access, and giving back.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use granule_device::{Access, Bytes, Device, Error, HostOptions};
+use granule_device::{Access, Bytes, Device, Error, FaultPlan, HostOptions, LiveCounts};
 use proptest::prelude::*;
 
 const GRANULE: usize = 4096 * 4;
@@ -107,6 +107,45 @@ fn wrong_places_and_sizes_are_refused() {
     }
 }
 
+#[test]
+fn retired_places_stay_mapped_until_finished() {
+    let device = device(4);
+    let mut range = device.reserve(Bytes::from_usize(3 * GRANULE)).unwrap();
+    let granules = [(); 2].map(|()| device.create_granule().unwrap());
+    range.map(0, &granules, Access::ReadWrite).unwrap();
+    let mut retired = range.retire(1..2).unwrap();
+    assert!(matches!(range.retire(0..2), Err(Error::NotMapped { place: 1 })));
+    assert!(matches!(range.slice(place(1)), Err(Error::NotMapped { place: 1 })));
+    assert!(matches!(range.map(1, &granules[1..], Access::ReadOnly), Err(Error::Retiring { place: 1 })));
+    let mut other = device.reserve(Bytes::from_usize(GRANULE)).unwrap();
+    assert!(
+        matches!(other.map(0, &granules[1..], Access::ReadOnly), Err(Error::Aliased { .. })),
+        "still in use"
+    );
+
+    // Work that is under way still finds its memory, also when the reservation is gone.
+    let fault = device.inject_fault(FaultPlan::nth(1));
+    assert!(matches!(retired.finish(), Err(Error::Injected { .. })));
+    drop(fault);
+    assert_eq!((retired.len(), device.live().mappings), (1, 1));
+    assert!(retired.finish().unwrap()[0].is_same(&granules[1]));
+    other.map(0, &granules[1..], Access::ReadOnly).unwrap();
+    drop((other, retired));
+    range.map(1, &granules[1..], Access::ReadWrite).unwrap();
+
+    let retired = range.retire(0..1).unwrap();
+    let refused = device.inject_fault(FaultPlan::nth(1));
+    drop(retired);
+    drop(refused);
+    range.map(0, &granules[..1], Access::ReadWrite).unwrap();
+
+    let retired = range.retire(0..2).unwrap();
+    drop((range, granules));
+    assert_eq!((device.live().reservations, device.live().granules), (1, 2));
+    drop(retired);
+    assert_eq!(device.live(), LiveCounts::default());
+}
+
 /// What a naive model knows of one reservation: per place, which granule and how.
 type Model = Vec<Option<(usize, Access)>>;
 
@@ -149,7 +188,7 @@ proptest! {
             let mut ids = [0, 1, 2, 3];
             let mut model: [Model; 2] = [vec![None; 5], vec![None; 5]];
             for (op, fault) in ops {
-                let fault = device.inject_fault(granule_device::FaultPlan::nth(fault));
+                let fault = device.inject_fault(FaultPlan::nth(fault));
                 let uses = |model: &[Model; 2], id: usize| -> Vec<Access> {
                     model.iter().flatten().flatten().filter(|use_| use_.0 == id).map(|use_| use_.1).collect()
                 };
@@ -220,7 +259,7 @@ proptest! {
                 prop_assert_eq!(memory.total.saturating_sub(memory.free), held);
             }
         }
-        prop_assert_eq!(device.live(), granule_device::LiveCounts::default());
+        prop_assert_eq!(device.live(), LiveCounts::default());
         let memory = device.memory().unwrap();
         prop_assert_eq!(memory.free, memory.total);
     }
