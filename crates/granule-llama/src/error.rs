@@ -294,6 +294,12 @@ pub enum Error {
         /// The character or byte.
         what: String,
     },
+    /// A text has a word, between places where words always part, that is too long to be turned into tokens.
+    #[error("a word of {len} bytes is too long to be turned into tokens; at most 4 GiB are possible")]
+    TextTooLong {
+        /// Its length in bytes.
+        len: usize,
+    },
 
     // ---- chat ----
     /// The file brings no chat template.

@@ -3,7 +3,7 @@
 use super::ChatMessage;
 use crate::error::{Error, Result};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Value;
+use minijinja::value::{Kwargs, Value};
 use minijinja::{AutoEscape, Environment, ErrorKind, context};
 use std::io;
 
@@ -112,7 +112,8 @@ fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
 }
 
 /// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`: minijinja's own filter escapes for HTML.
-fn to_json(value: &Value, indent: Option<usize>) -> Result<Value, minijinja::Error> {
+fn to_json(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
     let fail = |e: serde_json::Error| {
         minijinja::Error::new(ErrorKind::BadSerialization, "cannot be written as JSON").with_source(e)
     };

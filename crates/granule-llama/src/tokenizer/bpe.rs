@@ -5,7 +5,7 @@
 //! vocabulary's end for a piece that only merge rules name.
 
 use super::TokenId;
-use super::merge::Merger;
+use super::merge::{self, Merger};
 use super::pre::PreTokenizer;
 use super::vocab::Vocab;
 use crate::error::{Error, Result, excerpt};
@@ -30,11 +30,17 @@ struct Merge {
 }
 
 /// A piece of a word.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 struct Piece {
     number: u32,
     /// In bytes.
-    len: usize,
+    len: u32,
+}
+
+impl merge::Piece for Piece {
+    fn len(self) -> u32 {
+        self.len
+    }
 }
 
 /// Numbers for pieces that are no tokens.
@@ -103,9 +109,9 @@ impl Bpe {
                 Some((Reverse(merge.rank), Piece { number: merge.merged, len: left.len + right.len }))
             };
             let mut at = 0;
-            for piece in merger.merge(pieces, pair) {
-                let bytes = &word[at..at + piece.len];
-                at += piece.len;
+            for piece in merger.merge(word.len(), pieces, pair)? {
+                let bytes = &word[at..at + piece.len as usize];
+                at += bytes.len();
                 if (piece.number as usize) < vocab.len() {
                     out.push(TokenId(piece.number));
                 } else {

@@ -1,37 +1,39 @@
 //! Byte-pair merging, shared by both kinds of tokenizer: again and again the best pair of neighbours becomes one.
 
+use crate::error::{Error, Result};
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 
-const NONE: usize = usize::MAX;
+/// In place of a neighbour: there is none.
+const NONE: u32 = u32::MAX;
+/// In place of the neighbour before: the piece has become part of that one.
+const MERGED: u32 = u32::MAX - 1;
+
+/// A piece of text. Pieces are small, because a long text has millions of them at once.
+pub(super) trait Piece: Copy {
+    /// In bytes, never 0.
+    fn len(self) -> u32;
+}
 
 /// A piece of text in a doubly linked list.
 struct Node<P> {
-    /// `None` once it has become part of the piece before it.
-    piece: Option<P>,
-    prev: usize,
-    next: usize,
+    piece: P,
+    prev: u32,
+    next: u32,
 }
 
 /// Two neighbours that may become one.
 struct Candidate<K, P> {
     key: K,
-    left: usize,
-    right: usize,
-    pieces: (P, P),
+    left: u32,
+    right: u32,
     merged: P,
 }
 
-impl<K: Ord, P> Candidate<K, P> {
-    /// The greatest key first, the leftmost pair of those.
-    fn rank(&self) -> (&K, Reverse<usize>) {
-        (&self.key, Reverse(self.left))
-    }
-}
-
 impl<K: Ord, P> Ord for Candidate<K, P> {
+    /// The greatest key first, the leftmost pair of those.
     fn cmp(&self, other: &Self) -> Ordering {
-        self.rank().cmp(&other.rank())
+        (&self.key, Reverse(self.left)).cmp(&(&other.key, Reverse(other.left)))
     }
 }
 
@@ -55,58 +57,66 @@ pub(super) struct Merger<K, P> {
     heap: BinaryHeap<Candidate<K, P>>,
 }
 
-impl<K: Ord, P: Copy + PartialEq> Merger<K, P> {
+impl<K: Ord, P: Piece> Merger<K, P> {
     pub(super) fn new() -> Self {
         Self { nodes: Vec::new(), heap: BinaryHeap::new() }
     }
 
-    /// Merge `pieces` for as long as `pair` knows what two neighbours become, and how good that is: the pair with the
-    /// greatest key goes first, the leftmost of equals. Of `n` pieces at most `2 n` pairs are looked at twice; a
-    /// merged piece must differ from both of its parts. Returns what is left, in order.
+    /// Merge the `pieces` of a word of `len` bytes for as long as `pair` knows what two neighbours become, and how
+    /// good that is: the pair with the greatest key goes first, the leftmost of equals. Returns what is left, in
+    /// order. Of `n` pieces at most `3 n` pairs are looked at.
+    ///
+    /// # Errors
+    /// [`Error::TextTooLong`].
     pub(super) fn merge(
         &mut self,
+        len: usize,
         pieces: impl Iterator<Item = P>,
         pair: impl Fn(P, P) -> Option<(K, P)>,
-    ) -> impl Iterator<Item = P> {
+    ) -> Result<impl Iterator<Item = P>> {
+        // So all lengths and places in the list fit.
+        if len >= MERGED as usize {
+            return Err(Error::TextTooLong { len });
+        }
         self.nodes.clear();
         self.heap.clear();
-        self.nodes.extend(pieces.enumerate().map(|(i, piece)| Node {
-            piece: Some(piece),
-            prev: i.checked_sub(1).unwrap_or(NONE),
-            next: i + 1,
+        self.nodes.extend((0u32..).zip(pieces).map(|(at, piece)| Node {
+            piece,
+            prev: at.checked_sub(1).unwrap_or(NONE),
+            next: at + 1,
         }));
         if let Some(last) = self.nodes.last_mut() {
             last.next = NONE;
         }
-        for left in 1..self.nodes.len() {
-            self.consider(left - 1, left, &pair);
+        for right in 1..self.nodes.len() as u32 {
+            self.consider(right - 1, right, &pair);
         }
         while let Some(best) = self.heap.pop() {
-            // Pieces only grow or vanish, so a pair is still there if both of its pieces are.
-            if self.nodes[best.left].piece != Some(best.pieces.0)
-                || self.nodes[best.right].piece != Some(best.pieces.1)
-            {
+            let (left, right) = (&self.nodes[best.left as usize], &self.nodes[best.right as usize]);
+            // Pieces only grow or vanish: a pair is as it was if both are there and as long together as they were.
+            let there = left.prev != MERGED && right.prev != MERGED;
+            if !there || left.piece.len() + right.piece.len() != best.merged.len() {
                 continue;
             }
-            let next = self.nodes[best.right].next;
-            self.nodes[best.right].piece = None;
-            self.nodes[best.left].piece = Some(best.merged);
-            self.nodes[best.left].next = next;
-            if next != NONE {
-                self.nodes[next].prev = best.left;
+            let (prev, next) = (left.prev, right.next);
+            self.nodes[best.right as usize].prev = MERGED;
+            let left = &mut self.nodes[best.left as usize];
+            left.piece = best.merged;
+            left.next = next;
+            if let Some(next) = self.nodes.get_mut(next as usize) {
+                next.prev = best.left;
             }
-            self.consider(self.nodes[best.left].prev, best.left, &pair);
+            self.consider(prev, best.left, &pair);
             self.consider(best.left, next, &pair);
         }
-        self.nodes.iter().filter_map(|node| node.piece)
+        Ok(self.nodes.iter().filter(|node| node.prev != MERGED).map(|node| node.piece))
     }
 
-    fn consider(&mut self, left: usize, right: usize, pair: &impl Fn(P, P) -> Option<(K, P)>) {
-        let piece = |at: usize| self.nodes.get(at).and_then(|node| node.piece);
-        if let (Some(a), Some(b)) = (piece(left), piece(right))
-            && let Some((key, merged)) = pair(a, b)
+    fn consider(&mut self, left: u32, right: u32, pair: &impl Fn(P, P) -> Option<(K, P)>) {
+        if let (Some(a), Some(b)) = (self.nodes.get(left as usize), self.nodes.get(right as usize))
+            && let Some((key, merged)) = pair(a.piece, b.piece)
         {
-            self.heap.push(Candidate { key, left, right, pieces: (a, b), merged });
+            self.heap.push(Candidate { key, left, right, merged });
         }
     }
 }

@@ -165,3 +165,124 @@ fn smollm_word(text: &str) -> usize {
     // A number parts the text, so that white space before one ends it.
     white(text, run, matches!(class_at(text, run), None | Some(Class::Number)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fancy_regex::Regex;
+    use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    static LLAMA: LazyLock<Regex> = LazyLock::new(|| {
+        let pattern = concat!(
+            r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|",
+            r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        );
+        Regex::new(pattern).unwrap()
+    });
+    static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\p{N}|\P{N}+").unwrap());
+    static GPT2: LazyLock<Regex> = LazyLock::new(|| {
+        let pattern = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+        Regex::new(pattern).unwrap()
+    });
+
+    /// The published expressions, run by an engine of regular expressions.
+    fn twin(pre: PreTokenizer, text: &str) -> Vec<&str> {
+        fn split<'t>(regex: &Regex, text: &'t str) -> Vec<&'t str> {
+            regex.find_iter(text).map(|m| m.unwrap().as_str()).collect()
+        }
+        match pre {
+            PreTokenizer::LlamaBpe => split(&LLAMA, text),
+            PreTokenizer::Smollm => {
+                split(&NUMBER, text).into_iter().flat_map(|part| split(&GPT2, part)).collect()
+            }
+        }
+    }
+
+    fn text() -> impl Strategy<Value = String> {
+        let often = prop::sample::select(vec![
+            " ",
+            " ",
+            "  ",
+            "\n",
+            "\r",
+            "\r\n",
+            "\t",
+            "\u{a0}",
+            "\u{3000}",
+            "\u{85}",
+            "\u{200b}",
+            "'",
+            "'s",
+            "'S",
+            "'ll",
+            "'Ve",
+            "'rE",
+            "'d",
+            "a",
+            "word",
+            "é",
+            "e\u{301}",
+            "ß",
+            "ǅ",
+            "ʰ",
+            "世",
+            "ﬀ",
+            "1",
+            "22",
+            "4444",
+            "½",
+            "Ⅷ",
+            "٣",
+            "_",
+            "!",
+            "--",
+            "…",
+            "€",
+            "🙂",
+            "\u{ad}",
+            "\0",
+            "\u{e000}",
+            "\u{10ffff}",
+        ])
+        .prop_map(str::to_owned);
+        let piece = prop_oneof![6 => often, 1 => "[ -\u{17f}]".prop_map(String::from)];
+        prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn words_are_what_the_expressions_find(text in text()) {
+            for pre in [PreTokenizer::LlamaBpe, PreTokenizer::Smollm] {
+                let words: Vec<&str> = pre.words(&text).collect();
+                prop_assert_eq!(&words, &twin(pre, &text), "{:?}", pre);
+                prop_assert_eq!(words.concat(), text.as_str());
+            }
+        }
+    }
+
+    #[test]
+    fn classes_are_unicodes() {
+        let all: String = ('\0'..=char::MAX).collect();
+        let set = |pattern: &str| -> std::collections::HashSet<char> {
+            let regex = Regex::new(pattern).unwrap();
+            regex.find_iter(&all).flat_map(|m| m.unwrap().as_str().chars()).collect()
+        };
+        let [letters, numbers, spaces, unassigned] = [r"\p{L}+", r"\p{N}+", r"\s+", r"\p{Cn}+"].map(set);
+        // The two libraries may know different versions of Unicode, in which characters are added, never changed.
+        let old = |c: &char| {
+            !unassigned.contains(c) && c.general_category() != unicode_properties::GeneralCategory::Unassigned
+        };
+        for c in all.chars().filter(old) {
+            let class = match () {
+                () if letters.contains(&c) => Class::Letter,
+                () if numbers.contains(&c) => Class::Number,
+                () if spaces.contains(&c) => Class::Space,
+                () => Class::Other,
+            };
+            assert!(Class::of(c) == class, "{c:?}");
+        }
+    }
+}

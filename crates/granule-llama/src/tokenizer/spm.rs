@@ -5,7 +5,7 @@
 //! is no token becomes its bytes, or the unknown token where the vocabulary lacks one of them.
 
 use super::TokenId;
-use super::merge::Merger;
+use super::merge::{Merger, Piece};
 use super::vocab::{SPACE_MARK, Vocab};
 use crate::error::{Error, Result, excerpt};
 use crate::gguf::Metadata;
@@ -17,13 +17,21 @@ pub(super) struct Spm {
     keys: Vec<i32>,
     /// Bytes of the longest token.
     longest: usize,
+    /// Whether spaces occur in tokens only at the beginning, so that words can be merged one by one.
+    by_word: bool,
 }
 
-/// A piece of the text: bytes from `start` to `end`.
-#[derive(Clone, Copy, PartialEq)]
+/// A piece of a word: bytes from `start` to `end`.
+#[derive(Clone, Copy)]
 struct Span {
-    start: usize,
-    end: usize,
+    start: u32,
+    end: u32,
+}
+
+impl Piece for Span {
+    fn len(self) -> u32 {
+        self.end - self.start
+    }
 }
 
 impl Spm {
@@ -40,8 +48,10 @@ impl Spm {
                 problem: "has a score that is no number",
             });
         }
-        let longest = (0..vocab.len() as u32).map(|id| text(id).len()).max().unwrap_or(0);
-        Ok(Self { keys: scores.iter().map(|&score| ordered(score)).collect(), longest })
+        let texts = (0..vocab.len() as u32).map(text);
+        let longest = texts.clone().map(str::len).max().unwrap_or(0);
+        let by_word = !texts.clone().any(|text| words(text).nth(1).is_some());
+        Ok(Self { keys: scores.iter().map(|&score| ordered(score)).collect(), longest, by_word })
     }
 
     /// Append the tokens of `text`, with a space in front of it where `space_prefix` says so.
@@ -57,26 +67,57 @@ impl Spm {
             marked.push(SPACE_MARK);
         }
         marked.extend(text.chars().map(|c| if c == ' ' { SPACE_MARK } else { c }));
-        let bytes = marked.as_bytes();
+        let mut merger = Merger::new();
+        if self.by_word {
+            words(&marked).try_for_each(|word| self.encode_word(vocab, word, &mut merger, out))
+        } else {
+            self.encode_word(vocab, &marked, &mut merger, out)
+        }
+    }
 
-        let characters = marked.char_indices().map(|(start, c)| Span { start, end: start + c.len_utf8() });
+    fn encode_word(
+        &self,
+        vocab: &Vocab,
+        word: &str,
+        merger: &mut Merger<i32, Span>,
+        out: &mut Vec<TokenId>,
+    ) -> Result<()> {
+        let bytes = |span: Span| &word.as_bytes()[span.start as usize..span.end as usize];
+        let mut end = 0;
+        let characters = word.chars().map(|c| {
+            let start = end;
+            end += c.len_utf8() as u32;
+            Span { start, end }
+        });
         let pair = |left: Span, right: Span| {
             let span = Span { start: left.start, end: right.end };
-            if span.end - span.start > self.longest {
+            if span.len() as usize > self.longest {
                 return None;
             }
-            let token = vocab.find(&bytes[span.start..span.end])?;
+            let token = vocab.find(bytes(span))?;
             Some((*self.keys.get(token.index())?, span))
         };
-        for span in Merger::new().merge(characters, pair) {
-            let piece = &bytes[span.start..span.end];
-            match vocab.find(piece) {
+        for span in merger.merge(word.len(), characters, pair)? {
+            match vocab.find(bytes(span)) {
                 Some(token) => out.push(token),
-                None => vocab.push_bytes(piece, out)?,
+                None => vocab.push_bytes(bytes(span), out)?,
             }
         }
         Ok(())
     }
+}
+
+/// A text parted in front of every space that follows something else. No token reaches over such a place if none has
+/// one inside.
+fn words(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let begun = rest.trim_start_matches(SPACE_MARK);
+        let spaces = rest.len() - begun.len();
+        let (word, after) = rest.split_at(spaces + begun.find(SPACE_MARK).unwrap_or(begun.len()));
+        rest = after;
+        (!word.is_empty()).then_some(word)
+    })
 }
 
 /// An integer that orders as the float does, for floats that are numbers; both zeros are one.

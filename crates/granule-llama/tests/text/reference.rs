@@ -1,14 +1,17 @@
 //! Tokenizers against a folder of reference answers and models, which is not part of the project: run with
-//! `GRANULE_REFERENCE=DIR cargo test -p granule-llama --test tokenizer_reference -- --ignored`. `DIR` holds `models/`
+//! `GRANULE_REFERENCE=DIR cargo test -p granule-llama --test text -- --ignored`. `DIR` holds `models/`
 //! and `oracles/`, and may hold `SmolLM2-135M-Instruct.Q4_1.gguf`, without which its answers are an error.
 
-use granule_llama::gguf::Gguf;
+use granule_llama::gguf::{Array, Gguf, GgufWriter, Strings, Value};
 use granule_llama::tokenizer::{EncodeOptions, TokenId, Tokenizer};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 fn folder() -> PathBuf {
-    std::env::var_os("GRANULE_REFERENCE").expect("GRANULE_REFERENCE names the folder of reference answers").into()
+    std::env::var_os("GRANULE_REFERENCE")
+        .expect("GRANULE_REFERENCE names the folder of reference answers")
+        .into()
 }
 
 fn tokenizer(path: &Path) -> Tokenizer {
@@ -83,4 +86,59 @@ fn models_agree_with_llama_cpp() {
             assert_eq!(t.decode(&ids(&case["tokens"])).unwrap(), case["text"].as_str().unwrap());
         }
     }
+}
+
+/// The part of `llama-bpe` that the texts of `data/llama.inp` can reach: single bytes, every token and every merge
+/// rule whose text, in the alphabet of bytes, occurs in one of them, and the two special tokens that the file names.
+fn reduced(whole: &Gguf, texts: &str) -> Vec<u8> {
+    let m = whole.metadata();
+    let alphabet = crate::vocabulary::byte_alphabet();
+    let reachable: HashSet<String> = {
+        let text: Vec<char> = texts.bytes().map(|b| alphabet[usize::from(b)]).collect();
+        (1..48).flat_map(|len| text.windows(len).map(|w| w.iter().collect())).collect()
+    };
+    let keep = |text: &str| text.chars().count() == 1 || reachable.contains(text);
+    let tokens = m.get_strings("tokenizer.ggml.tokens").unwrap();
+    let types = m.get_u32s("tokenizer.ggml.token_type").unwrap();
+    let special = ["tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"];
+    let special_ids = special.map(|key| m.get_u32(key).unwrap());
+    let kept: Vec<u32> = (0..tokens.len() as u32)
+        .filter(|id| special_ids.contains(id) || keep(tokens.get(*id as usize).unwrap()))
+        .collect();
+    let merges: Strings = m
+        .get_strings("tokenizer.ggml.merges")
+        .unwrap()
+        .iter()
+        .filter(|rule| keep(&rule.replace(' ', "")))
+        .collect();
+
+    let mut out = GgufWriter::new(3).unwrap();
+    let mut set = |key: &str, value| out.set(key, value).unwrap();
+    for key in ["general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre"] {
+        set(key, m.get(key).unwrap().clone());
+    }
+    let strings = kept.iter().map(|&id| tokens.get(id as usize).unwrap()).collect();
+    set("tokenizer.ggml.tokens", Value::Array(Array::String(strings)));
+    let kept_types = kept.iter().map(|&id| types[id as usize] as i32).collect();
+    set("tokenizer.ggml.token_type", Value::Array(Array::I32(kept_types)));
+    set("tokenizer.ggml.merges", Value::Array(Array::String(merges)));
+    for (key, id) in special.into_iter().zip(special_ids) {
+        set(key, Value::U32(kept.iter().position(|&k| k == id).unwrap() as u32));
+    }
+    set("granule.whole_ids", Value::Array(Array::U32(kept)));
+    out.to_bytes()
+}
+
+#[test]
+#[ignore = "needs the reference folder"]
+fn reduced_vocabulary_is_part_of_the_whole() {
+    let models = folder().join("models");
+    let whole = Gguf::parse(&std::fs::read(models.join("ggml-vocab-llama-bpe.gguf")).unwrap()).unwrap();
+    let texts = std::fs::read_to_string(models.join("ggml-vocab-llama-bpe.gguf.inp")).unwrap();
+    let made = reduced(&whole, &texts);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llama-bpe-reduced.gguf");
+    if std::env::var_os("GRANULE_WRITE").is_some() {
+        std::fs::write(&path, &made).unwrap();
+    }
+    assert!(std::fs::read(&path).unwrap() == made, "write it anew with GRANULE_WRITE=1");
 }
