@@ -1,2 +1,57 @@
-//! The `granule` command.
-fn main() {}
+//! The `granule` command: runs, describes and measures GGUF models.
+
+mod args;
+mod bench;
+mod chat;
+mod directory;
+mod info;
+mod interrupt;
+mod memory_table;
+mod perplexity;
+mod progress;
+mod run;
+mod session;
+mod table;
+mod tokenize;
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+use args::{Args, Command};
+use clap::Parser;
+use granule_llama::Error;
+
+/// What a shell reports for a program that Ctrl-C ended: 128 and the number of the signal.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(usage) => return args::explain(&usage),
+    };
+    let done = match args.command {
+        Command::Run(args) => run::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Perplexity(args) => perplexity::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => end_with(&error),
+    }
+}
+
+/// One line for what went wrong; nothing where the reader of our output has left or Ctrl-C ended the work.
+fn end_with(error: &anyhow::Error) -> ExitCode {
+    let io = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    if io.into_iter().any(|io| io.kind() == ErrorKind::BrokenPipe) {
+        return ExitCode::SUCCESS;
+    }
+    if matches!(error.downcast_ref::<Error>(), Some(Error::Cancelled)) {
+        return ExitCode::from(INTERRUPTED);
+    }
+    let line = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+    eprintln!("error: {line}");
+    ExitCode::FAILURE
+}

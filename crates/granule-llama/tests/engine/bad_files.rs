@@ -196,8 +196,7 @@ fn try_bytes(bytes: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("odd.gguf");
     std::fs::write(&path, bytes).unwrap();
-    let mut options = LoadOptions::default();
-    options.threads = std::num::NonZeroUsize::new(1);
+    let options = LoadOptions { threads: std::num::NonZeroUsize::new(1), ..LoadOptions::default() };
     match Model::load(&path, options) {
         Ok(model) => {
             let Ok(mut context) = granule_llama::Context::new(model, crate::options(16, 8, KvType::F16))

@@ -20,10 +20,12 @@ fn device() -> Device {
 
 /// Loads, reads a prompt, forks, writes a little into both, clears, and writes again; returns what was written.
 fn run(device: &Device, weights: Weights) -> Result<Vec<TokenId>, Error> {
-    let mut load = LoadOptions::default();
-    load.bank = Some(Bank::new(device.clone(), BankOptions::default())?);
-    load.no_mmap = matches!(weights, Weights::Read);
-    load.threads = std::num::NonZeroUsize::new(1);
+    let load = LoadOptions {
+        bank: Some(Bank::new(device.clone(), BankOptions::default())?),
+        no_mmap: matches!(weights, Weights::Read),
+        threads: std::num::NonZeroUsize::new(1),
+        ..LoadOptions::default()
+    };
     let model = Model::load(tales(), load)?;
     let mut context = Context::new(model, options(128, 16, KvType::Q8_0))?;
     let mut written = Vec::new();
@@ -77,9 +79,8 @@ fn every_call_may_fail() {
 #[test]
 fn a_context_goes_on_after_a_fault() {
     let device = device();
-    let mut load = LoadOptions::default();
-    load.bank = Some(Bank::new(device.clone(), BankOptions::default()).unwrap());
-    let model = Model::load(tales(), load).unwrap();
+    let bank = Bank::new(device.clone(), BankOptions::default()).unwrap();
+    let model = Model::load(tales(), LoadOptions { bank: Some(bank), ..LoadOptions::default() }).unwrap();
     let right = {
         let mut context = Context::new(model.clone(), options(512, 16, KvType::F16)).unwrap();
         context.eval(&ids([1, 381])).unwrap();

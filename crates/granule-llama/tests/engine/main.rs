@@ -1,4 +1,5 @@
 //! The engine from a file's bytes to logits and text, held against the naive twin and against itself.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where something is not as it should be")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -26,18 +27,12 @@ fn load(path: &Path) -> Arc<Model> {
 }
 
 fn load_with_threads(path: &Path, threads: usize) -> Arc<Model> {
-    let mut options = LoadOptions::default();
-    options.threads = NonZeroUsize::new(threads);
+    let options = LoadOptions { threads: NonZeroUsize::new(threads), ..LoadOptions::default() };
     Model::load(path, options).unwrap()
 }
 
 fn options(n_ctx: usize, n_batch: usize, kv: KvType) -> ContextOptions {
-    let mut options = ContextOptions::default();
-    options.n_ctx = Some(n_ctx);
-    options.n_batch = n_batch;
-    options.type_k = kv;
-    options.type_v = kv;
-    options
+    ContextOptions { n_ctx: Some(n_ctx), n_batch, type_k: kv, type_v: kv, ..ContextOptions::default() }
 }
 
 fn context(model: &Arc<Model>, n_ctx: usize, n_batch: usize, kv: KvType) -> Context {

@@ -13,9 +13,9 @@ use crate::{context, encode, ids, load, options, tales};
 fn small_granules() -> (Device, Arc<Model>) {
     let device =
         Device::host_with(HostOptions::new().granule(Bytes::kib(64)).capacity(Bytes::mib(256))).unwrap();
-    let mut load = LoadOptions::default();
-    load.bank = Some(Bank::new(device.clone(), BankOptions::default()).unwrap());
-    (device, Model::load(tales(), load).unwrap())
+    let bank = Bank::new(device.clone(), BankOptions::default()).unwrap();
+    let model = Model::load(tales(), LoadOptions { bank: Some(bank), ..LoadOptions::default() }).unwrap();
+    (device, model)
 }
 
 /// The addresses of the cache's ranges.
@@ -96,8 +96,7 @@ fn nothing_is_left_when_everything_is_gone() {
 
 #[test]
 fn a_limit_too_small_for_the_weights() {
-    let mut load = LoadOptions::default();
-    load.memory_limit = Some(Bytes::mib(4));
+    let load = LoadOptions { memory_limit: Some(Bytes::mib(4)), ..LoadOptions::default() };
     let error = Model::load(tales(), load).expect_err("5 MB in 4 MiB");
     assert!(matches!(error, Error::Bank(granule_bank::Error::TooLarge { .. })), "{error:?}");
     let line = error.to_string();
@@ -106,9 +105,8 @@ fn a_limit_too_small_for_the_weights() {
 
 #[test]
 fn a_limit_too_small_for_the_cache() {
-    let mut load = LoadOptions::default();
     // Weights of 5.1 MiB, activations and logits, and then no room for 1,024 tokens at 6 KiB.
-    load.memory_limit = Some(Bytes::mib(16));
+    let load = LoadOptions { memory_limit: Some(Bytes::mib(16)), ..LoadOptions::default() };
     let model = Model::load(tales(), load).unwrap();
     let mut context = context(&model, 1024, 32, KvType::F32);
     let mut done = 0;

@@ -1,0 +1,232 @@
+//! What the command line may say, in the field's words.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{Parser, Subcommand};
+use granule_device::Bytes;
+use granule_kv::KvType;
+
+/// Runs GGUF language models. Text goes to stdout, everything else to stderr.
+#[derive(Parser)]
+#[command(name = "granule", version, max_term_width = 110)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Continue a prompt, or chat where none is given
+    Run(RunArgs),
+    /// Say what a file holds and what it will take to run it
+    Info(InfoArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Measure prompt and decode tokens per second
+    Bench(BenchArgs),
+    /// Turn text into token ids
+    Tokenize(TokenizeArgs),
+}
+
+/// How the model is loaded.
+#[derive(clap::Args)]
+pub(crate) struct LoadArgs {
+    /// The model: a GGUF file, the first one where it comes in several
+    pub(crate) model: PathBuf,
+    /// Threads that compute [default: one per core]
+    #[arg(short = 't', long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Read the file into memory instead of mapping it
+    #[arg(long)]
+    pub(crate) no_mmap: bool,
+    /// Lock the weights in memory, so that they are never paged out
+    #[arg(long)]
+    pub(crate) mlock: bool,
+    /// The most memory that weights, cache and activations may take together, such as 512MiB or 4G
+    #[arg(long, value_name = "BYTES")]
+    pub(crate) memory_limit: Option<Bytes>,
+}
+
+/// How the context is made.
+#[derive(clap::Args)]
+pub(crate) struct ContextArgs {
+    /// Tokens of a prompt that are computed in one go
+    #[arg(short, long, value_name = "N", default_value = "512")]
+    pub(crate) batch_size: NonZeroUsize,
+    /// What keys are stored as: f32, f16, bf16, q8_0 or q4_0 [default: f16]
+    #[arg(long, value_name = "TYPE")]
+    cache_type_k: Option<KvType>,
+    /// What values are stored as [default: f16]
+    #[arg(long, value_name = "TYPE")]
+    cache_type_v: Option<KvType>,
+    /// Both of the above at once
+    #[arg(long, value_name = "TYPE")]
+    kv_cache_type: Option<KvType>,
+}
+
+impl ContextArgs {
+    pub(crate) fn type_k(&self) -> KvType {
+        self.cache_type_k.or(self.kv_cache_type).unwrap_or(KvType::F16)
+    }
+
+    pub(crate) fn type_v(&self) -> KvType {
+        self.cache_type_v.or(self.kv_cache_type).unwrap_or(KvType::F16)
+    }
+}
+
+/// `granule run`
+#[derive(clap::Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// The text to continue; without one it is a chat, in a pipe with each line of stdin as a message
+    #[arg(short, long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// Put the prompt through the model's chat template, as a user's message
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// Print the prompt in front of what the model writes
+    #[arg(long, requires = "prompt", conflicts_with = "chat")]
+    pub(crate) echo: bool,
+    /// The most tokens to write [default: until the model ends or the context is full]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) n_predict: Option<usize>,
+    /// Tokens that the context holds [default: as many as the model was trained for]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) ctx_size: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    /// End where this text occurs, and leave it out; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Write one JSON object (in a chat: one for each answer) instead of the text
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// End with the speed and with where the memory went
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// How each token is chosen.
+#[derive(clap::Args)]
+pub(crate) struct SamplingArgs {
+    /// How far from the likeliest token the choice may stray; 0 always takes the likeliest
+    #[arg(long, value_name = "T", default_value = "0.8")]
+    pub(crate) temp: f32,
+    /// Choose among this many of the likeliest tokens; 0 for all
+    #[arg(long, value_name = "N", default_value = "40")]
+    pub(crate) top_k: usize,
+    /// Choose among the likeliest tokens that have this share of the probability together
+    #[arg(long, value_name = "P", default_value = "0.95")]
+    pub(crate) top_p: f32,
+    /// Leave out tokens less likely than this fraction of the likeliest one
+    #[arg(long, value_name = "P", default_value = "0.05")]
+    pub(crate) min_p: f32,
+    /// Make tokens that occurred lately less likely; 1 for no difference
+    #[arg(long, value_name = "R", default_value = "1.0")]
+    pub(crate) repeat_penalty: f32,
+    /// What the random numbers start from; the same seed writes the same text [default: another one each time]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+/// `granule info`
+#[derive(clap::Args)]
+pub(crate) struct InfoArgs {
+    /// The model: a GGUF file, the first one where it comes in several
+    pub(crate) model: PathBuf,
+    /// Write one JSON object instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// List the metadata and every tensor as well
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+}
+
+/// `granule perplexity`
+#[derive(clap::Args)]
+pub(crate) struct PerplexityArgs {
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// The text to predict, a UTF-8 file
+    pub(crate) file: PathBuf,
+    /// Tokens of a window, of which the second half is scored
+    #[arg(short, long, value_name = "N", default_value = "512")]
+    pub(crate) ctx_size: NonZeroUsize,
+    /// The most windows to measure [default: all]
+    #[arg(long, value_name = "N")]
+    pub(crate) chunks: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    /// Write one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `granule bench`
+#[derive(clap::Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// Tokens of the prompt that is timed; 0 to leave it out
+    #[arg(long = "prompt", value_name = "N", default_value = "512")]
+    pub(crate) n_prompt: usize,
+    /// Tokens whose decoding is timed, one by one; 0 to leave it out
+    #[arg(long = "gen", value_name = "N", default_value = "128")]
+    pub(crate) n_gen: usize,
+    /// Tokens that are in the context before each measurement
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    pub(crate) depth: Vec<usize>,
+    /// How often each measurement is made
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub(crate) repeat: NonZeroUsize,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    /// Write a JSON array instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `granule tokenize`
+#[derive(clap::Args)]
+pub(crate) struct TokenizeArgs {
+    /// A GGUF file; only its vocabulary is read
+    pub(crate) model: PathBuf,
+    /// The text; special tokens in it are recognized
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) text: String,
+    /// Write a JSON array of the ids
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Prints help as it is, and what is wrong with a command line as one line.
+pub(crate) fn explain(usage: &clap::Error) -> ExitCode {
+    let asked = matches!(usage.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    if asked || usage.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        // Printing help into a closed pipe is nobody's error.
+        let _ = usage.print();
+        return if asked { ExitCode::SUCCESS } else { ExitCode::from(2) };
+    }
+    let text = usage.render().to_string();
+    let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
+    let line = said.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    eprintln!("{line}");
+    ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Args;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_flags_do_not_contradict_each_other() {
+        Args::command().debug_assert();
+    }
+}

@@ -1,0 +1,154 @@
+//! `granule bench`: prompt and decode tokens per second, at chosen depths, after a warm-up and repeated.
+
+use std::io::Write;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use granule_llama::{CancelToken, Context, TokenId};
+use serde::Serialize;
+
+use crate::args::BenchArgs;
+use crate::table::{Align, Table};
+use crate::{interrupt, progress, session};
+
+/// One line of the result.
+#[derive(Serialize)]
+struct Measurement {
+    /// "pp" and the tokens of the prompt, or "tg" and the tokens that were decoded one by one.
+    test: String,
+    depth: usize,
+    cache_type_k: String,
+    cache_type_v: String,
+    threads: usize,
+    n_batch: usize,
+    /// The median of `runs`.
+    tokens_per_second: f64,
+    /// Tokens per second of each run, in order.
+    runs: Vec<f64>,
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    let cancel = interrupt::install()?;
+    let model = session::load(&args.load, &cancel)?;
+    let deepest = args.depth.iter().max().copied().unwrap_or(0);
+    let n_ctx = deepest.checked_add(args.n_prompt.max(args.n_gen)).context("the depth is too large")?;
+    let mut context = session::context(&model, &args.context, Some(n_ctx), &cancel)?;
+    // Any tokens will do: the work per token does not depend on which they are.
+    let n_vocab = model.tokenizer().n_vocab() as u32;
+    let tokens: Vec<TokenId> =
+        (0..n_ctx as u32).map(|i: u32| TokenId::new(i.wrapping_mul(2_654_435_761) % n_vocab)).collect();
+
+    let kinds = usize::from(args.n_prompt > 0) + usize::from(args.n_gen > 0);
+    let bar = progress::counted("measuring", args.depth.len() * kinds * (args.repeat.get() + 1));
+    let mut measured = Vec::new();
+    for &depth in &args.depth {
+        context.truncate(depth)?;
+        let filled = context.tokens().len();
+        if filled < depth {
+            context.eval(&tokens[filled..depth])?;
+        }
+        let mut measure = |test: String, n: usize, step: usize| -> Result<()> {
+            let mut speed = || {
+                bar.set_message(test.clone());
+                let speed = time(&mut context, depth, &tokens[depth..depth + n], step, &cancel);
+                bar.inc(1);
+                speed
+            };
+            // The first one is the warm-up, and is not counted.
+            speed()?;
+            let runs = (0..args.repeat.get()).map(|_| speed()).collect::<Result<Vec<f64>>>()?;
+            measured.push(Measurement {
+                test: test.clone(),
+                depth,
+                cache_type_k: args.context.type_k().to_string(),
+                cache_type_v: args.context.type_v().to_string(),
+                threads: model.threads().count(),
+                n_batch: args.context.batch_size.get(),
+                tokens_per_second: median(&runs),
+                runs,
+            });
+            Ok(())
+        };
+        if args.n_prompt > 0 {
+            measure(format!("pp{}", args.n_prompt), args.n_prompt, args.n_prompt)?;
+        }
+        if args.n_gen > 0 {
+            measure(format!("tg{}", args.n_gen), args.n_gen, 1)?;
+        }
+    }
+    bar.finish_and_clear();
+    print(args, &measured)
+}
+
+/// Tokens per second of `tokens` in steps of `step`, from `depth` tokens on.
+fn time(
+    context: &mut Context,
+    depth: usize,
+    tokens: &[TokenId],
+    step: usize,
+    cancel: &CancelToken,
+) -> Result<f64> {
+    context.truncate(depth)?;
+    let start = Instant::now();
+    for part in tokens.chunks(step) {
+        context.eval(part)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    if cancel.is_cancelled() {
+        return Err(granule_llama::Error::Cancelled.into());
+    }
+    Ok(tokens.len() as f64 / seconds)
+}
+
+fn median(runs: &[f64]) -> f64 {
+    let mut sorted = runs.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+    (low + high) / 2.0
+}
+
+fn print(args: &BenchArgs, measured: &[Measurement]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(measured)?)?;
+        return Ok(());
+    }
+    let mut table = Table::new([
+        Align::Left,
+        Align::Right,
+        Align::Left,
+        Align::Left,
+        Align::Right,
+        Align::Right,
+        Align::Left,
+    ]);
+    table.row(["test", "depth", "k", "v", "threads", "t/s", "slowest to fastest"]);
+    for m in measured {
+        let fastest = m.runs.iter().copied().fold(f64::MIN, f64::max);
+        let slowest = m.runs.iter().copied().fold(f64::MAX, f64::min);
+        table.row([
+            m.test.clone(),
+            m.depth.to_string(),
+            m.cache_type_k.clone(),
+            m.cache_type_v.clone(),
+            m.threads.to_string(),
+            format!("{:.2}", m.tokens_per_second),
+            format!("{slowest:.2} to {fastest:.2} in {} runs", m.runs.len()),
+        ]);
+    }
+    write!(out, "{table}")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_the_middle_one_or_between_the_two() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+    }
+}

@@ -1,0 +1,32 @@
+//! Ctrl-C: the first one stops what is being computed, the second one ends the program, as does one that comes while
+//! nothing is computed.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use granule_llama::CancelToken;
+
+use crate::INTERRUPTED;
+
+/// Whether the program waits for a person; then there is nothing to stop but itself.
+static WAITING: AtomicBool = AtomicBool::new(false);
+
+/// From now on Ctrl-C (or a request to terminate) sets the token that this returns.
+pub(crate) fn install() -> anyhow::Result<CancelToken> {
+    let token = CancelToken::default();
+    let set = token.clone();
+    ctrlc::set_handler(move || {
+        if WAITING.load(Ordering::SeqCst) || set.is_cancelled() {
+            std::process::exit(INTERRUPTED.into());
+        }
+        set.cancel();
+    })?;
+    Ok(token)
+}
+
+/// Runs `read`, in which Ctrl-C ends the program.
+pub(crate) fn while_waiting<T>(read: impl FnOnce() -> T) -> T {
+    WAITING.store(true, Ordering::SeqCst);
+    let read = read();
+    WAITING.store(false, Ordering::SeqCst);
+    read
+}

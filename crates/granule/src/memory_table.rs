@@ -1,0 +1,49 @@
+//! Where the memory went, as a table and as JSON.
+
+use granule_llama::MemoryInfo;
+use serde_json::{Value, json};
+
+use crate::table::{Align, Table, count};
+
+/// The table that `run --verbose` ends with.
+pub(crate) fn table(info: &MemoryInfo) -> Table {
+    let mut table = Table::new([Align::Left, Align::Right, Align::Left]);
+    table.row(["memory", "held", ""]);
+    let kv = format!(
+        "{} of {} tokens: {} used, {} reserved addresses",
+        count(info.n_tokens),
+        count(info.n_ctx),
+        info.kv_used,
+        info.kv_reserved
+    );
+    table.row(["model".to_owned(), info.model.to_string(), "weights, shared by every context".to_owned()]);
+    table.row(["kv cache".to_owned(), info.kv.to_string(), kv]);
+    table.row([
+        "activations".to_owned(),
+        info.activations.to_string(),
+        "hidden states and logits".to_owned(),
+    ]);
+    table.row([
+        "scratch".to_owned(),
+        info.scratch.to_string(),
+        "temporaries of single operations".to_owned(),
+    ]);
+    table.row(["total".to_owned(), info.total.to_string()]);
+    table
+}
+
+/// The same in bytes.
+pub(crate) fn json(info: &MemoryInfo) -> Value {
+    json!({
+        "model": info.model.get(),
+        "kv": info.kv.get(),
+        "kv_shared": info.kv_shared.get(),
+        "kv_used": info.kv_used.get(),
+        "kv_reserved": info.kv_reserved.get(),
+        "activations": info.activations.get(),
+        "scratch": info.scratch.get(),
+        "total": info.total.get(),
+        "n_tokens": info.n_tokens,
+        "n_ctx": info.n_ctx,
+    })
+}

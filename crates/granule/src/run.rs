@@ -1,0 +1,188 @@
+//! `granule run`: continues a prompt, or chats. The text goes to stdout as it is written, everything else to stderr.
+
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use granule_llama::{
+    Context, EncodeOptions, Error, Finish, GenerateOptions, GenerationStats, SamplingOptions, TokenId,
+};
+use serde_json::json;
+
+use crate::args::RunArgs;
+use crate::table::{Align, Table};
+use crate::{chat, interrupt, memory_table, progress, session};
+
+/// What one prompt gave.
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    tokens: Vec<TokenId>,
+    pub(crate) finish: Finish,
+    stats: GenerationStats,
+}
+
+/// Loads, writes, and says where the memory went if asked to.
+pub(crate) fn run(args: &RunArgs) -> Result<()> {
+    let options = GenerateOptions {
+        sampling: sampling(args)?,
+        n_predict: args.n_predict,
+        stop: args.stop.clone(),
+        continues: false,
+    };
+    let cancel = interrupt::install()?;
+    let model = session::load(&args.load, &cancel)?;
+    let n_ctx = args.ctx_size.map(usize::from);
+    let mut context = session::context(&model, &args.context, n_ctx, &cancel)?;
+    let finish = match &args.prompt {
+        Some(prompt) if !args.chat => raw(args, prompt, &mut context, options)?,
+        Some(message) => chat::one(args, message, &mut context, &options)?,
+        None => chat::many(args, &mut context, &options, &cancel)?,
+    };
+    if args.verbose {
+        eprint!("\n{}", memory_table::table(&context.memory_info()));
+    }
+    match finish {
+        Some(Finish::Cancelled) => Err(Error::Cancelled.into()),
+        _ => Ok(()),
+    }
+}
+
+fn sampling(args: &RunArgs) -> Result<SamplingOptions> {
+    let given = &args.sampling;
+    let sampling = SamplingOptions {
+        temp: given.temp,
+        top_k: given.top_k,
+        top_p: given.top_p,
+        min_p: given.min_p,
+        repeat_penalty: given.repeat_penalty,
+        seed: given.seed.unwrap_or_else(any_seed),
+        ..SamplingOptions::default()
+    };
+    sampling.validate()?;
+    if args.verbose && sampling.temp > 0.0 {
+        eprintln!("seed {}", sampling.seed);
+    }
+    Ok(sampling)
+}
+
+/// Another one each time.
+fn any_seed() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::from(now.subsec_nanos()) ^ now.as_secs().rotate_left(32) ^ u64::from(std::process::id())
+}
+
+/// A raw prompt: special tokens in it are recognized, and there is no template.
+fn raw(
+    args: &RunArgs,
+    prompt: &str,
+    context: &mut Context,
+    mut options: GenerateOptions,
+) -> Result<Option<Finish>> {
+    let encode = EncodeOptions { parse_special: true, ..EncodeOptions::default() };
+    let tokens = context.model().tokenizer().encode(prompt, encode)?;
+    if args.echo && !args.json {
+        print(prompt)?;
+    }
+    options.continues = args.echo;
+    let mut answer = answer(args, context, &tokens, options)?;
+    if args.echo {
+        answer.text.insert_str(0, prompt);
+    }
+    finish_line(args, context, &answer)?;
+    Ok(Some(answer.finish))
+}
+
+/// Writes what the model has to say behind `prompt`; as it comes, unless it goes into a JSON object.
+pub(crate) fn answer(
+    args: &RunArgs,
+    context: &mut Context,
+    prompt: &[TokenId],
+    options: GenerateOptions,
+) -> Result<Answer> {
+    let bar =
+        (prompt.len() > args.context.batch_size.get()).then(|| progress::counted("prompt", prompt.len()));
+    let generation = context.generate_reporting(prompt, options, &mut |done| {
+        if let Some(bar) = &bar {
+            bar.set_position(done as u64);
+        }
+    });
+    if let Some(bar) = &bar {
+        bar.finish_and_clear();
+    }
+    let mut generation = generation?;
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    for piece in generation.by_ref() {
+        let piece = piece?;
+        if !args.json && !piece.text.is_empty() {
+            print(&piece.text)?;
+        }
+        text.push_str(&piece.text);
+        tokens.extend(piece.token);
+    }
+    let finish = generation.finish().cloned().unwrap_or(Finish::Length);
+    Ok(Answer { text, tokens, finish, stats: generation.stats() })
+}
+
+/// Puts text on stdout at once.
+fn print(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Ends an answer: a line break, or the JSON object; and a word on how it went, if there is one.
+pub(crate) fn finish_line(args: &RunArgs, context: &Context, answer: &Answer) -> Result<()> {
+    let Answer { text, tokens, finish, stats } = answer;
+    if args.json {
+        let ids: Vec<u32> = tokens.iter().copied().map(TokenId::get).collect();
+        let json = json!({
+            "text": text,
+            "tokens": ids,
+            "finish": name(finish),
+            "n_prompt": stats.n_prompt,
+            "n_generated": stats.n_generated,
+            "prompt_seconds": stats.prompt_time.as_secs_f64(),
+            "decode_seconds": stats.decode_time.as_secs_f64(),
+            "memory": memory_table::json(&context.memory_info()),
+        });
+        print(&format!("{json}\n"))?;
+    } else {
+        print("\n")?;
+    }
+    if *finish == Finish::ContextFull {
+        eprintln!("the context of {} tokens is full", context.n_ctx());
+    }
+    if args.verbose {
+        eprint!("{}{}", if std::io::stderr().is_terminal() { "\n" } else { "" }, speed(stats));
+    }
+    Ok(())
+}
+
+/// Why a generation ended, in one word.
+fn name(finish: &Finish) -> &'static str {
+    match finish {
+        Finish::EndOfText => "end_of_text",
+        Finish::Stop(_) => "stop",
+        Finish::Length => "length",
+        Finish::ContextFull => "context_full",
+        Finish::Cancelled => "cancelled",
+        _ => "other",
+    }
+}
+
+fn speed(stats: &GenerationStats) -> Table {
+    let mut table = Table::new([Align::Left, Align::Right, Align::Right, Align::Right]);
+    let mut row = |what: &str, tokens: usize, time: Duration| {
+        let seconds = time.as_secs_f64();
+        let rate = if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+        table.row([
+            what.to_owned(),
+            format!("{tokens} tokens"),
+            format!("{:.1} ms", seconds * 1e3),
+            format!("{rate:.1} t/s"),
+        ]);
+    };
+    row("prompt", stats.n_prompt, stats.prompt_time);
+    row("decode", stats.n_decoded, stats.decode_time);
+    table
+}
