@@ -116,19 +116,19 @@ pub(crate) struct RunArgs {
 #[derive(clap::Args)]
 pub(crate) struct SamplingArgs {
     /// How far from the likeliest token the choice may stray; 0 always takes the likeliest
-    #[arg(long, value_name = "T", default_value = "0.8")]
+    #[arg(long, value_name = "T", default_value = "0.8", allow_negative_numbers = true)]
     pub(crate) temp: f32,
     /// Choose among this many of the likeliest tokens; 0 for all
     #[arg(long, value_name = "N", default_value = "40")]
     pub(crate) top_k: usize,
     /// Choose among the likeliest tokens that have this share of the probability together
-    #[arg(long, value_name = "P", default_value = "0.95")]
+    #[arg(long, value_name = "P", default_value = "0.95", allow_negative_numbers = true)]
     pub(crate) top_p: f32,
     /// Leave out tokens less likely than this fraction of the likeliest one
-    #[arg(long, value_name = "P", default_value = "0.05")]
+    #[arg(long, value_name = "P", default_value = "0.05", allow_negative_numbers = true)]
     pub(crate) min_p: f32,
     /// Make tokens that occurred lately less likely; 1 for no difference
-    #[arg(long, value_name = "R", default_value = "1.0")]
+    #[arg(long, value_name = "R", default_value = "1.0", allow_negative_numbers = true)]
     pub(crate) repeat_penalty: f32,
     /// What the random numbers start from; the same seed writes the same text [default: another one each time]
     #[arg(long, value_name = "N")]
@@ -215,7 +215,8 @@ pub(crate) fn explain(usage: &clap::Error) -> ExitCode {
     }
     let text = usage.render().to_string();
     let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
-    let line = said.filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
+    let said = said.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
+    let line = said.collect::<Vec<_>>().join(" ");
     eprintln!("{line}");
     ExitCode::from(2)
 }

@@ -10,8 +10,8 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::args::RunArgs;
-use crate::interrupt;
 use crate::run::{answer, finish_line};
+use crate::{interrupt, one_line};
 
 /// One message and its answer.
 pub(crate) fn one(
@@ -35,7 +35,7 @@ pub(crate) fn many(
         return chat.with_a_person(cancel).map(|()| None);
     }
     let mut lines = std::io::stdin().lock().lines();
-    while let Some(line) = interrupt::while_waiting(|| lines.next()) {
+    while let Some(line) = interrupt::while_waiting(cancel, || lines.next()) {
         let line = line.context("standard input")?;
         if line.trim().is_empty() {
             continue;
@@ -109,7 +109,7 @@ impl<'a> Chat<'a> {
         eprintln!("Ctrl-C stops an answer, /clear starts a new conversation, /exit or Ctrl-D ends.");
         let mut editor = DefaultEditor::new()?;
         loop {
-            let line = match interrupt::while_waiting(|| editor.readline("> ")) {
+            let line = match interrupt::while_waiting(cancel, || editor.readline("> ")) {
                 Ok(line) => line,
                 Err(ReadlineError::Interrupted) => {
                     eprintln!("/exit or Ctrl-D ends.");
@@ -133,7 +133,9 @@ impl<'a> Chat<'a> {
                 Ok(_) => {}
                 Err(error) if matches!(error.downcast_ref(), Some(Error::Cancelled)) => eprintln!(),
                 // A message that does not fit is told; the person may say another one.
-                Err(error) if error.downcast_ref::<Error>().is_some() => eprintln!("error: {error:#}"),
+                Err(error) if error.downcast_ref::<Error>().is_some() => {
+                    eprintln!("error: {}", one_line(&error))
+                }
                 Err(other) => return Err(other),
             }
             cancel.reset();

@@ -23,9 +23,12 @@ pub(crate) fn install() -> anyhow::Result<CancelToken> {
     Ok(token)
 }
 
-/// Runs `read`, in which Ctrl-C ends the program.
-pub(crate) fn while_waiting<T>(read: impl FnOnce() -> T) -> T {
+/// Runs `read`, in which Ctrl-C ends the program; as does one that came since `cancel` was looked at last.
+pub(crate) fn while_waiting<T>(cancel: &CancelToken, read: impl FnOnce() -> T) -> T {
     WAITING.store(true, Ordering::SeqCst);
+    if cancel.is_cancelled() {
+        std::process::exit(INTERRUPTED.into());
+    }
     let read = read();
     WAITING.store(false, Ordering::SeqCst);
     read

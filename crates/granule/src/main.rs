@@ -51,7 +51,19 @@ fn end_with(error: &anyhow::Error) -> ExitCode {
     if matches!(error.downcast_ref::<Error>(), Some(Error::Cancelled)) {
         return ExitCode::from(INTERRUPTED);
     }
-    let line = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
-    eprintln!("error: {line}");
+    eprintln!("error: {}", one_line(error));
     ExitCode::FAILURE
+}
+
+/// An error with its causes in one line; causes that an error has told itself are not told again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -1,0 +1,88 @@
+//! `info`, `tokenize`, `perplexity` and `bench`.
+
+use crate::{TALES, json, stdout, text_of};
+
+#[test]
+fn ids_come_with_the_start_token_and_special_tokens() {
+    let ids = |text| json(&["tokenize", TALES, text, "--json"]);
+    assert_eq!(
+        ids("Once upon a time"),
+        serde_json::json!([1, 381, 555, 968, 982, 989, 264, 263, 260, 977, 981, 969])
+    );
+    assert_eq!(ids("</s>"), serde_json::json!([1, 2]));
+    assert_eq!(ids(""), serde_json::json!([1]));
+    assert_eq!(ids("-x").as_array().unwrap()[0], 1);
+    let table = stdout(&["tokenize", TALES, "Once\n"]);
+    assert_eq!(table.lines().next().unwrap().trim(), "1  <s>");
+}
+
+#[test]
+fn info_tells_what_the_file_is() {
+    let table = stdout(&["info", TALES]);
+    for word in
+        ["tales-5m", "llama, 4,984,064 weights", "4 query, 2 key-value", "1,024 tokens", "q8_0: 43 tensors"]
+    {
+        assert!(table.contains(word), "no `{word}` in\n{table}");
+    }
+    assert!(table.trim_end().ends_with("yes"), "{table}");
+    let all = stdout(&["info", TALES, "--verbose"]);
+    assert!(all.contains("blk.5.ffn_down.weight") && all.contains("tokenizer.ggml.tokens"));
+    let json = json(&["info", TALES, "--json"]);
+    assert_eq!(json["runs"], true);
+    assert_eq!(json["n_weights"], 4_984_064);
+    assert_eq!(json["n_vocab"], 1024);
+    // 6 layers, keys and values of 2 heads of 64, 2 bytes each.
+    assert_eq!(json["kv_bytes_per_token"]["f16"], 6 * 2 * 2 * 64 * 2);
+}
+
+#[test]
+fn perplexity_scores_the_second_half_of_each_window() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("text.txt");
+    std::fs::write(
+        &file,
+        "Once upon a time the baker Mia lived near the harbor. Mia loved the dog Shadow. ".repeat(80),
+    )
+    .unwrap();
+    let args = ["perplexity", TALES, text_of(&file), "--ctx-size", "512", "--chunks", "3", "--json"];
+    let measured = json(&args);
+    assert_eq!((&measured["chunks"], &measured["tokens"]), (&3.into(), &(3 * 255).into()));
+    let ppl = measured["ppl"].as_f64().unwrap();
+    assert!(ppl > 1.0 && ppl < 50.0, "{ppl}");
+    let sentence = stdout(&args[..args.len() - 1]);
+    assert!(sentence.contains(&format!("{ppl:.4}")), "{sentence}");
+    let q4_0 = json(&[&args[..], &["--kv-cache-type", "q4_0"]].concat())["ppl"].as_f64().unwrap();
+    assert!(q4_0 != ppl && (q4_0 / ppl - 1.0).abs() < 0.2, "{q4_0} and {ppl}");
+}
+
+#[test]
+fn bench_measures_at_each_depth() {
+    let args = [
+        "bench",
+        TALES,
+        "--prompt",
+        "16",
+        "--gen",
+        "4",
+        "--depth",
+        "0,32",
+        "--repeat",
+        "3",
+        "--cache-type-v",
+        "q8_0",
+    ];
+    let all = json(&[&args[..], &["--json"]].concat());
+    let all = all.as_array().unwrap();
+    let tests: Vec<_> =
+        all.iter().map(|m| (m["test"].as_str().unwrap(), m["depth"].as_u64().unwrap())).collect();
+    assert_eq!(tests, [("pp16", 0), ("tg4", 0), ("pp16", 32), ("tg4", 32)]);
+    for m in all {
+        assert_eq!((m["cache_type_k"].as_str(), m["cache_type_v"].as_str()), (Some("f16"), Some("q8_0")));
+        let mut runs: Vec<f64> = m["runs"].as_array().unwrap().iter().map(|r| r.as_f64().unwrap()).collect();
+        runs.sort_by(f64::total_cmp);
+        assert_eq!(runs.len(), 3);
+        assert_eq!(m["tokens_per_second"].as_f64().unwrap(), runs[1]);
+        assert!(m["threads"].as_u64().unwrap() >= 1);
+    }
+    assert_eq!(stdout(&args).lines().count(), 5);
+}

@@ -1,0 +1,89 @@
+//! The engine as every group uses it: load, contexts, greedy text.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use granule_kv::KvType;
+use granule_llama::gguf::Gguf;
+use granule_llama::{
+    Context, ContextOptions, EncodeOptions, GenerateOptions, LoadOptions, Model, SamplingOptions, TokenId,
+};
+
+/// A pair of types, as the oracles write it: "q8_0/q4_0".
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    pub(crate) k: KvType,
+    pub(crate) v: KvType,
+}
+
+impl Pair {
+    pub(crate) const F32: Pair = Pair { k: KvType::F32, v: KvType::F32 };
+    pub(crate) const F16: Pair = Pair { k: KvType::F16, v: KvType::F16 };
+
+    /// `None` where the name says that the cache was rotated: transforms are off here.
+    pub(crate) fn parse(name: &str) -> Result<Option<Pair>> {
+        if name.ends_with(" rotated") {
+            return Ok(None);
+        }
+        let (k, v) = name.split_once('/').with_context(|| format!("`{name}` is no pair of types"))?;
+        Ok(Some(Pair { k: k.parse()?, v: v.parse()? }))
+    }
+}
+
+impl std::fmt::Display for Pair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.k, self.v)
+    }
+}
+
+/// The first type in the file that the engine does not compute with yet, if there is one.
+pub(crate) fn unsupported(path: &Path) -> Result<Option<&'static str>> {
+    let file = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let gguf = Gguf::parse(&file)?;
+    Ok(gguf.tensors().iter().find(|t| t.ty.dtype().is_none()).map(|t| t.ty.name()))
+}
+
+pub(crate) fn load(path: &Path) -> Result<Arc<Model>> {
+    Model::load(path, LoadOptions::default()).with_context(|| path.display().to_string())
+}
+
+pub(crate) fn context(model: &Arc<Model>, pair: Pair, n_ctx: usize) -> Result<Context> {
+    let options =
+        ContextOptions { n_ctx: Some(n_ctx), type_k: pair.k, type_v: pair.v, ..ContextOptions::default() };
+    Ok(Context::new(Arc::clone(model), options)?)
+}
+
+pub(crate) fn ids(ids: &[u32]) -> Vec<TokenId> {
+    ids.iter().copied().map(TokenId::new).collect()
+}
+
+pub(crate) fn numbers(ids: &[TokenId]) -> Vec<u32> {
+    ids.iter().map(|id| id.get()).collect()
+}
+
+/// A raw prompt's tokens: special tokens recognized, a start token where the file asks for one.
+pub(crate) fn encode(model: &Model, text: &str) -> Result<Vec<TokenId>> {
+    let options = EncodeOptions { parse_special: true, ..EncodeOptions::default() };
+    Ok(model.tokenizer().encode(text, options)?)
+}
+
+pub(crate) fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(&a.0)));
+    best.map_or(0, |(i, _)| i as u32)
+}
+
+/// The greedy text behind `prompt`, of at most `n` tokens.
+pub(crate) fn greedy_text(context: &mut Context, prompt: &[TokenId], n: usize) -> Result<String> {
+    context.clear()?;
+    let options = GenerateOptions {
+        sampling: SamplingOptions::greedy(),
+        n_predict: Some(n),
+        ..GenerateOptions::default()
+    };
+    let mut text = String::new();
+    for piece in context.generate(prompt, options)? {
+        text.push_str(&piece?.text);
+    }
+    Ok(text)
+}

@@ -1,0 +1,93 @@
+//! `greedy.json`: token ids, teacher-forced greedy tokens and the text that any greedy engine writes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::Result;
+use granule_llama::Model;
+use serde::Deserialize;
+
+use crate::Oracles;
+use crate::engine::{Pair, argmax, context, encode, greedy_text, ids, load, numbers, unsupported};
+use crate::report::{Group, Report};
+
+/// What a float64 pass wrote behind one prompt.
+#[derive(Deserialize)]
+pub(crate) struct Case {
+    prompt: String,
+    prompt_tokens: Vec<u32>,
+    tokens: Vec<u32>,
+    /// The best logit less the second, at each step.
+    gap: Vec<f64>,
+    safe_text: String,
+}
+
+/// Whether weights of this type are quantized, by the name in a file's name.
+pub(crate) fn is_quantized(weights: &str) -> bool {
+    !matches!(weights, "f32" | "f16" | "bf16")
+}
+
+/// The weight types of `all` that the engine runs; the others are noted in the group.
+pub(crate) fn supported<T>(
+    oracles: &Oracles,
+    all: BTreeMap<String, T>,
+    group: &mut Group,
+) -> Result<Vec<(String, T)>> {
+    let (mut here, mut not_yet) = (Vec::new(), Vec::new());
+    for (weights, value) in all {
+        match unsupported(&oracles.tales(&weights))? {
+            None => here.push((weights, value)),
+            Some(_) => not_yet.push(weights),
+        }
+    }
+    if !not_yet.is_empty() {
+        group.note(format!("not yet supported: {} files ({})", not_yet.len(), not_yet.join(", ")));
+    }
+    Ok(here)
+}
+
+pub(crate) fn compare(oracles: &Oracles, report: &mut Report) -> Result<()> {
+    report.group("greedy tokens, teacher-forced, f32 and f16 cache", |group| {
+        let all: BTreeMap<String, Vec<Case>> = oracles.json("greedy.json")?;
+        for (weights, cases) in supported(oracles, all, group)? {
+            let model = load(&oracles.tales(&weights))?;
+            let bound = if is_quantized(&weights) { 0.4 } else { 0.05 };
+            for pair in [Pair::F32, Pair::F16] {
+                for case in &cases {
+                    follow(&model, pair, case, bound, &weights, group)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Holds one case against the engine: the prompt's ids, each step with a gap above `bound`, the safe text.
+pub(crate) fn follow(
+    model: &Arc<Model>,
+    pair: Pair,
+    case: &Case,
+    bound: f64,
+    name: &str,
+    group: &mut Group,
+) -> Result<()> {
+    let prompt = ids(&case.prompt_tokens);
+    let start: String = case.prompt.chars().take(30).collect();
+    let got = numbers(&encode(model, &case.prompt)?);
+    group.check(got == case.prompt_tokens, || format!("{name}: ids of `{start}…` are {got:?}"));
+    let mut context = context(model, pair, prompt.len() + case.tokens.len() + 64)?;
+    let mut best = argmax(context.eval(&prompt)?);
+    for (step, (&token, gap)) in case.tokens.iter().zip(&case.gap).enumerate() {
+        if *gap > bound {
+            group.check(best == token, || {
+                format!("{name}, {pair} cache, `{start}…`, step {step}: {best}, not {token} (gap {gap})")
+            });
+        }
+        best = argmax(context.eval(&ids(&[token]))?);
+    }
+    let text = greedy_text(&mut context, &prompt, case.tokens.len())?;
+    group.check(text.starts_with(&case.safe_text), || {
+        format!("{name}, {pair} cache: `{text}` does not begin with `{}`", case.safe_text)
+    });
+    Ok(())
+}
