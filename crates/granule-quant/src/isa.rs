@@ -20,6 +20,8 @@ pub struct Isa(Kind);
 pub(crate) enum Kind {
     Scalar,
     #[cfg(all(target_arch = "x86_64", not(miri)))]
+    Avx2,
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     Avx512,
 }
 
@@ -47,6 +49,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
                 && is_x86_feature_detected!("avx512vnni");
+            if avx2 {
+                found.push(Isa(Kind::Avx2));
+            }
             if avx2 && avx512 {
                 found.push(Isa(Kind::Avx512));
             }
@@ -58,6 +63,8 @@ impl Isa {
     pub const fn name(self) -> &'static str {
         match self.0 {
             Kind::Scalar => "scalar",
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx2 => "avx2",
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             Kind::Avx512 => "avx512",
         }
@@ -79,6 +86,9 @@ macro_rules! by_isa {
     ($isa:expr, $module:ident::$function:ident($($argument:expr),*)) => {
         match $isa.kind() {
             crate::isa::Kind::Scalar => crate::scalar::$module::$function($($argument),*),
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            // SAFETY: an `Isa` of this kind exists only where the CPU has its instructions.
+            crate::isa::Kind::Avx2 => unsafe { crate::x86::avx2::$module::$function($($argument),*) },
             #[cfg(all(target_arch = "x86_64", not(miri)))]
             // SAFETY: an `Isa` of this kind exists only where the CPU has its instructions.
             crate::isa::Kind::Avx512 => unsafe { crate::x86::avx512::$module::$function($($argument),*) },

@@ -9,7 +9,8 @@ macro_rules! data {
 }
 
 /// Type, what `gguf` made of `values.f32`, blocks, and what `gguf` made of these.
-const FILES: [(DType, &[u8], &[u8], &[u8]); 5] = [
+type Files = (DType, &'static [u8], &'static [u8], &'static [u8]);
+const FILES: [Files; 5] = [
     (DType::F16, data!("values.f16"), data!("blocks.f16"), data!("blocks.f16.f32")),
     (DType::BF16, data!("values.bf16"), data!("blocks.bf16"), data!("blocks.bf16.f32")),
     (DType::Q8_0, data!("values.q8_0"), data!("blocks.q8_0"), data!("blocks.q8_0.f32")),

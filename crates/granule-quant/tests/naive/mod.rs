@@ -1,5 +1,5 @@
 //! The naive twins: the formats and products as their definitions say it, in f64, and the numbers to try them on.
-#![allow(dead_code, reason = "each test file uses its share")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its share, and a test may panic")]
 
 use granule_quant::DType;
 use proptest::prelude::*;
@@ -113,9 +113,9 @@ pub(crate) fn weights(dtype: DType, n: usize) -> impl Strategy<Value = Vec<u8>> 
         let tame = |f16: &mut u8| *f16 = *f16 & 0xbf | 0x08;
         for block in row.chunks_mut(size) {
             match dtype {
-                DType::F32 => block[3] = block[3] & 0x80 | 0x3f - block[3] % 4,
+                DType::F32 => block[3] = block[3] & 0x80 | (0x3f - block[3] % 4),
                 DType::F16 => tame(&mut block[1]),
-                DType::BF16 => block[1] = block[1] & 0x80 | 0x3f - block[1] % 4,
+                DType::BF16 => block[1] = block[1] & 0x80 | (0x3f - block[1] % 4),
                 DType::Q4_1 => {
                     tame(&mut block[1]);
                     tame(&mut block[3]);

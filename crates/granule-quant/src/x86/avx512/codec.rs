@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::float::{BF16, F16, F32, Float};
-use super::{LANES, block, f16_to_f32, first};
+use super::{LANES, block, first};
+use crate::x86::f16_to_f32;
 use crate::{BLOCK_LEN, DType};
 
 /// Encodes a row that [`crate::Isa::encode`] has checked.

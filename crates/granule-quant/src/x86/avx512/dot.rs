@@ -1,7 +1,7 @@
 //! Dot products of one row with one row: products of one by one.
 
 use super::float::{BF16, F16, F32};
-use super::{planar, tile};
+use super::tile;
 use crate::{DType, QuantizedRow};
 
 /// Dot product of two rows whose lengths [`crate::Isa::dot_q8`] has checked.
@@ -9,26 +9,28 @@ use crate::{DType, QuantizedRow};
 pub(crate) fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> f32 {
     let blocks = x.d.len();
     // SAFETY: the row has as many blocks of its type as `x`.
-    let [sum] = unsafe {
+    unsafe {
         match dtype {
-            DType::Q8_0 => tile::gemv::<tile::Q8_0, 1>([row.as_ptr()], x, blocks),
-            DType::Q4_0 => tile::gemv::<tile::Q4_0, 1>([row.as_ptr()], x, blocks),
-            DType::Q4_1 => tile::gemv::<tile::Q4_1, 1>([row.as_ptr()], x, blocks),
+            DType::Q8_0 => tile::row::<tile::Q8_0>(row.as_ptr(), x, blocks),
+            DType::Q4_0 => tile::row::<tile::Q4_0>(row.as_ptr(), x, blocks),
+            DType::Q4_1 => tile::row::<tile::Q4_1>(row.as_ptr(), x, blocks),
             // Not a type of this product, and refused before it gets here.
-            DType::F32 | DType::F16 | DType::BF16 => [f32::NAN],
+            DType::F32 | DType::F16 | DType::BF16 => f32::NAN,
         }
-    };
-    sum
+    }
 }
 
 /// Dot product of two rows whose lengths [`crate::Isa::dot_f32`] has checked.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(crate) fn dot_f32(dtype: DType, row: &[u8], x: &[f32]) -> f32 {
-    match dtype {
-        DType::F32 => planar::dot_float::<F32>(row, x),
-        DType::F16 => planar::dot_float::<F16>(row, x),
-        DType::BF16 => planar::dot_float::<BF16>(row, x),
-        // Not a type of this product, and refused before it gets here.
-        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => f32::NAN,
+    // SAFETY: the row has as many elements as `x`.
+    unsafe {
+        match dtype {
+            DType::F32 => tile::float_row::<F32>(row.as_ptr(), x.as_ptr(), x.len()),
+            DType::F16 => tile::float_row::<F16>(row.as_ptr(), x.as_ptr(), x.len()),
+            DType::BF16 => tile::float_row::<BF16>(row.as_ptr(), x.as_ptr(), x.len()),
+            // Not a type of this product, and refused before it gets here.
+            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => f32::NAN,
+        }
     }
 }

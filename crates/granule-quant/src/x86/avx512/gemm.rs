@@ -32,35 +32,12 @@ fn quantized<Q: Quants>(w: &[u8], x: &QuantizedMatrix<'_>, out: &mut Tile<'_>) {
         return pack::gemm::<Q>(w, x, out);
     }
     let row_bytes = w.len() / out.rows();
-    for r in (0..out.rows()).step_by(ROWS) {
+    for (r, row) in w.chunks_exact(row_bytes).enumerate() {
         for c in 0..out.cols() {
-            if r + ROWS <= out.rows() {
-                gemv::<Q, ROWS>(w, row_bytes, x, r, c, out);
-            } else {
-                (r..out.rows()).for_each(|r| gemv::<Q, 1>(w, row_bytes, x, r, c, out));
-            }
+            // SAFETY: the row has as many blocks as a row of `x`.
+            let sum = unsafe { tile::row::<Q>(row.as_ptr(), x.row(c), row_bytes / Q::BYTES) };
+            out.column(c)[r] = sum;
         }
-    }
-}
-
-/// Rows `r` to `r + R` of `w`, which has them, times row `c` of `x`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn gemv<Q: Quants, const R: usize>(
-    w: &[u8],
-    row_bytes: usize,
-    x: &QuantizedMatrix<'_>,
-    r: usize,
-    c: usize,
-    out: &mut Tile<'_>,
-) {
-    let mut rows = [w.as_ptr(); R];
-    for (i, row) in rows.iter_mut().enumerate() {
-        *row = w[(r + i) * row_bytes..][..row_bytes].as_ptr();
-    }
-    // SAFETY: each row is as long as its slice; `x` has as many blocks in a row.
-    let sums = unsafe { tile::gemv::<Q, R>(rows, x.row(c), row_bytes / Q::BYTES) };
-    for (i, sum) in sums.into_iter().enumerate() {
-        out.column(c)[r + i] = sum;
     }
 }
 
@@ -79,6 +56,15 @@ pub(crate) fn gemm_f32(dtype: DType, w: &[u8], x: &[f32], out: &mut Tile<'_>) {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn float<F: Float>(w: &[u8], x: &[f32], out: &mut Tile<'_>) {
     let k = x.len() / out.cols();
+    if out.cols() < COLS {
+        for (r, row) in w.chunks_exact(k * F::BYTES).enumerate() {
+            for (c, x) in x.chunks_exact(k).enumerate() {
+                // SAFETY: both slices have `k` elements.
+                out.column(c)[r] = unsafe { tile::float_row::<F>(row.as_ptr(), x.as_ptr(), k) };
+            }
+        }
+        return;
+    }
     let cached = (CACHED / size_of::<f32>() / k).next_multiple_of(COLS).max(COLS);
     for c0 in (0..out.cols()).step_by(cached) {
         let cols = c0..out.cols().min(c0 + cached);

@@ -13,7 +13,7 @@ mod pack;
 pub(crate) mod planar;
 mod tile;
 
-use std::arch::x86_64::{__mmask16, _cvtu32_mask16, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32};
+use std::arch::x86_64::{__mmask16, _cvtu32_mask16};
 
 /// Floats in one register.
 const LANES: usize = 16;
@@ -23,11 +23,4 @@ const LANES: usize = 16;
 #[inline]
 fn first(n: usize) -> __mmask16 {
     _cvtu32_mask16(if n >= LANES { 0xffff } else { (1 << n) - 1 })
-}
-
-/// The f32 that these two bytes are as an f16.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-fn f16_to_f32(bytes: [u8; 2]) -> f32 {
-    _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(u16::from_le_bytes(bytes)))))
 }

@@ -107,7 +107,8 @@ fn prepare<Q: Quants>(x: &QuantizedMatrix<'_>, c: usize, b: usize) -> Column {
             let q = &row.q.as_chunks::<32>().0[b];
             // SAFETY: 32 bytes are readable; no alignment is asked for.
             let q = unsafe { _mm256_loadu_si256(q.as_ptr().cast()) };
-            let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(Q::RAISED), q);
+            let sums =
+                _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(Q::RAISED.cast_signed()), q);
             column.start[i] = -_mm512_reduce_add_epi32(_mm512_zextsi256_si512(sums));
         }
     }
@@ -184,7 +185,7 @@ unsafe fn pack<Q: Quants>(rows: [*const u8; LANES], offset: usize) -> Block {
             [lo[0], lo[1], lo[2], lo[3], hi[0], hi[1], hi[2], hi[3]]
         } else {
             let hi = transpose(rows, quants + 16);
-            let raise = |q| _mm512_xor_si512(q, _mm512_set1_epi8(Q::RAISED));
+            let raise = |q| _mm512_xor_si512(q, _mm512_set1_epi8(Q::RAISED.cast_signed()));
             let (lo, hi) = (lo.map(raise), hi.map(raise));
             [lo[0], lo[1], lo[2], lo[3], hi[0], hi[1], hi[2], hi[3]]
         };
@@ -232,8 +233,8 @@ impl Part<'_, '_, '_> {
         let mut sums = [_mm512_setzero_ps(); N];
         for (b, (block, column)) in panel.iter().zip(columns).enumerate() {
             let mut products = [_mm512_setzero_si512(); N];
-            for c in 0..N {
-                products[c] = _mm512_set1_epi32(column.start[at + c]);
+            for (product, &start) in products.iter_mut().zip(&column.start[at..]) {
+                *product = _mm512_set1_epi32(start);
             }
             for j in 0..8 {
                 for c in 0..N {

@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use half::f16;
 
 use super::float::{BF16, F16, F32, Float};
-use super::{LANES, block, codec, f16_to_f32, first};
+use super::{LANES, block, codec, first};
+use crate::x86::f16_to_f32;
 use crate::{BLOCK_LEN, DType};
 
 /// Encodes a row that [`crate::Isa::encode_planar`] has checked.
@@ -86,7 +87,7 @@ pub(crate) fn dot_planar(dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) 
 
 /// Dot product of a float row and `q`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn dot_float<F: Float>(row: &[u8], q: &[f32]) -> f32 {
+fn dot_float<F: Float>(row: &[u8], q: &[f32]) -> f32 {
     let mut sum = [_mm512_setzero_ps(); 2];
     let (pairs, q_rest) = q.as_chunks::<{ 2 * LANES }>();
     let row_pairs = row.chunks_exact(2 * LANES * F::BYTES);

@@ -1,36 +1,47 @@
-//! Small products straight from the rows as they lie in memory: some weight rows at once, so that several streams
-//! of memory and several sums are under way.
+//! Products straight from the rows as they lie in memory.
+//!
+//! With one column, memory is what they wait for. It is read in its order, one row after the other, and asked for well
+//! ahead: several rows at once are several streams, which the hardware follows far worse.
 
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 use super::LANES;
 use super::float::{F32, Float};
+use crate::x86::{gather_f16, prefetch};
 use crate::{DType, QuantizedRow};
 
-/// A quantized type: where its block's quants are, as bytes of 0 to 255 for `vpdpbusd`.
+/// A quantized type: where its block's scales and quants are, and how `vpdpbusd` multiplies them.
 pub(super) trait Quants {
     /// Bytes of one block.
     const BYTES: usize;
-    /// What the bytes have been raised by: the quant is byte - `RAISED`.
-    const RAISED: i8;
+    /// What unsigned quants have been raised by: the quant is byte - `RAISED`.
+    const RAISED: u8;
     /// Whether a block has a minimum, in the two bytes behind its scale.
     const MIN: bool;
     /// Whether the quants are nibbles.
     const NIBBLES: bool;
 
-    /// The raised quants of the block at `p`, in the order of its elements.
+    /// Products of the block at `p` with the 32 quants at `x`, four to a sum; see [`units`](Self::units).
     ///
     /// # Safety
     /// - The CPU has this module's instructions.
-    /// - The block's bytes at `p` are readable.
-    unsafe fn load(p: *const u8) -> __m256i;
+    /// - The block's bytes at `p` and 32 at `x` are readable.
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i;
 
-    /// The raised quants of the two blocks at `p`.
+    /// What one is worth in each sum of [`products`](Self::products).
     ///
     /// # Safety
     /// - The CPU has this module's instructions.
-    /// - Both blocks' bytes at `p` are readable.
-    unsafe fn load2(p: *const u8) -> __m512i;
+    unsafe fn units() -> __m256;
+
+    /// What belongs to the sums of activations of the `n` blocks (at most 8) at `p`, whose scales are `d`: the minimum,
+    /// or what takes off what [`products`](Self::products) has left raised.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    /// - `n` blocks are readable at `p`.
+    unsafe fn minimums(p: *const u8, n: usize, d: __m256) -> __m256;
 }
 
 /// [`DType::Q8_0`].
@@ -40,217 +51,211 @@ pub(super) struct Q4_0;
 /// [`DType::Q4_1`].
 pub(super) struct Q4_1;
 
+/// Products of the 16 nibble bytes at `p`, high nibbles left where they are and so 16 times as large.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - 16 bytes at `p` and 32 at `x` are readable.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn nibble_products(p: *const u8, x: *const i8) -> __m256i {
+    let (lo, hi) = (0x0f0f_0f0f_0f0f_0f0f, 0xf0f0_f0f0_f0f0_f0f0_u64.cast_signed());
+    // SAFETY: the caller vouches for the bytes.
+    let (bytes, x) = unsafe { (_mm_loadu_si128(p.cast()), _mm256_loadu_si256(x.cast())) };
+    let nibbles = _mm256_and_si256(_mm256_broadcastsi128_si256(bytes), _mm256_setr_epi64x(lo, lo, hi, hi));
+    _mm256_dpbusd_epi32(_mm256_setzero_si256(), nibbles, x)
+}
+
+/// The units of [`nibble_products`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn nibble_units() -> __m256 {
+    let high = 1.0 / 16.0;
+    _mm256_setr_ps(1.0, 1.0, 1.0, 1.0, high, high, high, high)
+}
+
 impl Quants for Q8_0 {
     const BYTES: usize = DType::Q8_0.block_bytes();
-    const RAISED: i8 = -128;
+    const RAISED: u8 = 128;
     const MIN: bool = false;
     const NIBBLES: bool = false;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn load(p: *const u8) -> __m256i {
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
         // SAFETY: bytes 2 to 34 are the block's quants.
-        let q = unsafe { _mm256_loadu_si256(p.add(2).cast()) };
-        _mm256_xor_si256(q, _mm256_set1_epi8(-128))
+        let (q, x) = unsafe { (_mm256_loadu_si256(p.add(2).cast()), _mm256_loadu_si256(x.cast())) };
+        let (raise, zero) = (_mm256_set1_epi8(-128), _mm256_setzero_si256());
+        let raised = _mm256_dpbusd_epi32(zero, _mm256_xor_si256(q, raise), x);
+        _mm256_sub_epi32(raised, _mm256_dpbusd_epi32(zero, raise, x))
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn load2(p: *const u8) -> __m512i {
-        // SAFETY: bytes 2 to 34 of each block are its quants.
-        let (a, b) = unsafe {
-            (_mm256_loadu_si256(p.add(2).cast()), _mm256_loadu_si256(p.add(2 + Self::BYTES).cast()))
-        };
-        _mm512_xor_si512(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b), _mm512_set1_epi8(-128))
+    unsafe fn units() -> __m256 {
+        _mm256_set1_ps(1.0)
     }
-}
 
-/// The nibbles of the blocks whose 16 bytes are at `a` and `b`, each in the order of its elements.
-///
-/// # Safety
-/// - The CPU has this module's instructions.
-/// - 16 bytes at `a` and at `b` are readable.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-unsafe fn nibbles2(a: *const u8, b: *const u8) -> __m512i {
-    // SAFETY: the caller vouches for the bytes.
-    let (a, b) = unsafe { (_mm_loadu_si128(a.cast()), _mm_loadu_si128(b.cast())) };
-    let bytes = _mm512_mask_broadcast_i32x4(_mm512_broadcast_i32x4(a), 0xff00, b);
-    let shifted = _mm512_srlv_epi64(bytes, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
-    _mm512_and_si512(shifted, _mm512_set1_epi8(15))
-}
-
-/// The nibbles of the block whose 16 bytes are at `p`, in the order of its elements.
-///
-/// # Safety
-/// - The CPU has this module's instructions.
-/// - 16 bytes at `p` are readable.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-unsafe fn nibbles(p: *const u8) -> __m256i {
-    // SAFETY: the caller vouches for the bytes.
-    let bytes = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(p.cast()) });
-    let shifted = _mm256_srlv_epi64(bytes, _mm256_setr_epi64x(0, 0, 4, 4));
-    _mm256_and_si256(shifted, _mm256_set1_epi8(15))
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn minimums(_: *const u8, _: usize, _: __m256) -> __m256 {
+        _mm256_setzero_ps()
+    }
 }
 
 impl Quants for Q4_0 {
     const BYTES: usize = DType::Q4_0.block_bytes();
-    const RAISED: i8 = 8;
+    const RAISED: u8 = 8;
     const MIN: bool = false;
     const NIBBLES: bool = true;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn load(p: *const u8) -> __m256i {
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
         // SAFETY: bytes 2 to 18 are the block's nibbles.
-        unsafe { nibbles(p.add(2)) }
+        unsafe { nibble_products(p.add(2), x) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn load2(p: *const u8) -> __m512i {
-        // SAFETY: bytes 2 to 18 of each block are its nibbles.
-        unsafe { nibbles2(p.add(2), p.add(2 + Self::BYTES)) }
+    unsafe fn units() -> __m256 {
+        nibble_units()
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn minimums(_: *const u8, _: usize, d: __m256) -> __m256 {
+        _mm256_mul_ps(d, _mm256_set1_ps(-8.0))
     }
 }
 
 impl Quants for Q4_1 {
     const BYTES: usize = DType::Q4_1.block_bytes();
-    const RAISED: i8 = 0;
+    const RAISED: u8 = 0;
     const MIN: bool = true;
     const NIBBLES: bool = true;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn load(p: *const u8) -> __m256i {
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
         // SAFETY: bytes 4 to 20 are the block's nibbles.
-        unsafe { nibbles(p.add(4)) }
+        unsafe { nibble_products(p.add(4), x) }
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn load2(p: *const u8) -> __m512i {
-        // SAFETY: bytes 4 to 20 of each block are its nibbles.
-        unsafe { nibbles2(p.add(4), p.add(4 + Self::BYTES)) }
+    unsafe fn units() -> __m256 {
+        nibble_units()
     }
-}
 
-/// What raised bytes add to a sum of products with `x`, to be taken off: the start of every integer sum.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-fn minus_raised<Q: Quants>(x: __m512i) -> __m512i {
-    if Q::RAISED == 0 {
-        return _mm512_setzero_si512();
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn minimums(p: *const u8, n: usize, _: __m256) -> __m256 {
+        // SAFETY: bytes 2 and 3 of each block are its minimum.
+        unsafe { gather_f16(p.add(2), Self::BYTES, n) }
     }
-    let zero = _mm512_setzero_si512();
-    _mm512_sub_epi32(zero, _mm512_dpbusd_epi32(zero, _mm512_set1_epi8(Q::RAISED), x))
-}
-
-/// The f16 numbers in the first two bytes at `p` and after every `stride` bytes, `n` of them (at most 8), then zeros.
-///
-/// # Safety
-/// - The CPU has this module's instructions.
-/// - Two bytes at `p + i * stride` are readable for every `i < n`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-unsafe fn gather_f16(p: *const u8, stride: usize, n: usize) -> __m256 {
-    let mut bits = [0_u16; 8];
-    for (i, bits) in bits.iter_mut().take(n).enumerate() {
-        // SAFETY: `i` is below `n`.
-        *bits = unsafe { p.add(i * stride).cast::<u16>().read_unaligned() };
-    }
-    // SAFETY: the array has 16 bytes.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(bits.as_ptr().cast()) })
 }
 
 /// Blocks whose scales are handled together.
 const GROUP: usize = 8;
 
-/// Dot products of `R` weight rows of `blocks` blocks with one row of activations.
+/// The sums of one row with one row of activations, under way.
+#[derive(Clone, Copy)]
+struct Sums {
+    /// In [`Quants::units`]; several, since one would wait for itself.
+    products: [__m256; 4],
+    minimums: __m256,
+}
+
+/// Dot product of the weight row of `blocks` blocks at `w` with a row of activations.
 ///
 /// # Safety
 /// - The CPU has this module's instructions.
-/// - Each of `w` has `blocks` readable blocks; `x` has `blocks` blocks.
+/// - `blocks` blocks are readable at `w`; `x` has `blocks` blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn gemv<Q: Quants, const R: usize>(
-    w: [*const u8; R],
-    x: QuantizedRow<'_>,
-    blocks: usize,
-) -> [f32; R] {
-    let mut sums = [_mm512_setzero_ps(); R];
-    let mut mins = [_mm256_setzero_ps(); R];
+pub(super) unsafe fn row<Q: Quants>(w: *const u8, x: QuantizedRow<'_>, blocks: usize) -> f32 {
+    let zero = _mm256_setzero_ps();
+    let mut sums = Sums { products: [zero; 4], minimums: zero };
+    // The lane of a block's scale. Were it known, shuffles by constants would be taken for the better code.
+    let lane = black_box(_mm256_setzero_si256());
     let full = blocks / GROUP * GROUP;
     // SAFETY: each call stays below `blocks`.
     unsafe {
         for first in (0..full).step_by(GROUP) {
-            group::<Q, R>(w, x, first, GROUP, &mut sums, &mut mins);
+            group::<Q, true>(w, x, first, GROUP, lane, &mut sums);
         }
         if full < blocks {
-            group::<Q, R>(w, x, full, blocks - full, &mut sums, &mut mins);
+            group::<Q, false>(w, x, full, blocks - full, lane, &mut sums);
         }
+        let [a, b, c, d] = sums.products;
+        let products = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+        let sum = _mm256_fmadd_ps(products, Q::units(), sums.minimums);
+        _mm512_reduce_add_ps(_mm512_zextps256_ps512(sum))
     }
-    let mut out = [0.0; R];
-    for r in 0..R {
-        let mins = if Q::MIN { _mm512_zextps256_ps512(mins[r]) } else { _mm512_setzero_ps() };
-        out[r] = _mm512_reduce_add_ps(_mm512_add_ps(sums[r], mins));
-    }
-    out
 }
 
-/// Adds blocks `first` to `first + n` (`n` is at most [`GROUP`]) of each row to the sums.
+/// Adds blocks `first` to `first + n` (`n` is at most [`GROUP`], and that where `FULL`) to the sums.
 ///
 /// # Safety
-/// As [`gemv`]; the blocks are among its blocks.
+/// As [`row`]; the blocks are among its blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn group<Q: Quants, const R: usize>(
-    w: [*const u8; R],
+unsafe fn group<Q: Quants, const FULL: bool>(
+    w: *const u8,
     x: QuantizedRow<'_>,
     first: usize,
     n: usize,
-    sums: &mut [__m512; R],
-    mins: &mut [__m256; R],
+    mut lane: __m256i,
+    sums: &mut Sums,
 ) {
+    let n = if FULL { GROUP } else { n };
     let present = super::first(n) as u8;
-    // SAFETY: the blocks are among those of the rows and of `x`; masked loads touch no others.
+    // SAFETY: the blocks are among those of the row and of `x`; masked loads touch no others.
     unsafe {
-        let d = _mm256_maskz_loadu_ps(present, x.d.as_ptr().add(first));
+        let block = w.add(first * Q::BYTES);
+        prefetch(block, n * Q::BYTES);
+        let d = gather_f16(block, Q::BYTES, n);
         let s = _mm256_maskz_loadu_ps(present, x.s.as_ptr().add(first));
-        let mut scales = [_mm512_setzero_ps(); R];
-        for r in 0..R {
-            let block = w[r].add(first * Q::BYTES);
-            let scale = _mm256_mul_ps(gather_f16(block, Q::BYTES, n), d);
-            scales[r] = _mm512_zextps256_ps512(scale);
-            if Q::MIN {
-                mins[r] = _mm256_fmadd_ps(gather_f16(block.add(2), Q::BYTES, n), s, mins[r]);
-            }
-        }
-        // The scale of a pair's first block goes to the lower eight lanes, that of its second to the upper eight.
-        let mut lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-        for b in (first..first + n / 2 * 2).step_by(2) {
-            let q = _mm512_loadu_si512(x.q.as_ptr().add(b * 32).cast());
-            let start = minus_raised::<Q>(q);
-            for r in 0..R {
-                let product = _mm512_dpbusd_epi32(start, Q::load2(w[r].add(b * Q::BYTES)), q);
-                let scale = _mm512_permutexvar_ps(lanes, scales[r]);
-                sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, sums[r]);
-            }
-            lanes = _mm512_add_epi32(lanes, _mm512_set1_epi32(2));
-        }
-        if n % 2 == 1 {
-            let b = first + n - 1;
-            let q = _mm512_zextsi256_si512(_mm256_loadu_si256(x.q.as_ptr().add(b * 32).cast()));
-            let start = minus_raised::<Q>(q);
-            for r in 0..R {
-                let quants = _mm512_zextsi256_si512(Q::load(w[r].add(b * Q::BYTES)));
-                let product = _mm512_dpbusd_epi32(start, quants, q);
-                // The upper lanes, where there is no block, are zeros times the scale of none, a zero.
-                let scale = _mm512_permutexvar_ps(lanes, scales[r]);
-                sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), scale, sums[r]);
-            }
+        sums.minimums = _mm256_fmadd_ps(Q::minimums(block, n, d), s, sums.minimums);
+        let scales = _mm256_mul_ps(d, _mm256_maskz_loadu_ps(present, x.d.as_ptr().add(first)));
+        for b in 0..n {
+            let products = Q::products(block.add(b * Q::BYTES), x.q.as_ptr().add((first + b) * 32));
+            let scale = _mm256_permutevar8x32_ps(scales, lane);
+            let sum = &mut sums.products[b % 4];
+            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, *sum);
+            lane = _mm256_add_epi32(lane, _mm256_set1_epi32(1));
         }
     }
+}
+
+/// Dot product of the float weight row of `k` elements at `w` with the floats at `x`.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - `k` elements of `F` are readable at `w`, `k` floats at `x`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn float_row<F: Float>(w: *const u8, x: *const f32, k: usize) -> f32 {
+    const STEP: usize = 4 * LANES;
+    // Several sums, since one would wait for itself.
+    let mut sums = [_mm512_setzero_ps(); 4];
+    let full = k / STEP * STEP;
+    for i in (0..full).step_by(STEP) {
+        prefetch(w.wrapping_add(i * F::BYTES), STEP * F::BYTES);
+        for (j, sum) in sums.iter_mut().enumerate() {
+            let i = i + j * LANES;
+            // SAFETY: 16 elements from `i` are below `k`.
+            *sum = unsafe { _mm512_fmadd_ps(F::load(w.add(i * F::BYTES)), _mm512_loadu_ps(x.add(i)), *sum) };
+        }
+    }
+    for i in (full..k).step_by(LANES) {
+        let mask = super::first(k - i);
+        // SAFETY: the mask covers elements below `k`.
+        let (a, b) =
+            unsafe { (F::load_part(w.add(i * F::BYTES), mask), F32::load_part(x.add(i).cast(), mask)) };
+        sums[i / LANES % 4] = _mm512_fmadd_ps(a, b, sums[i / LANES % 4]);
+    }
+    let [a, b, c, d] = sums;
+    _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
 }
 
 /// Products of `R` float weight rows with `C` rows of activations, `k` elements each: `[row][activation row]`.

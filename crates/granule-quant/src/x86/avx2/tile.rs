@@ -1,0 +1,292 @@
+//! Products straight from the rows as they lie in memory.
+//!
+//! With one column, memory is what they wait for. It is read in its order, one row after the other, and asked for well
+//! ahead: several rows at once are several streams, which the hardware follows far worse.
+
+use std::arch::x86_64::*;
+use std::slice::from_raw_parts;
+
+use super::float::{F32, Float, load_part};
+use super::{LANES, sum};
+use crate::x86::{gather_f16, prefetch};
+use crate::{DType, QuantizedRow};
+
+/// A quantized type: where its block's scales and quants are, and how bytes are multiplied.
+pub(super) trait Quants {
+    /// Bytes of one block.
+    const BYTES: usize;
+    /// What unsigned quants have been raised by: the quant is byte - `RAISED`. 0 for signed quants.
+    const RAISED: i8;
+    /// Whether a block has a minimum, in the two bytes behind its scale.
+    const MIN: bool;
+    /// Whether the quants are nibbles.
+    const NIBBLES: bool;
+
+    /// Products of the block at `p` with the 32 quants at `x`, in eight sums.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    /// - The block's bytes at `p` and 32 at `x` are readable.
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i;
+
+    /// What belongs to the sums of activations of the `n` blocks (at most 8) at `p`, whose scales are `d`: the minimum,
+    /// or what takes off what [`products`](Self::products) has left raised.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    /// - `n` blocks are readable at `p`.
+    unsafe fn minimums(p: *const u8, n: usize, d: __m256) -> __m256;
+}
+
+/// [`DType::Q8_0`].
+pub(super) struct Q8_0;
+/// [`DType::Q4_0`].
+pub(super) struct Q4_0;
+/// [`DType::Q4_1`].
+pub(super) struct Q4_1;
+
+/// Sums of pairs of 16-bit sums.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn pairs(v: __m256i) -> __m256i {
+    _mm256_madd_epi16(v, _mm256_set1_epi16(1))
+}
+
+/// Sums of pairs of products of signed bytes; of `x` none is -128, and so no sum is cut.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+pub(super) fn signed_products(w: __m256i, x: __m256i) -> __m256i {
+    _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+}
+
+/// Products of the 16 nibble bytes at `p`, low nibbles first.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - 16 bytes at `p` and 32 at `x` are readable.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn nibble_products(p: *const u8, x: *const i8) -> __m256i {
+    // SAFETY: the caller vouches for the bytes.
+    let (bytes, x) = unsafe { (_mm_loadu_si128(p.cast()), _mm256_loadu_si256(x.cast())) };
+    let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
+    pairs(_mm256_maddubs_epi16(_mm256_and_si256(both, _mm256_set1_epi8(15)), x))
+}
+
+impl Quants for Q8_0 {
+    const BYTES: usize = DType::Q8_0.block_bytes();
+    const RAISED: i8 = 0;
+    const MIN: bool = false;
+    const NIBBLES: bool = false;
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+        // SAFETY: bytes 2 to 34 are the block's quants.
+        let (w, x) = unsafe { (_mm256_loadu_si256(p.add(2).cast()), _mm256_loadu_si256(x.cast())) };
+        pairs(signed_products(w, x))
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn minimums(_: *const u8, _: usize, _: __m256) -> __m256 {
+        _mm256_setzero_ps()
+    }
+}
+
+impl Quants for Q4_0 {
+    const BYTES: usize = DType::Q4_0.block_bytes();
+    const RAISED: i8 = 8;
+    const MIN: bool = false;
+    const NIBBLES: bool = true;
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+        // SAFETY: bytes 2 to 18 are the block's nibbles.
+        unsafe { nibble_products(p.add(2), x) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn minimums(_: *const u8, _: usize, d: __m256) -> __m256 {
+        _mm256_mul_ps(d, _mm256_set1_ps(-8.0))
+    }
+}
+
+impl Quants for Q4_1 {
+    const BYTES: usize = DType::Q4_1.block_bytes();
+    const RAISED: i8 = 0;
+    const MIN: bool = true;
+    const NIBBLES: bool = true;
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+        // SAFETY: bytes 4 to 20 are the block's nibbles.
+        unsafe { nibble_products(p.add(4), x) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn minimums(p: *const u8, n: usize, _: __m256) -> __m256 {
+        // SAFETY: bytes 2 and 3 of each block are its minimum.
+        unsafe { gather_f16(p.add(2), Self::BYTES, n) }
+    }
+}
+
+/// Blocks whose scales are handled together.
+const GROUP: usize = 8;
+
+/// The sums of one row with one row of activations, under way.
+struct Sums {
+    /// Several, since one would wait for itself.
+    products: [__m256; 4],
+    minimums: __m256,
+}
+
+/// Dot product of the weight row of `blocks` blocks at `w` with a row of activations.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - `blocks` blocks are readable at `w`; `x` has `blocks` blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn row<Q: Quants>(w: *const u8, x: QuantizedRow<'_>, blocks: usize) -> f32 {
+    let zero = _mm256_setzero_ps();
+    let mut sums = Sums { products: [zero; 4], minimums: zero };
+    let full = blocks / GROUP * GROUP;
+    // SAFETY: each call stays below `blocks`.
+    unsafe {
+        for first in (0..full).step_by(GROUP) {
+            group::<Q, true>(w, x, first, GROUP, &mut sums);
+        }
+        if full < blocks {
+            group::<Q, false>(w, x, full, blocks - full, &mut sums);
+        }
+    }
+    let [a, b, c, d] = sums.products;
+    let products = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+    sum(_mm256_add_ps(products, sums.minimums))
+}
+
+/// Adds blocks `first` to `first + n` (`n` is at most [`GROUP`], and that where `FULL`) to the sums.
+///
+/// # Safety
+/// As [`row`]; the blocks are among its blocks.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn group<Q: Quants, const FULL: bool>(
+    w: *const u8,
+    x: QuantizedRow<'_>,
+    first: usize,
+    n: usize,
+    sums: &mut Sums,
+) {
+    let n = if FULL { GROUP } else { n };
+    let part = first..first + n;
+    // SAFETY: the blocks are among those of the row and of `x`.
+    unsafe {
+        let block = w.add(first * Q::BYTES);
+        prefetch(block, n * Q::BYTES);
+        let d = gather_f16(block, Q::BYTES, n);
+        let s = load_part::<F32>(bytemuck::cast_slice(&x.s[part.clone()]));
+        sums.minimums = _mm256_fmadd_ps(Q::minimums(block, n, d), s, sums.minimums);
+        let mut scales = _mm256_mul_ps(d, load_part::<F32>(bytemuck::cast_slice(&x.d[part])));
+        for b in 0..n {
+            let products = Q::products(block.add(b * Q::BYTES), x.q.as_ptr().add((first + b) * 32));
+            // The scale of this block comes to lane 0, and from there to all.
+            let scale = _mm256_broadcastss_ps(_mm256_castps256_ps128(scales));
+            let sum = &mut sums.products[b % 4];
+            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, *sum);
+            scales = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+        }
+    }
+}
+
+/// Dot product of the float weight row of `k` elements at `w` with the floats at `x`.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - `k` elements of `F` are readable at `w`, `k` floats at `x`.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn float_row<F: Float>(w: *const u8, x: *const f32, k: usize) -> f32 {
+    const STEP: usize = 8 * LANES;
+    // Several sums, since one would wait for itself.
+    let mut sums = [_mm256_setzero_ps(); 8];
+    let full = k / STEP * STEP;
+    for i in (0..full).step_by(STEP) {
+        prefetch(w.wrapping_add(i * F::BYTES), STEP * F::BYTES);
+        for (j, sum) in sums.iter_mut().enumerate() {
+            let i = i + j * LANES;
+            // SAFETY: 8 elements from `i` are below `k`.
+            *sum = unsafe { _mm256_fmadd_ps(F::load(w.add(i * F::BYTES)), _mm256_loadu_ps(x.add(i)), *sum) };
+        }
+    }
+    for (j, i) in (full..k).step_by(LANES).enumerate() {
+        // SAFETY: `n` elements from `i` are below `k`.
+        let (a, b) = unsafe { tail::<F>(w, x, i, LANES.min(k - i)) };
+        sums[j] = _mm256_fmadd_ps(a, b, sums[j]);
+    }
+    let [a, b, c, d, e, f, g, h] = sums;
+    let lo = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
+    let hi = _mm256_add_ps(_mm256_add_ps(e, f), _mm256_add_ps(g, h));
+    sum(_mm256_add_ps(lo, hi))
+}
+
+/// Elements `i` to `i + n` (8 at most) of a weight row and of floats, and zeros.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - These elements are readable.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+unsafe fn tail<F: Float>(w: *const u8, x: *const f32, i: usize, n: usize) -> (__m256, __m256) {
+    // SAFETY: the caller vouches for the elements.
+    let (w, x) = unsafe { (from_raw_parts(w.add(i * F::BYTES), n * F::BYTES), from_raw_parts(x.add(i), n)) };
+    (load_part::<F>(w), load_part::<F32>(bytemuck::cast_slice(x)))
+}
+
+/// Products of `R` float weight rows with `C` rows of activations, `k` elements each: `[row][activation row]`.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - Each of `w` has `k` readable elements of `F`, each of `x` `k` readable floats.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn float<F: Float, const R: usize, const C: usize>(
+    w: [*const u8; R],
+    x: [*const f32; C],
+    k: usize,
+) -> [[f32; C]; R] {
+    let mut sums = [[_mm256_setzero_ps(); C]; R];
+    let full = k / LANES * LANES;
+    for i in (0..full).step_by(LANES) {
+        let mut b = [_mm256_setzero_ps(); C];
+        for c in 0..C {
+            // SAFETY: 8 elements from `i` are below `k`.
+            b[c] = unsafe { _mm256_loadu_ps(x[c].add(i)) };
+        }
+        for r in 0..R {
+            // SAFETY: 8 elements from `i` are below `k`.
+            let a = unsafe { F::load(w[r].add(i * F::BYTES)) };
+            for c in 0..C {
+                sums[r][c] = _mm256_fmadd_ps(a, b[c], sums[r][c]);
+            }
+        }
+    }
+    if full < k {
+        for r in 0..R {
+            for c in 0..C {
+                // SAFETY: the elements from `full` to `k` are readable.
+                let (a, b) = unsafe { tail::<F>(w[r], x[c], full, k - full) };
+                sums[r][c] = _mm256_fmadd_ps(a, b, sums[r][c]);
+            }
+        }
+    }
+    let mut out = [[0.0; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            out[r][c] = sum(sums[r][c]);
+        }
+    }
+    out
+}
