@@ -227,17 +227,21 @@ unsafe impl Backend for Host {
 
     unsafe fn map(&self, at: DevicePtr, granules: &[RawGranule], access: Access) -> Result<(), MapFailure> {
         let len = self.length(self.granule).map_err(|error| MapFailure { error, left_mapped: 0 })?;
-        for (index, granule) in granules.iter().enumerate() {
-            let (place, offset) = (at.offset(index * len), granule.0 * self.granule.get());
+        let mut done = 0;
+        // Neighbours in the file are one call, and one mapping of the system's.
+        for run in granules.chunk_by(|a, b| b.0 == a.0 + 1) {
+            let (place, offset) = (at.offset(done * len), run[0].0 * self.granule.get());
             // SAFETY: the caller owns the places and nothing uses them; a granule is backed from its creation on.
-            let mapped =
-                self.call("mmap", || unsafe { sys::map_file(place, len, &self.file, offset, access) });
+            let mapped = self.call("mmap", || unsafe {
+                sys::map_file(place, run.len() * len, &self.file, offset, access)
+            });
             if let Err(error) = mapped {
                 // SAFETY: these places were mapped just now and nothing uses them.
-                let undone = index == 0
-                    || self.call("mmap", || unsafe { sys::unmap_keeping(at, index * len) }).is_ok();
-                return Err(MapFailure { error, left_mapped: if undone { 0 } else { index } });
+                let undone =
+                    done == 0 || self.call("mmap", || unsafe { sys::unmap_keeping(at, done * len) }).is_ok();
+                return Err(MapFailure { error, left_mapped: if undone { 0 } else { done } });
             }
+            done += run.len();
         }
         Ok(())
     }
