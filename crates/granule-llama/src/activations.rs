@@ -53,9 +53,8 @@ impl Lengths {
     }
 
     fn scratch(&self) -> [usize; 5] {
-        let elements = self.n_batch * self.widest;
-        let blocks = elements.div_ceil(32);
-        [self.n_batch * self.rope_dims, blocks, blocks, elements.div_ceil(4), self.attention].map(aligned)
+        let (quants, scales) = QuantScratch::lengths(self.n_batch * self.widest);
+        [self.n_batch * self.rope_dims, scales, scales, quants.div_ceil(4), self.attention].map(aligned)
     }
 }
 

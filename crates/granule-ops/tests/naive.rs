@@ -56,7 +56,7 @@ proptest! {
         let x = numbers(seed, tokens * cols);
         let pool = threads(n_threads);
         let (mut quants, mut scales, mut sums) =
-            (vec![0i8; tokens * cols], vec![0f32; tokens * cols / 32], vec![0f32; tokens * cols / 32]);
+            (vec![0i8; 2 * tokens * cols], vec![0f32; tokens * cols / 16], vec![0f32; tokens * cols / 16]);
         let activations = if quantized {
             let scratch = QuantScratch { quants: &mut quants, scales: &mut scales, sums: &mut sums };
             Activations::quantized(&pool, &x, tokens, cols, scratch).unwrap()
@@ -77,9 +77,10 @@ proptest! {
                     let w = &w[r * cols..(r + 1) * cols];
                     let exact: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
                     let magnitude: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x * w).abs()).sum();
-                    // An 8-bit activation is off by at most half a step of max|x| / 127, max|x| < 1.
+                    // An 8-bit activation is off by at most half a step of max|x| / 127, max|x| < 1; the second
+                    // term by at most half a step of that.
                     let step: f64 = if dtype.is_quantized() {
-                        w.iter().map(|&w| f64::from(w).abs()).sum::<f64>() * 0.501 / 127.0
+                        w.iter().map(|&w| f64::from(w).abs()).sum::<f64>() * 0.501 / 127.0 * 0.501 / 127.0
                     } else { 0.0 };
                     let bound = magnitude * 1e-5 + step + 1e-6;
                     let got = f64::from(out[t * rows + r]);

@@ -13,16 +13,30 @@ const MOST_ROWS: usize = 64;
 const FEWEST_ROWS: usize = 16;
 /// Elements of one quantization block.
 const BLOCK: usize = 32;
+/// Rows of quants that stand for one row of activations: the number in 8 bits, and what that leaves in 8 bits more.
+pub(super) const TERMS: usize = 2;
+/// Tokens whose products with a chunk of weights are summed up at a time; their terms fill a tile on the stack.
+const TOKENS: usize = 32;
+/// Elements of a row whose remainder is quantized at a time, on the stack.
+const PIECE: usize = 16 * BLOCK;
 
-/// Memory for quantized activations, handed in by the caller: for `n` elements `n` quants and `n / 32` of each factor.
+/// Memory for quantized activations, handed in by the caller.
 #[derive(Debug)]
 pub struct QuantScratch<'a> {
-    /// Quants, one for each element.
+    /// Quants, two for each element.
     pub quants: &'a mut [i8],
-    /// Scales, one for each 32 elements.
+    /// Scales, two for each 32 elements.
     pub scales: &'a mut [f32],
-    /// Scale times the sum of the quants, one for each 32 elements.
+    /// Scale times the sum of the quants, two for each 32 elements.
     pub sums: &'a mut [f32],
+}
+
+impl QuantScratch<'_> {
+    /// How many quants, and how many scales (and sums), `elements` activations need.
+    #[must_use]
+    pub fn lengths(elements: usize) -> (usize, usize) {
+        (TERMS * elements, TERMS * elements.div_ceil(BLOCK))
+    }
 }
 
 /// The activations of a product: `rows` tokens of `cols` elements.
@@ -58,32 +72,39 @@ impl<'a> Activations<'a> {
         expect_len("activations", x.len(), rows * cols)?;
         granule_quant::DType::Q8_0.row_bytes(cols)?;
         let blocks = cols / BLOCK;
+        let (n_quants, n_scales) = QuantScratch::lengths(rows * cols);
         for (what, len, want) in [
-            ("scratch for quants", scratch.quants.len(), rows * cols),
-            ("scratch for scales", scratch.scales.len(), rows * blocks),
-            ("scratch for sums", scratch.sums.len(), rows * blocks),
+            ("scratch for quants", scratch.quants.len(), n_quants),
+            ("scratch for scales", scratch.scales.len(), n_scales),
+            ("scratch for sums", scratch.sums.len(), n_scales),
         ] {
             if len < want {
                 return Err(Error::Shape { what, got: len, want });
             }
         }
         let QuantScratch { quants, scales, sums } = scratch;
-        if rows == 1 {
-            quantize_row(x, &mut quants[..cols], &mut scales[..blocks], &mut sums[..blocks])?;
-        } else {
+        let (quants, scales, sums) =
+            (&mut quants[..n_quants], &mut scales[..n_scales], &mut sums[..n_scales]);
+        {
             let (q, d, s) =
                 (Disjoint::new(&mut *quants), Disjoint::new(&mut *scales), Disjoint::new(&mut *sums));
             threads.try_for_each_chunk(rows, 4, &|_, range| {
-                let (some, block) =
-                    (range.start * cols..range.end * cols, range.start * blocks..range.end * blocks);
-                // SAFETY: the chunks of one call do not overlap, and rows have their own quants, scales and sums.
-                let (q, d, s) = unsafe { (q.range(some.clone()), d.range(block.clone()), s.range(block)) };
-                quantize_row(&x[some], q, d, s)
+                for row in range {
+                    let (q_row, d_row) = (row * TERMS * cols, row * TERMS * blocks);
+                    // SAFETY: each row is in one chunk, and has its own quants, scales and sums.
+                    let (q, d, s) = unsafe {
+                        (
+                            q.range(q_row..q_row + TERMS * cols),
+                            d.range(d_row..d_row + TERMS * blocks),
+                            s.range(d_row..d_row + TERMS * blocks),
+                        )
+                    };
+                    quantize_terms(&x[row * cols..(row + 1) * cols], q, d, s)?;
+                }
+                Ok::<(), granule_quant::Error>(())
             })?;
         }
-        let quants = &quants[..rows * cols];
-        let quantized =
-            QuantizedMatrix::new(quants, &scales[..rows * blocks], &sums[..rows * blocks], rows, cols)?;
+        let quantized = QuantizedMatrix::new(quants, scales, sums, TERMS * rows, cols)?;
         Ok(Self { x, rows, cols, quantized: Some(quantized) })
     }
 
@@ -92,6 +113,38 @@ impl<'a> Activations<'a> {
     pub fn rows(&self) -> usize {
         self.rows
     }
+}
+
+/// Quantizes a row, then what quantizing left of it; the first term's quants, scales and sums lie before the second's.
+fn quantize_terms(
+    x: &[f32],
+    quants: &mut [i8],
+    scales: &mut [f32],
+    sums: &mut [f32],
+) -> Result<(), granule_quant::Error> {
+    let (q, q_rest) = quants.split_at_mut(x.len());
+    let (d, d_rest) = scales.split_at_mut(x.len() / BLOCK);
+    let (s, s_rest) = sums.split_at_mut(x.len() / BLOCK);
+    quantize_row(x, q, d, s)?;
+    let mut rest = [0f32; PIECE];
+    for (i, x) in x.chunks(PIECE).enumerate() {
+        let (at, block) = (i * PIECE, i * PIECE / BLOCK);
+        let blocks = block..block + x.len() / BLOCK;
+        let rest = &mut rest[..x.len()];
+        for ((rest, x), (q, &d)) in rest
+            .as_chunks_mut::<BLOCK>()
+            .0
+            .iter_mut()
+            .zip(x.as_chunks::<BLOCK>().0)
+            .zip(q[at..].as_chunks::<BLOCK>().0.iter().zip(&d[blocks.clone()]))
+        {
+            for ((rest, &x), &q) in rest.iter_mut().zip(x).zip(q) {
+                *rest = x - d * f32::from(q);
+            }
+        }
+        quantize_row(rest, &mut q_rest[at..at + x.len()], &mut d_rest[blocks.clone()], &mut s_rest[blocks])?;
+    }
+    Ok(())
 }
 
 /// Multiplies the same activations with each weight; beside each weight stands its output, tokens x `weight.rows()`.
@@ -152,12 +205,39 @@ impl Part<'_> {
         let row_bytes = self.weight.row_bytes();
         let weights = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
         let dtype = self.weight.dtype();
-        // SAFETY: `out` was checked to be tokens x weight rows, so row `rows.start` of column 0 and all that the tile
-        // addresses from there lie in it; each chunk of weight rows is one item, so no other thread writes these.
-        let tile = unsafe { Tile::from_raw_parts(self.out.at(rows.start), n, x.rows, self.weight.rows()) };
-        match &x.quantized {
-            Some(q) if dtype.is_quantized() => Isa::best().gemm_q8(dtype, weights, k, q, tile)?,
-            _ => Isa::best().gemm_f32(dtype, weights, k, x.x, tile)?,
+        let width = self.weight.rows();
+        let Some(q) = x.quantized.filter(|_| dtype.is_quantized()) else {
+            // SAFETY: `out` was checked to be tokens x weight rows, so row `rows.start` of column 0 and all that the
+            // tile addresses from there lie in it; each chunk of weight rows is one item, so no other thread writes it.
+            let tile = unsafe { Tile::from_raw_parts(self.out.at(rows.start), n, x.rows, width) };
+            return Ok(Isa::best().gemm_f32(dtype, weights, k, x.x, tile)?);
+        };
+        let mut terms = [0f32; MOST_ROWS * TERMS * TOKENS];
+        let row = q.as_row();
+        for first in (0..x.rows).step_by(TOKENS) {
+            let tokens = TOKENS.min(x.rows - first);
+            let (some, blocks) = (
+                first * TERMS * k..(first + tokens) * TERMS * k,
+                first * TERMS * k / BLOCK..(first + tokens) * TERMS * k / BLOCK,
+            );
+            let q = QuantizedMatrix::new(
+                &row.q[some],
+                &row.d[blocks.clone()],
+                &row.s[blocks],
+                TERMS * tokens,
+                k,
+            )?;
+            let terms = &mut terms[..n * TERMS * tokens];
+            Isa::best().gemm_q8(dtype, weights, k, &q, Tile::new(terms, n, TERMS * tokens, n)?)?;
+            for (token, terms) in terms.chunks_exact(TERMS * n).enumerate() {
+                let at = (first + token) * width + rows.start;
+                // SAFETY: each chunk of weight rows is one item, so no other thread has this part of the output.
+                let out = unsafe { self.out.range(at..at + n) };
+                let (value, rest) = terms.split_at(n);
+                for ((out, &value), &rest) in out.iter_mut().zip(value).zip(rest) {
+                    *out = value + rest;
+                }
+            }
         }
         Ok(())
     }
