@@ -97,7 +97,9 @@ impl Range {
             match self.take_out(run.clone()) {
                 Ok(pieces) => out.push((run.start, pieces)),
                 Err(error) => {
-                    out.into_iter().for_each(|(place, pieces)| self.put_back(place, pieces));
+                    for (place, pieces) in out {
+                        self.put_back(place, pieces);
+                    }
                     return Err(error);
                 }
             }
@@ -219,13 +221,18 @@ impl Range {
         Ok(self.pieces[places].iter_mut().filter_map(Option::take).zip(access).collect())
     }
 
-    /// Undoes [`Range::take_out`]. What the system does not map again is gone.
-    pub(crate) fn put_back(&mut self, place: usize, pieces: Vec<(Piece, Access)>) {
+    /// Undoes [`Range::take_out`], as far as the system goes along; answers how many places have their memory back. The rest
+    /// stays away, which is what was asked for.
+    pub(crate) fn put_back(&mut self, place: usize, pieces: Vec<(Piece, Access)>) -> usize {
+        let mut back = 0;
         for (place, (piece, access)) in (place..).zip(pieces) {
-            if self.reservation.map(place, std::slice::from_ref(piece.granule()), access).is_ok() {
-                self.pieces[place] = Some(piece);
+            if self.reservation.map(place, std::slice::from_ref(piece.granule()), access).is_err() {
+                break;
             }
+            self.pieces[place] = Some(piece);
+            back += 1;
         }
+        back
     }
 
     /// Undoes a share that nobody made use of, as far as the system goes along: else the next growth does it.

@@ -142,7 +142,8 @@ pub fn shrink_together(shrinks: &mut [(&mut Growable, Bytes)]) -> Result<(), Err
             Ok(pieces) => out.push((places.start, pieces)),
             Err(error) => {
                 for ((growable, _), (place, pieces)) in shrinks.iter_mut().zip(out) {
-                    growable.range.put_back(place, pieces);
+                    let back = place + growable.range.put_back(place, pieces);
+                    growable.len = growable.len.min(growable.bank().granule().saturating_mul(back as u64));
                 }
                 return Err(error);
             }

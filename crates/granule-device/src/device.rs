@@ -266,8 +266,7 @@ impl Device {
         unsafe { self.backend().copy(from.ptr(), to.ptr(), from.len()) }
     }
 
-    /// Makes a call into the system or driver fail, once, while the guard lives. One plan at a time: a new one replaces
-    /// the last.
+    /// Makes a call into the system or driver fail, while the guard lives. One plan at a time: a new one replaces the last.
     ///
     /// Calls are counted whether they come from a method or from a drop. A drop has nobody to tell: what could not be given
     /// back is tried again at the next [`Device::live`] and at the next request that needs room.

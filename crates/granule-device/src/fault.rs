@@ -1,6 +1,6 @@
 //! Faults on demand: the n-th call into the system or the driver fails, so that every error path can be walked.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{Device, Error};
 
@@ -8,12 +8,18 @@ use crate::{Device, Error};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FaultPlan {
     nth: u64,
+    lasting: bool,
 }
 
 impl FaultPlan {
     /// The `n`-th call from now on fails, once; 1 is the next one. 0 never comes.
     pub const fn nth(n: u64) -> FaultPlan {
-        FaultPlan { nth: n }
+        FaultPlan { nth: n, lasting: false }
+    }
+
+    /// The `n`-th call from now on fails, and every one after it, so that undoing fails too. 0 never comes.
+    pub const fn from_nth(n: u64) -> FaultPlan {
+        FaultPlan { nth: n, lasting: true }
     }
 }
 
@@ -29,7 +35,7 @@ impl FaultGuard {
         FaultGuard { device }
     }
 
-    /// True once the call has failed.
+    /// True once a call has failed.
     pub fn fired(&self) -> bool {
         self.device.faults().fired()
     }
@@ -48,13 +54,16 @@ pub(crate) struct Faults {
     armed_at: AtomicU64,
     /// The call that fails, counted like `calls`; 0 for none.
     fail_at: AtomicU64,
+    /// Whether those after it fail too.
+    lasting: AtomicBool,
 }
 
 impl Faults {
     /// Stands before every call into the system or driver; an error means that the call is not to be made.
     pub(crate) fn gate(&self, call: &'static str) -> Result<(), Error> {
         let count = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if count == self.fail_at.load(Ordering::Relaxed) {
+        let fail_at = self.fail_at.load(Ordering::Relaxed);
+        if count == fail_at || (fail_at != 0 && count > fail_at && self.lasting.load(Ordering::Relaxed)) {
             return Err(Error::Injected { call, n: count - self.armed_at.load(Ordering::Relaxed) });
         }
         Ok(())
@@ -67,6 +76,7 @@ impl Faults {
     pub(crate) fn arm(&self, plan: FaultPlan) {
         let now = self.calls();
         self.armed_at.store(now, Ordering::Relaxed);
+        self.lasting.store(plan.lasting, Ordering::Relaxed);
         self.fail_at.store(if plan.nth == 0 { 0 } else { now.saturating_add(plan.nth) }, Ordering::Relaxed);
     }
 

@@ -166,9 +166,11 @@ impl Sequence {
         let length = |group| Bytes::from_usize(layout.stride(group) * len);
         let mut shrinks: Vec<_> =
             self.groups.iter_mut().enumerate().map(|(group, growable)| (growable, length(group))).collect();
-        shrink_together(&mut shrinks)?;
-        self.prepared = self.len;
+        let done = shrink_together(&mut shrinks);
+        // Also where it failed: what could not be put back is gone, and no token lay in it.
+        self.prepared = if done.is_ok() { self.len } else { self.prepared.min(self.mapped_rows()) };
         self.record.set_pieces(self.groups.iter());
+        done?;
         Ok(before.saturating_sub(self.memory().held))
     }
 
@@ -232,6 +234,15 @@ impl Sequence {
         self.prepared = rows;
         self.record.set_pieces(self.groups.iter());
         Ok(())
+    }
+
+    /// How many rows all groups have memory for.
+    fn mapped_rows(&self) -> usize {
+        let rows = |(group, growable): (usize, &Growable)| {
+            let stride = self.cache.layout().row_stride(group).get().max(1);
+            usize::try_from(growable.len().get() / stride).unwrap_or(usize::MAX)
+        };
+        self.groups.iter().enumerate().map(rows).min().unwrap_or(0)
     }
 
     fn set_len(&mut self, len: usize) {

@@ -310,6 +310,53 @@ fn every_failing_call_changes_nothing() {
     }
 }
 
+/// From the k-th call on all fail, undoing included: tokens and lengths are as they were, and once calls work again
+/// everything goes on, and in the end nothing is left.
+#[test]
+fn nothing_is_lost_where_undoing_fails_too() {
+    for layers_per_row in [1, 3] {
+        for k in 1.. {
+            let bank = bank(100, 2);
+            let device = bank.device().clone();
+            let cache = cache(&bank, layers_per_row);
+            let mut parent = cache.sequence(100).unwrap();
+            let mut tokens: Vec<u32> = (0..30).collect();
+            append(&mut parent, &tokens).unwrap();
+            let mut fork = parent.fork().unwrap();
+            let guard = device.inject_fault(FaultPlan::from_nth(k));
+            let mut second = fork.fork();
+            let appended = append(&mut fork, &[7; 40]);
+            let trimmed = parent.truncate(9).and_then(|()| parent.trim());
+            assert!(second.is_ok() && appended.is_ok() && trimmed.is_ok() || guard.fired());
+            let fired = guard.fired();
+            assert_holds(&parent, &tokens[..9]);
+            assert_holds(
+                &fork,
+                &if appended.is_ok() { [&tokens[..], &[7; 40]].concat() } else { tokens.clone() },
+            );
+            second.iter().for_each(|second| assert_holds(second, &tokens));
+            drop(guard);
+            append(&mut parent, &[5; 50]).unwrap();
+            assert_holds(&parent, &[&tokens[..9], &[5; 50]].concat());
+            fork.truncate(30).unwrap();
+            append(&mut fork, &[6; 50]).unwrap();
+            tokens.extend([6; 50]);
+            assert_holds(&fork, &tokens);
+            if let Ok(second) = &mut second {
+                append(second, &[8]).unwrap();
+                assert_holds(second, &[&tokens[..30], &[8]].concat());
+            }
+            drop((parent, fork, second));
+            assert_eq!(bank.stats().held, Bytes::ZERO);
+            bank.trim();
+            assert_eq!(device.live(), LiveCounts::default());
+            if !fired {
+                break;
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Append(usize, usize),
