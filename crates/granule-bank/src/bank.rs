@@ -215,7 +215,14 @@ impl Inner {
         let (device, owner) = (self.device.name().to_owned(), owner.clone());
         let stats = ledger.stats(0);
         match refusal {
-            Refusal::TooLarge => Error::TooLarge { device, owner, requested, budget: stats.budget },
+            Refusal::TooLarge => Error::TooLarge {
+                device,
+                owner,
+                requested,
+                held: stats.held,
+                free: ledger.free(),
+                budget: stats.budget,
+            },
             Refusal::Full => Error::OutOfMemory {
                 device,
                 owner,

@@ -28,7 +28,9 @@ pub enum Error {
         largest_owner: Option<(Owner, Bytes)>,
     },
     /// Larger than the whole budget: waiting does not help.
-    #[error("{requested} for {owner} never fits: the memory limit on {device} is {budget}")]
+    #[error(
+        "{device} is out of memory for good: {requested} requested for {owner} never fits, the limit is {budget} ({held} held, {free} free)"
+    )]
     TooLarge {
         /// The device's name.
         device: String,
@@ -36,6 +38,10 @@ pub enum Error {
         owner: Owner,
         /// What was asked for, in whole granules.
         requested: Bytes,
+        /// What all owners hold together.
+        held: Bytes,
+        /// What is left for the asking.
+        free: Bytes,
         /// What the bank may hold in all.
         budget: Bytes,
     },
