@@ -1,5 +1,10 @@
 //! The engine from a file's bytes to logits and text, held against the naive twin and against itself.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test stops where something is not as it should be")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops where something is not as it should be"
+)]
 
 #[path = "../support/mod.rs"]
 mod support;

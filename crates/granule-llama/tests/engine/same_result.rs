@@ -5,9 +5,10 @@ use granule_kv::KvType;
 use crate::support::make::{Made, Shape};
 use crate::{argmax, context, distance, encode, greedy, ids, load, load_with_threads, tales};
 
-/// Sums of a batch are grouped in another way than those of a single token.
-const GROUPING: f64 = 1e-4;
-/// Where activations or the cache are rounded to few bits, that now and then tips a value over to the next step.
+/// Sums of a batch are grouped in another way than those of a single token; activations in front of quantized weights
+/// keep 15 bits.
+const GROUPING: f64 = 2e-3;
+/// Where the cache is rounded to few bits, that now and then tips a value over to the next step.
 const TIPPED: f64 = 5e-2;
 
 const PROMPT: &str = "Once upon a time the baker Mia and the sailor Leo lived near the harbor Eastwick.";
@@ -20,8 +21,7 @@ fn one_batch_batches_of_seven_and_token_by_token() {
         let model = load(&path);
         let prompt = encode(&model, PROMPT);
         for kv in [KvType::F32, KvType::F16, KvType::Q8_0, KvType::Q4_0] {
-            let exact = kv == KvType::F32 && path != tales();
-            let bound = if exact { GROUPING } else { TIPPED };
+            let bound = if kv == KvType::F32 { GROUPING } else { TIPPED };
             let whole = context(&model, 256, 256, kv).eval(&prompt).unwrap().to_vec();
             let sevens = context(&model, 256, 7, kv).eval(&prompt).unwrap().to_vec();
             let mut single = context(&model, 256, 1, kv);

@@ -15,7 +15,7 @@ fn distances(shape: &Shape, kv: KvType) -> Vec<f64> {
     let model = load(&path);
     let mut dice = Dice(shape.seed + 100);
     let numbers: Vec<u32> = (0..41).map(|_| dice.below(model.config().n_vocab) as u32).collect();
-    let want = Naive::read(&path).rounding(kv.name()).forward(&numbers);
+    let want = Naive::read(&path).with_cache(kv.name()).forward(&numbers);
     let tokens: Vec<TokenId> = numbers.into_iter().map(TokenId::new).collect();
     let mut context = context(&model, 64, 16, kv);
     let n_vocab = model.config().n_vocab;
@@ -35,19 +35,21 @@ const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const BLOCKS: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
 
 /// Nothing but the order of sums differs.
-const EXACT: f64 = 2e-4;
-/// Where something is rounded to few bits, another order of sums now and then tips a value over to the next step; then
-/// positions from there on may be this far off. Most are as near as all others.
+const EXACT: f64 = 5e-5;
+/// In front of quantized weights activations keep 15 bits of the largest of 32.
+const ACTIVATIONS: f64 = 2e-3;
+/// Where rows of the cache are rounded to few bits, another order of sums now and then tips a value over to the next
+/// step; then positions from there on may be this far off. Most are as near as all others.
 const TIPPED: f64 = 5e-2;
 
 #[track_caller]
 fn assert_close(shape: Shape, kv: KvType) {
-    let rounds = kv != KvType::F32 || shape.weights.iter().any(|w| w.is_quantized());
     let distances = distances(&shape, kv);
     let (median, furthest) = (distances[distances.len() / 2], distances[distances.len() - 1]);
-    assert!(median <= EXACT, "median {median}, {kv} cache, {shape:?}");
-    let bound = if rounds { TIPPED } else { EXACT };
-    assert!(furthest <= bound, "furthest {furthest}, {kv} cache, {shape:?}");
+    let most = if shape.weights.iter().any(|w| w.is_quantized()) { ACTIVATIONS } else { EXACT };
+    assert!(median <= most, "median {median}, {kv} cache, {shape:?}");
+    let all = if kv == KvType::F32 { most } else { TIPPED };
+    assert!(furthest <= all, "furthest {furthest}, {kv} cache, {shape:?}");
 }
 
 #[test]

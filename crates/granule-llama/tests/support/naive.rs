@@ -16,8 +16,6 @@ enum Value {
 struct Tensor {
     row_len: usize,
     data: Vec<f64>,
-    /// Whether it came in blocks of small integers.
-    quantized: bool,
 }
 
 impl Tensor {
@@ -27,6 +25,7 @@ impl Tensor {
 
     /// One output per row: its dot product with `x`.
     fn times(&self, x: &[f64]) -> Vec<f64> {
+        assert_eq!(x.len(), self.row_len);
         self.data.chunks(self.row_len).map(|row| row.iter().zip(x).map(|(w, x)| w * x).sum()).collect()
     }
 }
@@ -35,8 +34,6 @@ impl Tensor {
 pub(crate) struct Naive {
     meta: HashMap<String, Value>,
     tensors: HashMap<String, Tensor>,
-    /// Whether activations are rounded to 8 bits in front of quantized weights, as the engine does.
-    rounds_activations: bool,
     /// What keys and values are rounded to: a type's name.
     cache: &'static str,
 }
@@ -65,27 +62,14 @@ impl Naive {
         let start = at.pos.next_multiple_of(align);
         let tensors = infos.into_iter().map(|(name, dims, kind, offset)| {
             let data = decode(kind, &file[start + offset..], dims.iter().product());
-            (name, Tensor { row_len: dims[0], data, quantized: !matches!(kind, 0 | 1 | 30) })
+            (name, Tensor { row_len: dims[0], data })
         });
-        Naive { tensors: tensors.collect(), meta, rounds_activations: false, cache: "f32" }
+        Naive { tensors: tensors.collect(), meta, cache: "f32" }
     }
 
-    /// The same with the roundings that the engine's formats bring: of keys and values to `cache`, and of activations
-    /// in front of quantized weights.
-    pub(crate) fn rounding(self, cache: &'static str) -> Naive {
-        Naive { rounds_activations: true, cache, ..self }
-    }
-
-    fn product(&self, weight: &Tensor, x: &[f64]) -> Vec<f64> {
-        assert_eq!(x.len(), weight.row_len);
-        let mut x = x.to_vec();
-        if self.rounds_activations && weight.quantized {
-            x.chunks_mut(32).for_each(|block| {
-                let d = largest(block).abs() / 127.0;
-                block.iter_mut().for_each(|x| *x = if d == 0.0 { 0.0 } else { d * (*x / d).round() });
-            });
-        }
-        weight.times(&x)
+    /// The same over a cache whose rows are rounded to this type, by its name.
+    pub(crate) fn with_cache(self, cache: &'static str) -> Naive {
+        Naive { cache, ..self }
     }
 
     fn number(&self, key: &str) -> Option<f64> {
@@ -119,12 +103,12 @@ impl Naive {
             let mut values: Vec<Vec<f64>> = Vec::new();
             for (pos, x) in xs.iter_mut().enumerate() {
                 let h = rms_norm(x, weight("attn_norm"), eps);
-                let mut q = self.product(weight("attn_q"), &h);
-                let mut k = self.product(weight("attn_k"), &h);
+                let mut q = weight("attn_q").times(&h);
+                let mut k = weight("attn_k").times(&h);
                 q.chunks_mut(head_dim).for_each(|head| self.rotate(head, pos));
                 k.chunks_mut(head_dim).for_each(|head| self.rotate(head, pos));
                 keys.push(stored(self.cache, k));
-                values.push(stored(self.cache, self.product(weight("attn_v"), &h)));
+                values.push(stored(self.cache, weight("attn_v").times(&h)));
                 let mut mixed = Vec::new();
                 for (head, q) in q.chunks(head_dim).enumerate() {
                     let kv_head = head / (n_heads / n_kv_heads);
@@ -134,18 +118,16 @@ impl Naive {
                     mixed
                         .extend(part.map(|i| shares.iter().zip(&values).map(|(s, v)| s * v[i]).sum::<f64>()));
                 }
-                add(x, &self.product(weight("attn_output"), &mixed));
+                add(x, &weight("attn_output").times(&mixed));
                 let h = rms_norm(x, weight("ffn_norm"), eps);
-                let up = self.product(weight("ffn_up"), &h);
-                let gate = self.product(weight("ffn_gate"), &h);
+                let up = weight("ffn_up").times(&h);
+                let gate = weight("ffn_gate").times(&h);
                 let gated: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
-                add(x, &self.product(weight("ffn_down"), &gated));
+                add(x, &weight("ffn_down").times(&gated));
             }
         }
         let output = self.tensors.get("output.weight").unwrap_or(embd);
-        xs.iter()
-            .map(|x| self.product(output, &rms_norm(x, self.tensor("output_norm.weight"), eps)))
-            .collect()
+        xs.iter().map(|x| output.times(&rms_norm(x, self.tensor("output_norm.weight"), eps))).collect()
     }
 
     /// Turns each adjacent pair of a head's rotated part by its angle: pos * base^(-2i/d), linear scaling and
