@@ -102,6 +102,20 @@ fn growth_neither_moves_nor_copies() {
 }
 
 #[test]
+fn everything_goes_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<Sequence>();
+    check::<KvCache>();
+    check::<Bank>();
+    check::<granule_bank::Range>();
+    check::<granule_bank::Charge>();
+    check::<Device>();
+    check::<granule_device::Stream>();
+    check::<granule_device::Region<granule_device::Buffer>>();
+    check::<granule_device::MappedFile>();
+}
+
+#[test]
 fn steady_decode_makes_no_device_call() {
     let bank = bank(400, 0);
     let cache = cache(&bank, 3);

@@ -168,6 +168,13 @@ impl Host {
     }
 }
 
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The granules' memory goes with the file; what the system refused to take back is tried a last time.
+        self.settle();
+    }
+}
+
 // SAFETY: `reserve` and `allocate` answer addresses of new mappings, which nobody else knows; `map` puts the granule's
 // piece of the file behind them with the protection that the access says.
 unsafe impl Backend for Host {
