@@ -190,6 +190,79 @@ fn endless_templates_end() {
     }
 }
 
+#[test]
+fn deep_templates_do_not_exhaust_the_stack() {
+    // As often as a template can hold both; what comes of it does not matter.
+    let times = |open: &str, close: &str, what: &str| what.repeat(65_500 / (open.len() + close.len()));
+    let run = |source: &str| {
+        let _ = ChatTemplate::new(source, &tokenizer()).and_then(|t| t.render(&[], false));
+    };
+    for (open, close) in [
+        ("(", ")"),
+        ("[", "]"),
+        ("{'a':", "}"),
+        ("not ", ""),
+        ("-", ""),
+        ("f(", ")"),
+        ("x[", "]"),
+        ("1 if ", ""),
+        ("1 + ", ""),
+        ("1 ** ", ""),
+        ("'a' ~ ", ""),
+        ("", ".x"),
+        ("", "|trim"),
+        ("", "[0]"),
+        ("", "()"),
+    ] {
+        run(&format!("{{{{ {}1{} }}}}", times(open, close, open), times(open, close, close)));
+    }
+    for (open, close) in [
+        ("{% if true %}", "{% endif %}"),
+        ("{% for i in [1] %}", "{% endfor %}"),
+        ("{% set x %}", "{% endset %}"),
+        ("{% filter trim %}", "{% endfilter %}"),
+        ("{% macro f() %}", "{% endmacro %}"),
+        ("{% with %}", "{% endwith %}"),
+        ("{% block b %}", "{% endblock %}"),
+        ("{% if true %}{% el", ""),
+        ("{% set x = [x] %}", ""),
+        ("{% set x = {'a': x} %}", ""),
+    ] {
+        run(&format!("{}x{}{{{{ x }}}}", times(open, close, open), times(open, close, close)));
+    }
+    // Values that nest as deep as steps allow, then everything that walks a value.
+    let build = |name: &str| {
+        let list = format!("{}ns.{name}{}", "[".repeat(40), "]".repeat(40));
+        let once = format!("{{% set ns.{name} = {list} %}}");
+        format!("{{% for i in range(40) %}}{{% for j in range(50) %}}{once}{{% endfor %}}{{% endfor %}}")
+    };
+    let start = format!("{{% set ns = namespace(x=1, y=1) %}}{}{}", build("x"), build("y"));
+    for walk in [
+        "",
+        "{{ ns.x }}",
+        "{{ ns.x | tojson }}",
+        "{{ ns.x | tojson(indent=4) }}",
+        "{{ ns.x == ns.y }}",
+        "{{ ns.x in [ns.y] }}",
+        "{{ [ns.x, ns.y] | sort | length }}",
+        "{{ [ns.x, ns.y] | unique | list | length }}",
+        "{{ {ns.x: 1} | length }}",
+        "{{ (ns.x ~ 'a') | length }}",
+        "{{ raise_exception(ns.x) }}",
+        "{{ ns.x | pprint }}",
+    ] {
+        run(&format!("{start}{walk}"));
+    }
+}
+
+#[test]
+fn long_chats_fit_and_long_templates_do_not() {
+    let messages = vec![ChatMessage::new("user", "hi"); 20_000];
+    assert!(template(LLAMA3).render(&messages, true).unwrap().len() > 20_000 * 50);
+    let error = ChatTemplate::new(&"x".repeat(70_000), &tokenizer()).unwrap_err();
+    assert_eq!(error.to_string(), "chat template: is longer than 65536 bytes");
+}
+
 proptest! {
     /// Whatever messages say, the special tokens are those of harmless messages.
     #[test]

@@ -3,7 +3,7 @@
 //! and `oracles/`, and may hold `SmolLM2-135M-Instruct.Q4_1.gguf`, without which its answers are an error.
 
 use granule_llama::gguf::{Array, Gguf, GgufWriter, Strings, Value};
-use granule_llama::tokenizer::{EncodeOptions, TokenId, Tokenizer};
+use granule_llama::{ChatMessage, ChatTemplate, EncodeOptions, TokenId, Tokenizer};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -78,6 +78,7 @@ fn models_agree_with_llama_cpp() {
             assert_eq!(text.trim_start(), case["text"].as_str().unwrap().trim_start());
         }
     }
+    chats_agree(&third_party["smollm2-135m-instruct.q4_1"]["greedy"]);
     let t = tokenizer(&folder().join("models/tales-5m.q8_0.gguf"));
     for (ty, cases) in read("greedy.json").as_object().unwrap() {
         for case in cases.as_array().unwrap() {
@@ -85,6 +86,24 @@ fn models_agree_with_llama_cpp() {
             assert_eq!(t.encode(prompt, raw).unwrap(), ids(&case["prompt_tokens"]), "{ty} {prompt:?}");
             assert_eq!(t.decode(&ids(&case["tokens"])).unwrap(), case["text"].as_str().unwrap());
         }
+    }
+}
+
+/// SmolLM2's own template makes the prompts that the answers were made with, token for token.
+fn chats_agree(answers: &serde_json::Value) {
+    let gguf =
+        Gguf::parse(&std::fs::read(folder().join("SmolLM2-135M-Instruct.Q4_1.gguf")).unwrap()).unwrap();
+    let t = Tokenizer::from_metadata(gguf.metadata()).unwrap();
+    let template = ChatTemplate::from_metadata(gguf.metadata(), &t).unwrap();
+    let ada = ["My name is Ada.", "Nice to meet you, Ada!", "What is my name?"];
+    let chats =
+        [(1, &["What is the capital of France?"][..]), (2, &["Write a haiku about memory."]), (3, &ada)];
+    for (at, said) in chats {
+        let role = |i: usize| if i.is_multiple_of(2) { "user" } else { "assistant" };
+        let messages: Vec<_> = said.iter().enumerate().map(|(i, s)| ChatMessage::new(role(i), *s)).collect();
+        let prompt = template.encode(&t, &messages, true).unwrap();
+        assert_eq!(prompt.text, answers[at]["prompt"].as_str().unwrap());
+        assert_eq!(prompt.tokens, ids(&answers[at]["prompt_tokens"]));
     }
 }
 
