@@ -42,6 +42,21 @@ fn check_planes(dtype: DType, n: usize, quants: usize, scales: usize) -> Result<
     check_len("scales", bytes.scales, scales)
 }
 
+/// Whether these are the planes of a row of `n` elements: [`check_planes`] for calls that are made for every key.
+#[inline]
+fn planes_fit(dtype: DType, n: usize, quants: &[u8], scales: &[u8]) -> bool {
+    let blocks = n / BLOCK_LEN;
+    match dtype {
+        DType::F32 | DType::F16 | DType::BF16 => quants.len() == n * dtype.block_bytes() && scales.is_empty(),
+        DType::Q8_0 | DType::Q4_0 => {
+            n.is_multiple_of(BLOCK_LEN)
+                && quants.len() == blocks * (dtype.block_bytes() - 2)
+                && scales.len() == blocks * 2
+        }
+        DType::Q4_1 => false,
+    }
+}
+
 /// Encodes a row into planes: the bytes of [`encode`](crate::encode), with the scales set apart.
 ///
 /// # Errors
@@ -160,7 +175,7 @@ impl Isa {
     /// [`dot_planar`] by this path.
     #[inline]
     pub fn dot_planar(self, dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) -> f32 {
-        if check_planes(dtype, q.len(), quants.len(), scales.len()).is_err() {
+        if !planes_fit(dtype, q.len(), quants, scales) {
             debug_assert!(false, "dot_planar: {} bytes of {dtype} against {}", quants.len(), q.len());
             return f32::NAN;
         }
@@ -170,7 +185,7 @@ impl Isa {
     /// [`axpy_planar`] by this path.
     #[inline]
     pub fn axpy_planar(self, dtype: DType, quants: &[u8], scales: &[u8], a: f32, y: &mut [f32]) {
-        if check_planes(dtype, y.len(), quants.len(), scales.len()).is_err() {
+        if !planes_fit(dtype, y.len(), quants, scales) {
             debug_assert!(false, "axpy_planar: {} bytes of {dtype} against {}", quants.len(), y.len());
             y.fill(f32::NAN);
             return;

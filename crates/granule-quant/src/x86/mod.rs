@@ -8,19 +8,13 @@ pub(crate) mod avx512;
 
 use std::arch::x86_64::*;
 
-/// Bytes by which memory is asked for ahead of its use. Rows follow each other, so this reaches into the next one; the
-/// hardware's own prefetch stops at the end of a page.
-const AHEAD: usize = 4096;
-
-/// Asks for the `bytes` bytes that lie [`AHEAD`] of `p`, which need not exist.
+/// Asks for the cache line at `p`, which need not exist.
 #[inline]
-fn prefetch(p: *const u8, bytes: usize) {
-    for line in (0..bytes).step_by(64) {
-        #[allow(unused_unsafe, reason = "needed up to Rust 1.89")]
-        // SAFETY: a prefetch does not fault, wherever it points.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + line).cast());
-        }
+fn prefetch_line(p: *const u8) {
+    #[allow(unused_unsafe, reason = "needed up to Rust 1.89")]
+    // SAFETY: a prefetch does not fault, wherever it points.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
 }
 

@@ -105,24 +105,38 @@ pub(crate) fn ordinary(n: usize) -> impl Strategy<Value = Vec<f32>> {
     prop::collection::vec(element(1.0), n)
 }
 
-/// Random ggml bytes of a row of `n` elements, all scales, minima and floats of which are finite and below 4 (floats
-/// are also never so small that a product could underflow in f32).
+/// Random ggml bytes of a row of `n` elements, tamed.
 pub(crate) fn weights(dtype: DType, n: usize) -> impl Strategy<Value = Vec<u8>> {
-    let size = dtype.block_bytes();
     prop::collection::vec(any::<u8>(), dtype.row_bytes(n).unwrap()).prop_map(move |mut row| {
-        let tame = |f16: &mut u8| *f16 = *f16 & 0xbf | 0x08;
-        for block in row.chunks_mut(size) {
-            match dtype {
-                DType::F32 => block[3] = block[3] & 0x80 | (0x3f - block[3] % 4),
-                DType::F16 => tame(&mut block[1]),
-                DType::BF16 => block[1] = block[1] & 0x80 | (0x3f - block[1] % 4),
-                DType::Q4_1 => {
-                    tame(&mut block[1]);
-                    tame(&mut block[3]);
-                }
-                _ => tame(&mut block[1]),
-            }
-        }
+        tame(dtype, &mut row);
         row
     })
+}
+
+/// Makes all scales, minima and floats of a row of ggml bytes finite and smaller than 4, and none so small that a product
+/// could underflow in f32.
+pub(crate) fn tame(dtype: DType, row: &mut [u8]) {
+    let f16 = |upper: &mut u8| *upper = (*upper & 0xbf) | 0x08;
+    let f32 = |upper: &mut u8| *upper = (*upper & 0x80) | (0x3f - *upper % 4);
+    for block in row.chunks_mut(dtype.block_bytes()) {
+        match dtype {
+            DType::F32 => f32(&mut block[3]),
+            DType::BF16 => f32(&mut block[1]),
+            DType::Q4_1 => {
+                f16(&mut block[1]);
+                f16(&mut block[3]);
+            }
+            _ => f16(&mut block[1]),
+        }
+    }
+}
+
+/// Random bytes, the same in every run.
+pub(crate) fn bytes(n: usize) -> Vec<u8> {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..n).map(|_| next()).collect()
 }

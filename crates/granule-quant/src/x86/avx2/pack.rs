@@ -14,12 +14,13 @@ use std::mem::MaybeUninit;
 use super::LANES;
 use super::float::{F32, load_part, store_part};
 use super::tile::{self, Quants};
+use crate::x86::prefetch_line;
 use crate::{QuantizedMatrix, gemm::Tile};
 
 /// Blocks along k in a panel.
 const PANEL: usize = 32;
 /// Columns that a panel is used for.
-const COLS: usize = 64;
+const COLS: usize = 128;
 /// Columns of the innermost kernel: their sums, integer and float, and what they are multiplied with fit the register
 /// file.
 const STEP: usize = 4;
@@ -57,9 +58,7 @@ pub(super) fn gemm<Q: Quants>(w: &[u8], x: &QuantizedMatrix<'_>, out: &mut Tile<
         for b0 in (0..blocks).step_by(PANEL) {
             let n = PANEL.min(blocks - b0);
             for (g, columns) in columns.iter_mut().enumerate().take(cols.div_ceil(STEP)) {
-                for (b, column) in columns.iter_mut().enumerate().take(n) {
-                    column.write(prepare::<Q>(x, c0 + g * STEP, b0 + b));
-                }
+                prepare::<Q>(x, c0 + g * STEP, b0, &mut columns[..n]);
             }
             for r0 in (0..out.rows()).step_by(LANES) {
                 let mut rows = [w.as_ptr(); LANES];
@@ -69,6 +68,10 @@ pub(super) fn gemm<Q: Quants>(w: &[u8], x: &QuantizedMatrix<'_>, out: &mut Tile<
                     *row = w[r * row_bytes + b0 * Q::BYTES..][..n * Q::BYTES].as_ptr();
                 }
                 for (b, block) in panel.iter_mut().enumerate().take(n) {
+                    // The next rows' share, since 8 streams are more than the hardware follows.
+                    for row in rows {
+                        prefetch_line(row.wrapping_add(LANES * row_bytes + b * Q::BYTES));
+                    }
                     // SAFETY: each row has `n` blocks from its pointer on.
                     block.write(unsafe { pack::<Q>(rows, b * Q::BYTES) });
                 }
@@ -97,22 +100,39 @@ unsafe fn written<T>(slice: &[MaybeUninit<T>]) -> &[T] {
     unsafe { std::slice::from_raw_parts(slice.as_ptr().cast(), slice.len()) }
 }
 
-/// Block `b` of columns `c` to `c + STEP`; zeros for columns that are not there.
+/// As [`written`].
+///
+/// # Safety
+/// - Every element of `slice` has been written.
+unsafe fn written_mut<T>(slice: &mut [MaybeUninit<T>]) -> &mut [T] {
+    // SAFETY: as in `written`, and the borrow is exclusive.
+    unsafe { std::slice::from_raw_parts_mut(slice.as_mut_ptr().cast(), slice.len()) }
+}
+
+/// Blocks `b` and on of columns `c` to `c + STEP`; zeros for columns that are not there.
 #[target_feature(enable = "avx2,fma,f16c")]
-fn prepare<Q: Quants>(x: &QuantizedMatrix<'_>, c: usize, b: usize) -> Column {
-    let mut column = Column { start: [0; STEP], d: [0.0; STEP], s: [0.0; STEP] };
+fn prepare<Q: Quants>(x: &QuantizedMatrix<'_>, c: usize, b: usize, columns: &mut [MaybeUninit<Column>]) {
+    let zeros = Column { start: [0; STEP], d: [0.0; STEP], s: [0.0; STEP] };
+    for column in &mut *columns {
+        column.write(zeros);
+    }
+    // SAFETY: all of them were just written.
+    let columns = unsafe { written_mut(columns) };
     for i in 0..STEP.min(x.rows() - c) {
         let row = x.row(c + i);
-        (column.d[i], column.s[i]) = (row.d[b], row.s[b]);
-        if Q::RAISED != 0 {
-            let q = &row.q.as_chunks::<32>().0[b];
+        for ((column, &d), &s) in columns.iter_mut().zip(&row.d[b..]).zip(&row.s[b..]) {
+            (column.d[i], column.s[i]) = (d, s);
+        }
+        if Q::RAISED == 0 {
+            continue;
+        }
+        for (column, q) in columns.iter_mut().zip(&row.q.as_chunks::<32>().0[b..]) {
             // SAFETY: 32 bytes are readable; no alignment is asked for.
             let q = unsafe { _mm256_loadu_si256(q.as_ptr().cast()) };
-            let sums = tile::pairs(_mm256_maddubs_epi16(_mm256_set1_epi8(Q::RAISED), q));
-            column.start[i] = -super::sum_i32(sums);
+            let sum = super::sum_i32(tile::pairs(_mm256_maddubs_epi16(_mm256_set1_epi8(Q::RAISED), q)));
+            column.start[i] = -sum;
         }
     }
-    column
 }
 
 /// Four dwords of the 8 rows as four registers: register `j` has dword `j` of every row, in the order of the rows.

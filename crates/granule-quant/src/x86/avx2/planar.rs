@@ -88,13 +88,14 @@ pub(crate) fn dot_planar(dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) 
 /// Dot product of a float row and `q`.
 #[target_feature(enable = "avx2,fma,f16c")]
 fn dot_float<F: Float>(row: &[u8], q: &[f32]) -> f32 {
+    // Two, since one would wait for itself.
     let mut sums = [_mm256_setzero_ps(); 2];
     let (full, rest) = q.as_chunks::<LANES>();
     let mut row = row.chunks(LANES * F::BYTES);
-    for (i, (q, row)) in full.iter().zip(&mut row).enumerate() {
+    for (q, row) in full.iter().zip(&mut row) {
         // SAFETY: 8 floats are readable, and the chunk has 8 elements: only the last is shorter.
         let (x, q) = unsafe { (F::load(row.as_ptr()), _mm256_loadu_ps(q.as_ptr())) };
-        sums[i % 2] = _mm256_fmadd_ps(x, q, sums[i % 2]);
+        sums = [sums[1], _mm256_fmadd_ps(x, q, sums[0])];
     }
     if let Some(row) = row.next() {
         let q = load_part::<F32>(bytemuck::cast_slice(rest));

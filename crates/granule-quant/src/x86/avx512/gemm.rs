@@ -6,7 +6,7 @@ use super::tile::{self, Q4_0, Q4_1, Q8_0, Quants};
 use crate::{DType, QuantizedMatrix, gemm::Tile};
 
 /// Fewer columns than this are not worth the repacking of the weights.
-const PACK_FROM: usize = 3;
+const PACK_FROM: usize = 2;
 /// Weight rows of the kernels that read them as they lie.
 const ROWS: usize = 4;
 /// Activation rows of the float kernel.

@@ -80,7 +80,8 @@ pub(crate) fn dot_planar(dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) 
     for_each_block!(dtype, quants, scales, |b, d, lo, hi| {
         let (q_lo, q_hi) = block::load(&q[b]);
         let products = _mm512_fmadd_ps(hi, q_hi, _mm512_mul_ps(lo, q_lo));
-        sum[b % 2] = _mm512_fmadd_ps(products, d, sum[b % 2]);
+        // The other sum next time: one alone would wait for itself.
+        sum = [sum[1], _mm512_fmadd_ps(products, d, sum[0])];
     });
     _mm512_reduce_add_ps(_mm512_add_ps(sum[0], sum[1]))
 }
@@ -128,13 +129,22 @@ pub(crate) fn axpy_planar(dtype: DType, quants: &[u8], scales: &[u8], a: f32, y:
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn axpy_float<F: Float>(row: &[u8], a: f32, y: &mut [f32]) {
     let a = _mm512_set1_ps(a);
-    for (row, y) in row.chunks(LANES * F::BYTES).zip(y.chunks_mut(LANES)) {
-        let mask = first(y.len().min(row.len() / F::BYTES));
+    let (full, rest) = y.as_chunks_mut::<LANES>();
+    let mut row = row.chunks(LANES * F::BYTES);
+    // Not by masks too: what one row stores the next one loads, and only whole stores are handed on.
+    for (y, row) in full.iter_mut().zip(&mut row) {
+        // SAFETY: 16 floats are readable and writable, and the chunk has 16 elements: only the last is shorter.
+        unsafe {
+            let sum = _mm512_fmadd_ps(F::load(row.as_ptr()), a, _mm512_loadu_ps(y.as_ptr()));
+            _mm512_storeu_ps(y.as_mut_ptr(), sum);
+        }
+    }
+    if let Some(row) = row.next() {
+        let mask = first(rest.len().min(row.len() / F::BYTES));
         // SAFETY: the mask covers elements that lie in both slices.
         unsafe {
-            let sum =
-                _mm512_fmadd_ps(F::load_part(row.as_ptr(), mask), a, F32::load_part(y.as_ptr().cast(), mask));
-            F32::store_part(y.as_mut_ptr().cast(), sum, mask);
+            let (x, y) = (F::load_part(row.as_ptr(), mask), F32::load_part(rest.as_ptr().cast(), mask));
+            F32::store_part(rest.as_mut_ptr().cast(), _mm512_fmadd_ps(x, a, y), mask);
         }
     }
 }
