@@ -1,4 +1,18 @@
-//! ggml block formats: a bit-exact codec and SIMD dot products.
+//! ggml block formats: a bit-exact codec and SIMD products, on plain slices.
+#![doc = include_str!("../README.md")]
+//!
+//! # Map
+//! | to | call |
+//! | --- | --- |
+//! | know a type's name, id and sizes | [`DType`] |
+//! | read a block's bytes | [`BlockQ8_0`], [`BlockQ4_0`], [`BlockQ4_1`] |
+//! | convert rows | [`encode`], [`decode`] |
+//! | convert rows of a KV cache | [`planar_bytes`], [`encode_planar`], [`decode_planar`], [`planar_from_ggml`], [`ggml_from_planar`] |
+//! | attend to a row of a KV cache | [`dot_planar`], [`axpy_planar`] |
+//! | prepare activations | [`quantize_row`], [`QuantizedRow`], [`QuantizedMatrix`] |
+//! | multiply | [`dot_q8`], [`dot_f32`], [`gemm_q8`], [`gemm_f32`], [`Tile`] |
+//! | choose the instructions | [`Isa`] |
+//! | see what all of this means | [`scalar`] |
 
 mod activation;
 mod block;

@@ -6,7 +6,7 @@ use super::tile::{self, Q4_0, Q4_1, Q8_0, Quants};
 use crate::{DType, QuantizedMatrix, gemm::Tile};
 
 /// Fewer columns than this are not worth the repacking of the weights.
-const PACK_FROM: usize = 2;
+const PACK_FROM: usize = 3;
 /// Weight rows of the kernels that read them as they lie.
 const ROWS: usize = 2;
 /// Activation rows of the float kernel.
@@ -32,11 +32,15 @@ fn quantized<Q: Quants>(w: &[u8], x: &QuantizedMatrix<'_>, out: &mut Tile<'_>) {
         return pack::gemm::<Q>(w, x, out);
     }
     let row_bytes = w.len() / out.rows();
+    let blocks = row_bytes / Q::BYTES;
     for (r, row) in w.chunks_exact(row_bytes).enumerate() {
-        for c in 0..out.cols() {
+        if out.cols() == 2 {
             // SAFETY: the row has as many blocks as a row of `x`.
-            let sum = unsafe { tile::row::<Q>(row.as_ptr(), x.row(c), row_bytes / Q::BYTES) };
-            out.column(c)[r] = sum;
+            let [first, second] = unsafe { tile::row::<Q, 2>(row.as_ptr(), [x.row(0), x.row(1)], blocks) };
+            (out.column(0)[r], out.column(1)[r]) = (first, second);
+        } else {
+            // SAFETY: as above.
+            [out.column(0)[r]] = unsafe { tile::row::<Q, 1>(row.as_ptr(), [x.row(0)], blocks) };
         }
     }
 }

@@ -23,12 +23,18 @@ pub(super) trait Quants {
     /// Whether the quants are nibbles.
     const NIBBLES: bool;
 
-    /// Products of the block at `p` with the 32 quants at `x`, in eight sums.
+    /// The quants of the block at `p` as [`products`](Self::products) takes them.
     ///
     /// # Safety
     /// - The CPU has this module's instructions.
-    /// - The block's bytes at `p` and 32 at `x` are readable.
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i;
+    /// - The block's bytes at `p` are readable.
+    unsafe fn load(p: *const u8) -> __m256i;
+
+    /// Products of a block's quants with 32 quants of activations, none of which is -128, in eight sums.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i;
 
     /// What belongs to the sums of activations of the `n` blocks (at most 8) at `p`, whose scales are `d`: the minimum,
     /// or what takes off what [`products`](Self::products) has left raised.
@@ -60,18 +66,18 @@ pub(super) fn signed_products(w: __m256i, x: __m256i) -> __m256i {
     _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
 }
 
-/// Products of the 16 nibble bytes at `p`, low nibbles first.
+/// The 16 nibble bytes at `p` as 32 bytes, low nibbles first.
 ///
 /// # Safety
 /// - The CPU has this module's instructions.
-/// - 16 bytes at `p` and 32 at `x` are readable.
+/// - 16 bytes at `p` are readable.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn nibble_products(p: *const u8, x: *const i8) -> __m256i {
+unsafe fn nibbles(p: *const u8) -> __m256i {
     // SAFETY: the caller vouches for the bytes.
-    let (bytes, x) = unsafe { (_mm_loadu_si128(p.cast()), _mm256_loadu_si256(x.cast())) };
+    let bytes = unsafe { _mm_loadu_si128(p.cast()) };
     let both = _mm256_set_m128i(_mm_srli_epi16::<4>(bytes), bytes);
-    pairs(_mm256_maddubs_epi16(_mm256_and_si256(both, _mm256_set1_epi8(15)), x))
+    _mm256_and_si256(both, _mm256_set1_epi8(15))
 }
 
 impl Quants for Q8_0 {
@@ -82,9 +88,14 @@ impl Quants for Q8_0 {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+    unsafe fn load(p: *const u8) -> __m256i {
         // SAFETY: bytes 2 to 34 are the block's quants.
-        let (w, x) = unsafe { (_mm256_loadu_si256(p.add(2).cast()), _mm256_loadu_si256(x.cast())) };
+        unsafe { _mm256_loadu_si256(p.add(2).cast()) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i {
         pairs(signed_products(w, x))
     }
 
@@ -103,9 +114,15 @@ impl Quants for Q4_0 {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+    unsafe fn load(p: *const u8) -> __m256i {
         // SAFETY: bytes 2 to 18 are the block's nibbles.
-        unsafe { nibble_products(p.add(2), x) }
+        unsafe { nibbles(p.add(2)) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i {
+        pairs(_mm256_maddubs_epi16(w, x))
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -123,9 +140,15 @@ impl Quants for Q4_1 {
 
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline]
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+    unsafe fn load(p: *const u8) -> __m256i {
         // SAFETY: bytes 4 to 20 are the block's nibbles.
-        unsafe { nibble_products(p.add(4), x) }
+        unsafe { nibbles(p.add(4)) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline]
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i {
+        pairs(_mm256_maddubs_epi16(w, x))
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -140,34 +163,43 @@ impl Quants for Q4_1 {
 const GROUP: usize = 8;
 
 /// The sums of one row with one row of activations, under way.
+#[derive(Clone, Copy)]
 struct Sums {
     /// Several, since one would wait for itself.
     products: [__m256; 4],
     minimums: __m256,
 }
 
-/// Dot product of the weight row of `blocks` blocks at `w` with a row of activations.
+/// Dot products of the weight row of `blocks` blocks at `w` with `C` rows of activations.
 ///
 /// # Safety
 /// - The CPU has this module's instructions.
-/// - `blocks` blocks are readable at `w`; `x` has `blocks` blocks.
+/// - `blocks` blocks are readable at `w`; each of `x` has `blocks` blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) unsafe fn row<Q: Quants>(w: *const u8, x: QuantizedRow<'_>, blocks: usize) -> f32 {
+pub(super) unsafe fn row<Q: Quants, const C: usize>(
+    w: *const u8,
+    x: [QuantizedRow<'_>; C],
+    blocks: usize,
+) -> [f32; C] {
     let zero = _mm256_setzero_ps();
-    let mut sums = Sums { products: [zero; 4], minimums: zero };
+    let mut sums = [Sums { products: [zero; 4], minimums: zero }; C];
     let full = blocks / GROUP * GROUP;
+    let mut out = [0.0; C];
     // SAFETY: each call stays below `blocks`.
     unsafe {
         for first in (0..full).step_by(GROUP) {
-            group::<Q, true>(w, x, first, GROUP, &mut sums);
+            group::<Q, C, true>(w, x, first, GROUP, &mut sums);
         }
         if full < blocks {
-            group::<Q, false>(w, x, full, blocks - full, &mut sums);
+            group::<Q, C, false>(w, x, full, blocks - full, &mut sums);
+        }
+        for c in 0..C {
+            let [p0, p1, p2, p3] = sums[c].products;
+            let products = _mm256_add_ps(_mm256_add_ps(p0, p1), _mm256_add_ps(p2, p3));
+            out[c] = sum(_mm256_add_ps(products, sums[c].minimums));
         }
     }
-    let [a, b, c, d] = sums.products;
-    let products = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
-    sum(_mm256_add_ps(products, sums.minimums))
+    out
 }
 
 /// Adds blocks `first` to `first + n` (`n` is at most [`GROUP`], and that where `FULL`) to the sums.
@@ -176,12 +208,12 @@ pub(super) unsafe fn row<Q: Quants>(w: *const u8, x: QuantizedRow<'_>, blocks: u
 /// As [`row`]; the blocks are among its blocks.
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-unsafe fn group<Q: Quants, const FULL: bool>(
+unsafe fn group<Q: Quants, const C: usize, const FULL: bool>(
     w: *const u8,
-    x: QuantizedRow<'_>,
+    x: [QuantizedRow<'_>; C],
     first: usize,
     n: usize,
-    sums: &mut Sums,
+    sums: &mut [Sums; C],
 ) {
     let n = if FULL { GROUP } else { n };
     let part = first..first + n;
@@ -189,17 +221,26 @@ unsafe fn group<Q: Quants, const FULL: bool>(
     unsafe {
         let block = w.add(first * Q::BYTES);
         let d = gather_f16(block, Q::BYTES, n);
-        let s = load_part::<F32>(bytemuck::cast_slice(&x.s[part.clone()]));
-        sums.minimums = _mm256_fmadd_ps(Q::minimums(block, n, d), s, sums.minimums);
-        let mut scales = _mm256_mul_ps(d, load_part::<F32>(bytemuck::cast_slice(&x.d[part])));
+        let minimums = Q::minimums(block, n, d);
+        let mut scales = [d; C];
+        for c in 0..C {
+            let s = load_part::<F32>(bytemuck::cast_slice(&x[c].s[part.clone()]));
+            sums[c].minimums = _mm256_fmadd_ps(minimums, s, sums[c].minimums);
+            let dx = load_part::<F32>(bytemuck::cast_slice(&x[c].d[part.clone()]));
+            scales[c] = _mm256_mul_ps(d, dx);
+        }
         for b in 0..n {
-            let products = Q::products(block.add(b * Q::BYTES), x.q.as_ptr().add((first + b) * 32));
-            // The scale of this block comes to lane 0, and from there to all.
-            let scale = _mm256_broadcastss_ps(_mm256_castps256_ps128(scales));
-            let [sum, others @ ..] = sums.products;
-            let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum);
-            sums.products = [others[0], others[1], others[2], sum];
-            scales = _mm256_permutevar8x32_ps(scales, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+            let w = Q::load(block.add(b * Q::BYTES));
+            for c in 0..C {
+                let x = _mm256_loadu_si256(x[c].q.as_ptr().add((first + b) * 32).cast());
+                let products = _mm256_cvtepi32_ps(Q::products(w, x));
+                // The scale of this block comes to lane 0, and from there to all.
+                let scale = _mm256_broadcastss_ps(_mm256_castps256_ps128(scales[c]));
+                scales[c] = _mm256_permutevar8x32_ps(scales[c], _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+                let [sum, others @ ..] = sums[c].products;
+                let sum = _mm256_fmadd_ps(products, scale, sum);
+                sums[c].products = [others[0], others[1], others[2], sum];
+            }
         }
     }
 }

@@ -9,15 +9,16 @@ use crate::{DType, QuantizedRow};
 pub(crate) fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> f32 {
     let blocks = x.d.len();
     // SAFETY: the row has as many blocks of its type as `x`.
-    unsafe {
+    let [sum] = unsafe {
         match dtype {
-            DType::Q8_0 => tile::row::<tile::Q8_0>(row.as_ptr(), x, blocks),
-            DType::Q4_0 => tile::row::<tile::Q4_0>(row.as_ptr(), x, blocks),
-            DType::Q4_1 => tile::row::<tile::Q4_1>(row.as_ptr(), x, blocks),
+            DType::Q8_0 => tile::row::<tile::Q8_0, 1>(row.as_ptr(), [x], blocks),
+            DType::Q4_0 => tile::row::<tile::Q4_0, 1>(row.as_ptr(), [x], blocks),
+            DType::Q4_1 => tile::row::<tile::Q4_1, 1>(row.as_ptr(), [x], blocks),
             // Not a type of this product, and refused before it gets here.
-            DType::F32 | DType::F16 | DType::BF16 => f32::NAN,
+            DType::F32 | DType::F16 | DType::BF16 => [f32::NAN],
         }
-    }
+    };
+    sum
 }
 
 /// Dot product of two rows whose lengths [`crate::Isa::dot_f32`] has checked.

@@ -16,19 +16,26 @@ use crate::{DType, QuantizedRow};
 pub(super) trait Quants {
     /// Bytes of one block.
     const BYTES: usize;
-    /// What unsigned quants have been raised by: the quant is byte - `RAISED`.
+    /// What raises quants to unsigned bytes: the nibbles are so already, signed quants become so when they are packed.
     const RAISED: u8;
     /// Whether a block has a minimum, in the two bytes behind its scale.
     const MIN: bool;
     /// Whether the quants are nibbles.
     const NIBBLES: bool;
 
-    /// Products of the block at `p` with the 32 quants at `x`, four to a sum; see [`units`](Self::units).
+    /// The quants of the block at `p` as [`products`](Self::products) takes them.
     ///
     /// # Safety
     /// - The CPU has this module's instructions.
-    /// - The block's bytes at `p` and 32 at `x` are readable.
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i;
+    /// - The block's bytes at `p` are readable.
+    unsafe fn load(p: *const u8) -> __m256i;
+
+    /// Products of a block's quants with 32 quants of activations, none of which is -128, four to a sum; see
+    /// [`units`](Self::units).
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i;
 
     /// What one is worth in each sum of [`products`](Self::products).
     ///
@@ -52,22 +59,21 @@ pub(super) struct Q4_0;
 /// [`DType::Q4_1`].
 pub(super) struct Q4_1;
 
-/// Products of the 16 nibble bytes at `p`, high nibbles left where they are and so 16 times as large.
+/// The 16 nibble bytes at `p` twice: low nibbles, then high ones left where they are and so 16 times as large.
 ///
 /// # Safety
 /// - The CPU has this module's instructions.
-/// - 16 bytes at `p` and 32 at `x` are readable.
+/// - 16 bytes at `p` are readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn nibble_products(p: *const u8, x: *const i8) -> __m256i {
+unsafe fn nibbles(p: *const u8) -> __m256i {
     let (lo, hi) = (0x0f0f_0f0f_0f0f_0f0f, 0xf0f0_f0f0_f0f0_f0f0_u64.cast_signed());
     // SAFETY: the caller vouches for the bytes.
-    let (bytes, x) = unsafe { (_mm_loadu_si128(p.cast()), _mm256_loadu_si256(x.cast())) };
-    let nibbles = _mm256_and_si256(_mm256_broadcastsi128_si256(bytes), _mm256_setr_epi64x(lo, lo, hi, hi));
-    _mm256_dpbusd_epi32(_mm256_setzero_si256(), nibbles, x)
+    let bytes = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(p.cast()) });
+    _mm256_and_si256(bytes, _mm256_setr_epi64x(lo, lo, hi, hi))
 }
 
-/// The units of [`nibble_products`].
+/// The units of products with [`nibbles`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
 fn nibble_units() -> __m256 {
@@ -83,12 +89,15 @@ impl Quants for Q8_0 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+    unsafe fn load(p: *const u8) -> __m256i {
         // SAFETY: bytes 2 to 34 are the block's quants.
-        let (q, x) = unsafe { (_mm256_loadu_si256(p.add(2).cast()), _mm256_loadu_si256(x.cast())) };
-        let (raise, zero) = (_mm256_set1_epi8(-128), _mm256_setzero_si256());
-        let raised = _mm256_dpbusd_epi32(zero, _mm256_xor_si256(q, raise), x);
-        _mm256_sub_epi32(raised, _mm256_dpbusd_epi32(zero, raise, x))
+        unsafe { _mm256_loadu_si256(p.add(2).cast()) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i {
+        _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -112,9 +121,15 @@ impl Quants for Q4_0 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+    unsafe fn load(p: *const u8) -> __m256i {
         // SAFETY: bytes 2 to 18 are the block's nibbles.
-        unsafe { nibble_products(p.add(2), x) }
+        unsafe { nibbles(p.add(2)) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i {
+        _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, x)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -138,9 +153,15 @@ impl Quants for Q4_1 {
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn products(p: *const u8, x: *const i8) -> __m256i {
+    unsafe fn load(p: *const u8) -> __m256i {
         // SAFETY: bytes 4 to 20 are the block's nibbles.
-        unsafe { nibble_products(p.add(4), x) }
+        unsafe { nibbles(p.add(4)) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn products(w: __m256i, x: __m256i) -> __m256i {
+        _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, x)
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -163,36 +184,44 @@ const GROUP: usize = 8;
 /// The sums of one row with one row of activations, under way.
 #[derive(Clone, Copy)]
 struct Sums {
-    /// In [`Quants::units`]; several, since one would wait for itself.
+    /// Several, since one would wait for itself.
     products: [__m256; 4],
     minimums: __m256,
 }
 
-/// Dot product of the weight row of `blocks` blocks at `w` with a row of activations.
+/// Dot products of the weight row of `blocks` blocks at `w` with `C` rows of activations.
 ///
 /// # Safety
 /// - The CPU has this module's instructions.
-/// - `blocks` blocks are readable at `w`; `x` has `blocks` blocks.
+/// - `blocks` blocks are readable at `w`; each of `x` has `blocks` blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn row<Q: Quants>(w: *const u8, x: QuantizedRow<'_>, blocks: usize) -> f32 {
+pub(super) unsafe fn row<Q: Quants, const C: usize>(
+    w: *const u8,
+    x: [QuantizedRow<'_>; C],
+    blocks: usize,
+) -> [f32; C] {
     let zero = _mm256_setzero_ps();
-    let mut sums = Sums { products: [zero; 4], minimums: zero };
+    let mut sums = [Sums { products: [zero; 4], minimums: zero }; C];
     // The lane of a block's scale. Were it known, shuffles by constants would be taken for the better code.
     let lane = black_box(_mm256_setzero_si256());
     let full = blocks / GROUP * GROUP;
+    let mut out = [0.0; C];
     // SAFETY: each call stays below `blocks`.
     unsafe {
         for first in (0..full).step_by(GROUP) {
-            group::<Q, true>(w, x, first, GROUP, lane, &mut sums);
+            group::<Q, C, true>(w, x, first, GROUP, lane, &mut sums);
         }
         if full < blocks {
-            group::<Q, false>(w, x, full, blocks - full, lane, &mut sums);
+            group::<Q, C, false>(w, x, full, blocks - full, lane, &mut sums);
         }
-        let [a, b, c, d] = sums.products;
-        let products = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
-        let sum = _mm256_fmadd_ps(products, Q::units(), sums.minimums);
-        _mm512_reduce_add_ps(_mm512_zextps256_ps512(sum))
+        for c in 0..C {
+            let [p0, p1, p2, p3] = sums[c].products;
+            let products = _mm256_add_ps(_mm256_add_ps(p0, p1), _mm256_add_ps(p2, p3));
+            let sum = _mm256_fmadd_ps(products, Q::units(), sums[c].minimums);
+            out[c] = _mm512_reduce_add_ps(_mm512_zextps256_ps512(sum));
+        }
     }
+    out
 }
 
 /// Adds blocks `first` to `first + n` (`n` is at most [`GROUP`], and that where `FULL`) to the sums.
@@ -201,13 +230,13 @@ pub(super) unsafe fn row<Q: Quants>(w: *const u8, x: QuantizedRow<'_>, blocks: u
 /// As [`row`]; the blocks are among its blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn group<Q: Quants, const FULL: bool>(
+unsafe fn group<Q: Quants, const C: usize, const FULL: bool>(
     w: *const u8,
-    x: QuantizedRow<'_>,
+    x: [QuantizedRow<'_>; C],
     first: usize,
     n: usize,
     mut lane: __m256i,
-    sums: &mut Sums,
+    sums: &mut [Sums; C],
 ) {
     let n = if FULL { GROUP } else { n };
     let present = super::first(n) as u8;
@@ -215,15 +244,23 @@ unsafe fn group<Q: Quants, const FULL: bool>(
     unsafe {
         let block = w.add(first * Q::BYTES);
         let d = gather_f16(block, Q::BYTES, n);
-        let s = _mm256_maskz_loadu_ps(present, x.s.as_ptr().add(first));
-        sums.minimums = _mm256_fmadd_ps(Q::minimums(block, n, d), s, sums.minimums);
-        let scales = _mm256_mul_ps(d, _mm256_maskz_loadu_ps(present, x.d.as_ptr().add(first)));
+        let minimums = Q::minimums(block, n, d);
+        let mut scales = [d; C];
+        for c in 0..C {
+            let s = _mm256_maskz_loadu_ps(present, x[c].s.as_ptr().add(first));
+            sums[c].minimums = _mm256_fmadd_ps(minimums, s, sums[c].minimums);
+            scales[c] = _mm256_mul_ps(d, _mm256_maskz_loadu_ps(present, x[c].d.as_ptr().add(first)));
+        }
         for b in 0..n {
-            let products = Q::products(block.add(b * Q::BYTES), x.q.as_ptr().add((first + b) * 32));
-            let scale = _mm256_permutevar8x32_ps(scales, lane);
-            let [sum, others @ ..] = sums.products;
-            let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, sum);
-            sums.products = [others[0], others[1], others[2], sum];
+            let w = Q::load(block.add(b * Q::BYTES));
+            for c in 0..C {
+                let x = _mm256_loadu_si256(x[c].q.as_ptr().add((first + b) * 32).cast());
+                let products = _mm256_cvtepi32_ps(Q::products(w, x));
+                let scale = _mm256_permutevar8x32_ps(scales[c], lane);
+                let [sum, others @ ..] = sums[c].products;
+                let sum = _mm256_fmadd_ps(products, scale, sum);
+                sums[c].products = [others[0], others[1], others[2], sum];
+            }
             lane = _mm256_add_epi32(lane, _mm256_set1_epi32(1));
         }
     }
