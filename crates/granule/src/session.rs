@@ -11,10 +11,9 @@ use crate::progress;
 
 /// Loads the model; `cancel` ends it early.
 pub(crate) fn load(args: &LoadArgs, cancel: &CancelToken) -> Result<Arc<Model>> {
-    let bar = progress::bytes("loading", 0);
+    let mut bar = None;
     let mut report = |done: u64, total: u64| {
-        bar.set_length(total);
-        bar.set_position(done);
+        bar.get_or_insert_with(|| progress::bytes("loading", total)).set_position(done);
         if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
     let options = LoadOptions {
@@ -26,7 +25,9 @@ pub(crate) fn load(args: &LoadArgs, cancel: &CancelToken) -> Result<Arc<Model>> 
         ..LoadOptions::default()
     };
     let model = Model::load(&args.model, options);
-    bar.finish_and_clear();
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
     Ok(model?)
 }
 
