@@ -2,7 +2,7 @@
 
 use granule_kv::KvShape;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, excerpt};
 use crate::gguf::Gguf;
 
 /// The numbers of one Llama model.
@@ -168,6 +168,6 @@ fn linear_scaling(gguf: &Gguf) -> Result<f32> {
         None | Some("none") => Ok(1.0),
         Some("linear") => positive("llama.rope.scaling.factor", meta.get_f32("llama.rope.scaling.factor")?),
         Some("llama3") if gguf.tensor("rope_freqs.weight").is_some() => Ok(1.0),
-        Some(other) => Err(Error::Unsupported { what: format!("rope scaling `{other}`") }),
+        Some(other) => Err(Error::Unsupported { what: format!("rope scaling `{}`", excerpt(other)) }),
     }
 }

@@ -51,13 +51,13 @@ pub enum Error {
         what: String,
     },
     /// A metadata key occurs twice.
-    #[error("metadata key `{key}` occurs twice")]
+    #[error("metadata key `{}` occurs twice", excerpt(.key))]
     DuplicateKey {
         /// The key.
         key: String,
     },
     /// A metadata value has a type that the format does not define.
-    #[error("metadata key `{key}` has the unknown value type {id}")]
+    #[error("metadata key `{}` has the unknown value type {id}", excerpt(.key))]
     UnknownValueType {
         /// The key.
         key: String,
@@ -65,7 +65,7 @@ pub enum Error {
         id: u32,
     },
     /// A boolean of the metadata is neither 0 nor 1.
-    #[error("metadata key `{key}` holds a boolean of value {value}; it must be 0 or 1")]
+    #[error("metadata key `{}` holds a boolean of value {value}; it must be 0 or 1", excerpt(.key))]
     InvalidBool {
         /// The key.
         key: String,
@@ -73,7 +73,7 @@ pub enum Error {
         value: u8,
     },
     /// A metadata array holds arrays of arrays of arrays … beyond reason.
-    #[error("metadata key `{key}` nests arrays more than {limit} deep")]
+    #[error("metadata key `{}` nests arrays more than {limit} deep", excerpt(.key))]
     NestedTooDeep {
         /// The key.
         key: String,
@@ -81,13 +81,13 @@ pub enum Error {
         limit: usize,
     },
     /// A metadata key that is needed is not there.
-    #[error("metadata key `{key}` is missing")]
+    #[error("metadata key `{}` is missing", excerpt(.key))]
     MissingKey {
         /// The key.
         key: String,
     },
     /// A metadata value is of another type than it must be, or out of that type's range.
-    #[error("metadata key `{key}` must be {expected}, but it is {found}")]
+    #[error("metadata key `{}` must be {expected}, but it is {found}", excerpt(.key))]
     WrongType {
         /// The key.
         key: String,
@@ -103,13 +103,13 @@ pub enum Error {
         alignment: u32,
     },
     /// Two tensors have one name.
-    #[error("tensor `{name}` occurs twice")]
+    #[error("tensor `{}` occurs twice", excerpt(.name))]
     DuplicateTensor {
         /// The name.
         name: String,
     },
     /// A tensor has more dimensions than ggml knows.
-    #[error("tensor `{name}` has {dims} dimensions; at most 4 are possible")]
+    #[error("tensor `{}` has {dims} dimensions; at most 4 are possible", excerpt(.name))]
     TooManyDims {
         /// The tensor.
         name: String,
@@ -117,7 +117,7 @@ pub enum Error {
         dims: u32,
     },
     /// A tensor's type id is unknown.
-    #[error("tensor `{name}` has the unknown type id {id}")]
+    #[error("tensor `{}` has the unknown type id {id}", excerpt(.name))]
     UnknownTensorType {
         /// The tensor.
         name: String,
@@ -125,7 +125,7 @@ pub enum Error {
         id: u32,
     },
     /// A tensor's row is no whole number of blocks of its type.
-    #[error("tensor `{name}` of type {ty} has rows of {row} elements, which is no multiple of {block}")]
+    #[error("tensor `{}` of type {ty} has rows of {row} elements, which is no multiple of {block}", excerpt(.name))]
     TensorRow {
         /// The tensor.
         name: String,
@@ -137,7 +137,7 @@ pub enum Error {
         block: u64,
     },
     /// A tensor's dimensions multiply to more bytes than a number holds.
-    #[error("tensor `{name}` with dimensions {dims:?} is larger than any memory")]
+    #[error("tensor `{}` with dimensions {dims:?} is larger than any memory", excerpt(.name))]
     TensorTooLarge {
         /// The tensor.
         name: String,
@@ -145,7 +145,7 @@ pub enum Error {
         dims: Vec<u64>,
     },
     /// A tensor's data does not begin at a multiple of the alignment.
-    #[error("tensor `{name}` begins at offset {offset}, which is no multiple of the alignment {alignment}")]
+    #[error("tensor `{}` begins at offset {offset}, which is no multiple of the alignment {alignment}", excerpt(.name))]
     TensorUnaligned {
         /// The tensor.
         name: String,
@@ -155,7 +155,7 @@ pub enum Error {
         alignment: u64,
     },
     /// Two tensors claim the same bytes.
-    #[error("tensors `{first}` and `{second}` overlap in the file")]
+    #[error("tensors `{}` and `{}` overlap in the file", excerpt(.first), excerpt(.second))]
     TensorOverlap {
         /// The one that begins first.
         first: String,
@@ -164,8 +164,7 @@ pub enum Error {
     },
     /// A tensor's data ends behind the file's end.
     #[error(
-        "the file is cut short: tensor `{name}` needs {bytes} bytes at byte {offset}, the file has {file} bytes"
-    )]
+        "the file is cut short: tensor `{}` needs {bytes} bytes at byte {offset}, the file has {file} bytes", excerpt(.name))]
     TensorOutOfFile {
         /// The tensor.
         name: String,
@@ -177,7 +176,7 @@ pub enum Error {
         file: u64,
     },
     /// The data handed to the writer is not as long as type and dimensions say.
-    #[error("tensor `{name}` needs {expected} bytes of data, {found} were given")]
+    #[error("tensor `{}` needs {expected} bytes of data, {found} were given", excerpt(.name))]
     TensorDataLength {
         /// The tensor.
         name: String,
@@ -243,7 +242,7 @@ pub enum Error {
         count: usize,
     },
     /// Two lists of the vocabulary that must be equally long are not.
-    #[error("metadata key `{key}` has {found} entries, but the vocabulary has {expected} tokens")]
+    #[error("metadata key `{}` has {found} entries, but the vocabulary has {expected} tokens", excerpt(.key))]
     VocabularyLength {
         /// The key of the list.
         key: &'static str,
@@ -271,7 +270,7 @@ pub enum Error {
         rule: String,
     },
     /// A special token's id lies outside the vocabulary.
-    #[error("metadata key `{key}` names token {id}, but the vocabulary ends at {n_vocab}")]
+    #[error("metadata key `{}` names token {id}, but the vocabulary ends at {n_vocab}", excerpt(.key))]
     SpecialTokenOutOfRange {
         /// The key.
         key: &'static str,
@@ -332,7 +331,7 @@ pub enum Error {
         what: String,
     },
     /// A number of the model's configuration makes no model.
-    #[error("metadata key `{key}`: {problem}")]
+    #[error("metadata key `{}`: {problem}", excerpt(.key))]
     InvalidConfig {
         /// The key.
         key: &'static str,
@@ -340,13 +339,13 @@ pub enum Error {
         problem: String,
     },
     /// A tensor that the model needs is not in the file.
-    #[error("tensor `{name}` is missing")]
+    #[error("tensor `{}` is missing", excerpt(.name))]
     MissingTensor {
         /// Its name.
         name: String,
     },
     /// A tensor has another shape than the model's configuration asks for.
-    #[error("tensor `{name}` has the shape {found:?}; the model's configuration asks for {expected:?}")]
+    #[error("tensor `{}` has the shape {found:?}; the model's configuration asks for {expected:?}", excerpt(.name))]
     TensorShape {
         /// Its name.
         name: String,
@@ -356,7 +355,7 @@ pub enum Error {
         expected: Vec<u64>,
     },
     /// A tensor's type is none that the engine computes with.
-    #[error("tensor `{name}` has the type {ty}, which the engine does not run yet")]
+    #[error("tensor `{}` has the type {ty}, which the engine does not run yet", excerpt(.name))]
     UnsupportedWeight {
         /// Its name.
         name: String,

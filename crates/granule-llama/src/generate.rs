@@ -44,6 +44,8 @@ pub enum Finish {
     ContextFull,
     /// The context's [`crate::CancelToken`] was set.
     Cancelled,
+    /// An error ended it, which the iterator gave out.
+    Failed,
 }
 
 /// How much was done, and how long it took.
@@ -143,8 +145,10 @@ impl Generation<'_> {
                 Err(other) => return Err(other),
             }
         }
-        let token = self.sampler.sample(self.context.last_logits()?)?;
-        self.sampler.accept(token);
+        // A padded table has rows that stand for no token.
+        let n_vocab = self.context.model().tokenizer().n_vocab();
+        let logits = self.context.last_logits()?;
+        let token = self.sampler.sample(logits.get(..n_vocab).unwrap_or(logits))?;
         self.stats.n_generated += 1;
         let tokenizer = self.context.model().tokenizer();
         if tokenizer.is_eog(token) {
@@ -193,7 +197,7 @@ impl Iterator for Generation<'_> {
         self.stats.decode_time += start.elapsed();
         if piece.is_err() {
             // An error is told once; there is nothing behind it.
-            self.finish = Some(Finish::Cancelled);
+            self.finish = Some(Finish::Failed);
         }
         Some(piece)
     }

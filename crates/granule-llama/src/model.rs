@@ -31,7 +31,7 @@ pub struct LoadOptions<'a> {
     pub no_mmap: bool,
     /// Lock the weights in memory, so that they are never paged out.
     pub mlock: bool,
-    /// Threads that compute. None: as many as the process may use.
+    /// Threads that compute, a pool of the model's own. None: the process's pool, with as many as the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Told how far loading is.
     pub progress: Option<Progress<'a>>,
@@ -69,7 +69,7 @@ impl Model {
                 Bank::new(Device::host()?, options)?
             }
         };
-        let threads = Threads::new(threads.unwrap_or_else(Threads::default_count))?;
+        let threads = threads.map_or_else(Threads::shared, Threads::new)?;
         let mut silent = |_, _| ControlFlow::Continue(());
         let progress = progress.unwrap_or(&mut silent);
         let source = Source { use_mmap: !no_mmap, mlock };

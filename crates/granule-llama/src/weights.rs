@@ -12,7 +12,7 @@ use granule_ops::Matrix;
 use granule_quant::DType;
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, excerpt};
 use crate::gguf::{Gguf, ShardName, TensorInfo, check_shards};
 
 /// The account that weights are held on.
@@ -103,8 +103,12 @@ impl Files {
         let mut total = 0;
         for path in &paths {
             let about = std::fs::metadata(path).map_err(io("open", path))?;
+            // Known before it is opened: opening a pipe waits for whoever writes it.
             if about.is_dir() {
                 return Err(io("open", path)(std::io::ErrorKind::IsADirectory.into()));
+            }
+            if !about.is_file() {
+                return Err(io("open", path)(std::io::Error::other("not a plain file")));
             }
             total += about.len();
         }
@@ -118,14 +122,14 @@ impl Files {
                     ControlFlow::Break(()) => Err(Error::Cancelled),
                 }
             };
-            let (shard, charge) = open_one(path, bank, source, &mut report)?;
-            let directory = Gguf::parse(shard.bytes()?);
-            if let Shard::Mapped(file) = &shard {
-                // A file that shrinks under the parser shows as zeros: say that, not what the zeros look like.
-                file.check()?;
-            }
+            // The directory comes first: what is no model is refused before it is paid for or read.
+            let file = MappedFile::open(path)?;
+            let directory = Gguf::parse(file.bytes());
+            // A file that shrinks under the parser shows as zeros: say that, not what the zeros look like.
+            file.check()?;
             files.directories.push(directory?);
-            files.shards.push(shard);
+            let charge = bank.charge(&Owner::new(WEIGHTS), file.len())?;
+            files.shards.push(bring_in(file, bank, source, &mut report)?);
             files.charges.push(charge);
         }
         check_shards(&paths, &files.directories)?;
@@ -159,15 +163,14 @@ fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -
     move |source| Error::Io { action, path: path.to_owned(), source }
 }
 
-fn open_one(
-    path: &Path,
+/// Brings a file's bytes into memory: those of the mapping, or a copy of them.
+fn bring_in(
+    file: MappedFile,
     bank: &Bank,
     source: Source,
     report: &mut dyn FnMut(usize) -> Result<()>,
-) -> Result<(Shard, Charge)> {
+) -> Result<Shard> {
     if source.use_mmap {
-        let file = MappedFile::open(path)?;
-        let charge = bank.charge(&Owner::new(WEIGHTS), Bytes::new(file.bytes().len() as u64))?;
         if source.mlock {
             file.lock()?;
         }
@@ -178,16 +181,14 @@ fn open_one(
             report(part.len())?;
         }
         file.check()?;
-        return Ok((Shard::Mapped(file), charge));
+        return Ok(Shard::Mapped(file));
     }
-    let mut file = File::open(path).map_err(io("open", path))?;
-    let len = file.metadata().map_err(io("read", path))?.len();
-    let bytes = Bytes::new(len);
-    let charge = bank.charge(&Owner::new(WEIGHTS), bytes)?;
+    let path = file.path();
+    let mut plain = File::open(path).map_err(io("open", path))?;
     let mut shard = if source.mlock {
-        Shard::Locked(bank.device().alloc_pinned(bytes)?)
+        Shard::Locked(bank.device().alloc_pinned(file.len())?)
     } else {
-        Shard::Read(bank.device().alloc(bytes)?)
+        Shard::Read(bank.device().alloc(file.len())?)
     };
     let memory = match &mut shard {
         Shard::Read(buffer) => buffer.slice_mut(..)?,
@@ -198,10 +199,10 @@ fn open_one(
         .into_host_mut()
         .ok_or(Error::Unsupported { what: "weights that the host cannot write".into() })?;
     for part in memory.chunks_mut(STEP) {
-        file.read_exact(part).map_err(io("read", path))?;
+        plain.read_exact(part).map_err(io("read", path))?;
         report(part.len())?;
     }
-    Ok((shard, charge))
+    Ok(shard)
 }
 
 impl Weights {
@@ -232,7 +233,10 @@ impl Weights {
         }
         if let Some(other) = files.tensors().find(|info| !finder.seen.contains(info.name.as_str())) {
             return Err(Error::Unsupported {
-                what: format!("tensor `{}`, which is no part of the Llama models that run here", other.name),
+                what: format!(
+                    "tensor `{}`, which is no part of the Llama models that run here",
+                    excerpt(&other.name)
+                ),
             });
         }
         Ok(Self { embedding, layers, output_norm, output, rope_factors, files })

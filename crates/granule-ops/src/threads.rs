@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
 use crate::Error;
@@ -94,6 +94,22 @@ impl Threads {
         Ok(Self { pool: Arc::new(pool) })
     }
 
+    /// The pool of the process, with [`Threads::default_count`] threads: everybody who asks while somebody has it gets
+    /// the same one, so that two models do not compute on twice the machine's threads.
+    ///
+    /// # Errors
+    /// As [`Threads::new`].
+    pub fn shared() -> Result<Self, Error> {
+        static SHARED: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = shared.upgrade() {
+            return Ok(Self { pool });
+        }
+        let threads = Self::new(Self::default_count())?;
+        *shared = Arc::downgrade(&threads.pool);
+        Ok(threads)
+    }
+
     /// As many threads as the process may use: the affinity mask and the cgroup's CPU quota are respected.
     #[must_use]
     pub fn default_count() -> NonZeroUsize {
@@ -128,6 +144,8 @@ impl Threads {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(job) };
         // SAFETY: the gate is held and no region is running, so nobody else touches the cell.
         unsafe { *shared.job.get() = Some(Job(job_static)) };
+        // Both the caller and a worker may have panicked last time; then the caller's panic is the one that went on.
+        shared.panicked.store(false, Ordering::Relaxed);
         shared.remaining.store(self.pool.workers.len(), Ordering::Relaxed);
         shared.epoch.fetch_add(1, Ordering::Release);
         for worker in &self.pool.workers {
@@ -327,6 +345,13 @@ mod tests {
     }
 
     #[test]
+    fn the_process_has_one_pool() {
+        let (a, b) = (Threads::shared().unwrap(), Threads::shared().unwrap());
+        assert!(Arc::ptr_eq(&a.pool, &b.pool));
+        assert_eq!(a.count(), Threads::default_count().get());
+    }
+
+    #[test]
     fn a_parked_pool_wakes() {
         let pool = threads(2);
         let sum = AtomicU64::new(0);
@@ -362,8 +387,8 @@ mod tests {
     #[test]
     fn a_panic_arrives_at_the_caller_and_the_pool_lives_on() {
         let pool = threads(2);
-        for bad in [0, 1] {
-            let caught = catch_unwind(AssertUnwindSafe(|| pool.run(&|w| assert_ne!(w, bad))));
+        for bad in [&[0][..], &[1], &[0, 1]] {
+            let caught = catch_unwind(AssertUnwindSafe(|| pool.run(&|w| assert!(!bad.contains(&w)))));
             assert!(caught.is_err());
         }
         let sum = AtomicU64::new(0);

@@ -254,7 +254,8 @@ unsafe impl Backend for Host {
     }
 
     unsafe fn replace(&self, at: DevicePtr, granule: RawGranule, access: Access) -> Result<(), Error> {
-        // Mapping over a mapping is one step of the system's: the old one is there until the new one is.
+        // Mapping over a mapping is one step of the system's. Where it fails for want of kernel memory, Linux before 6.12
+        // may have taken the old one away already; newer ones put it back.
         // SAFETY: the caller owns the place and nothing uses it.
         unsafe { self.map(at, &[granule], access) }.map_err(|failure| failure.error)
     }

@@ -100,12 +100,15 @@ fn install() -> io::Result<()> {
 
 extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the system hands over a valid siginfo, and errno is this thread's own.
-    let (address, errno) = unsafe { ((*info).si_addr() as usize, *libc::__errno_location()) };
-    if cover(address) {
+    let (code, address, errno) =
+        unsafe { ((*info).si_code, (*info).si_addr() as usize, *libc::__errno_location()) };
+    // A signal that somebody sent (`kill -BUS`) has no address.
+    let fault = code > 0;
+    if fault && cover(address) {
         // SAFETY: errno is this thread's own.
         unsafe { *libc::__errno_location() = errno };
     } else {
-        pass_on(signal, info, context);
+        pass_on(signal, fault, info, context);
     }
 }
 
@@ -136,15 +139,19 @@ fn cover(address: usize) -> bool {
 }
 
 /// Does what would have been done without this handler.
-fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+fn pass_on(signal: c_int, fault: bool, info: *mut siginfo_t, context: *mut c_void) {
     let previous = PREVIOUS.get().map_or((libc::SIG_DFL, 0), |action| (action.sa_sigaction, action.sa_flags));
     match previous {
+        (libc::SIG_IGN, _) if !fault => {}
         (libc::SIG_DFL | libc::SIG_IGN, _) => {
-            // SAFETY: zeros are the default action. The failed access is made again on return, and ends the process as
-            // it would have.
+            // SAFETY: zeros are the default action. A failed access is made again on return, a sent signal is sent
+            // again; either ends the process as it would have.
             unsafe {
                 let default: libc::sigaction = std::mem::zeroed();
                 libc::sigaction(signal, &raw const default, std::ptr::null_mut());
+                if !fault {
+                    libc::raise(signal);
+                }
             }
         }
         (handler, flags) if flags & libc::SA_SIGINFO != 0 => {
