@@ -11,6 +11,8 @@ mod support;
 
 mod bad_files;
 mod faults;
+mod files;
+mod generation;
 mod memory;
 mod same_result;
 mod twin;

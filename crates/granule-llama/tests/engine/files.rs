@@ -1,0 +1,90 @@
+//! One model, however it lies in files and however these are brought into memory: the same numbers to the last bit.
+
+use std::path::Path;
+
+use granule_kv::KvType;
+use granule_llama::gguf::{GgufWriter, Value};
+use granule_llama::{LoadOptions, Model};
+
+use crate::support::make::{Made, Shape};
+use crate::{context, ids, load};
+
+fn made() -> Made {
+    Made::new(&Shape { separate_output: true, rope_freqs: true, ..Shape::default() })
+}
+
+fn logits(path: &Path, options: LoadOptions<'_>) -> Vec<f32> {
+    let model = Model::load(path, options).unwrap();
+    let mut context = context(&model, 32, 8, KvType::F16);
+    context.eval(&ids([1, 20, 260, 270, 3])).unwrap().to_vec()
+}
+
+#[test]
+fn mapped_read_and_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = made().write(dir.path());
+    let mapped = logits(&path, LoadOptions::default());
+    for (no_mmap, mlock) in [(true, false), (false, true), (true, true)] {
+        assert_eq!(logits(&path, LoadOptions { no_mmap, mlock, ..LoadOptions::default() }), mapped);
+    }
+}
+
+#[test]
+fn version_2_and_another_alignment() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut made = made();
+    let expected = logits(&made.write(dir.path()), LoadOptions::default());
+    made.set("general.alignment", Value::U32(256));
+    let mut writer = GgufWriter::new(2).unwrap();
+    for (key, value) in &made.meta {
+        writer.set(key, value.clone()).unwrap();
+    }
+    for w in &made.weights {
+        writer.tensor(&w.name, &w.dims, w.ty, &w.data).unwrap();
+    }
+    let path = dir.path().join("v2.gguf");
+    std::fs::write(&path, writer.to_bytes()).unwrap();
+    assert_eq!(logits(&path, LoadOptions::default()), expected);
+}
+
+/// Writes `made` in `count` files as ggml's splitter does: the metadata in the first, the tensors dealt out.
+fn write_shards(made: &Made, dir: &Path, count: usize) -> Vec<std::path::PathBuf> {
+    let paths: Vec<_> = (1..=count).map(|i| dir.join(format!("split-{i:05}-of-{count:05}.gguf"))).collect();
+    for (i, path) in paths.iter().enumerate() {
+        let mut writer = GgufWriter::new(3).unwrap();
+        if i == 0 {
+            for (key, value) in &made.meta {
+                writer.set(key, value.clone()).unwrap();
+            }
+        }
+        writer.set("split.no", Value::U16(i as u16)).unwrap();
+        writer.set("split.count", Value::U16(count as u16)).unwrap();
+        writer.set("split.tensors.count", Value::I32(made.weights.len() as i32)).unwrap();
+        for w in made.weights.iter().skip(i).step_by(count) {
+            writer.tensor(&w.name, &w.dims, w.ty, &w.data).unwrap();
+        }
+        std::fs::write(path, writer.to_bytes()).unwrap();
+    }
+    paths
+}
+
+#[test]
+fn several_shards() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = made();
+    let expected = logits(&made.write(dir.path()), LoadOptions::default());
+    let paths = write_shards(&made, dir.path(), 3);
+    assert_eq!(logits(&paths[0], LoadOptions::default()), expected);
+    assert_eq!(logits(&paths[0], LoadOptions { no_mmap: true, ..LoadOptions::default() }), expected);
+    let total: u64 = paths.iter().map(|path| std::fs::metadata(path).unwrap().len()).sum();
+    assert_eq!(load(&paths[0]).bytes().get(), total);
+
+    let error = Model::load(&paths[1], LoadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("00001-of-00003"), "{error}");
+    std::fs::remove_file(&paths[2]).unwrap();
+    let error = Model::load(&paths[0], LoadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("00003-of-00003"), "{error}");
+    std::fs::copy(&paths[1], &paths[2]).unwrap();
+    let error = Model::load(&paths[0], LoadOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("00003-of-00003"), "{error}");
+}
