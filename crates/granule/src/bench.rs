@@ -1,10 +1,11 @@
 //! `granule bench`: prompt and decode tokens per second, at chosen depths, after a warm-up and repeated.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
-use granule_llama::{CancelToken, Context, TokenId};
+use granule_llama::{CancelToken, Context, Model, TokenId};
 use serde::Serialize;
 
 use crate::args::BenchArgs;
@@ -27,78 +28,81 @@ struct Measurement {
     runs: Vec<f64>,
 }
 
-/// Measures and prints.
+/// Measures and prints; what was measured before an error is printed too.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let cancel = interrupt::install()?;
     let model = session::load(&args.load, &cancel)?;
+    let mut measured = Vec::new();
+    let done = measure(args, &model, &cancel, &mut measured);
+    if done.is_ok() || !measured.is_empty() {
+        print(args, &measured)?;
+    }
+    done
+}
+
+fn measure(
+    args: &BenchArgs,
+    model: &Arc<Model>,
+    cancel: &CancelToken,
+    measured: &mut Vec<Measurement>,
+) -> Result<()> {
     let deepest = args.depth.iter().max().copied().unwrap_or(0);
     let n_ctx = deepest.checked_add(args.n_prompt.max(args.n_gen)).context("the depth is too large")?;
-    let mut context = session::context(&model, &args.context, Some(n_ctx), &cancel)?;
-    // Any tokens will do: the work per token does not depend on which they are.
-    let n_vocab = model.tokenizer().n_vocab() as u32;
-    let tokens: Vec<TokenId> =
-        (0..n_ctx as u32).map(|i: u32| TokenId::new(i.wrapping_mul(2_654_435_761) % n_vocab)).collect();
-
+    let mut context = session::context(model, &args.context, Some(n_ctx), cancel)?;
+    let n_batch = args.context.batch_size.get();
     let kinds = usize::from(args.n_prompt > 0) + usize::from(args.n_gen > 0);
     let bar = progress::counted("measuring", args.depth.len() * kinds * (args.repeat.get() + 1));
-    let mut measured = Vec::new();
     for &depth in &args.depth {
-        context.truncate(depth)?;
-        let filled = context.tokens().len();
-        if filled < depth {
-            context.eval(&tokens[filled..depth])?;
-        }
-        let mut measure = |test: String, n: usize, step: usize| -> Result<()> {
-            let mut speed = || {
+        let filled = depth.min(context.tokens().len());
+        context.truncate(filled)?;
+        append(&mut context, depth - filled, n_batch)?;
+        let tests = [("pp", args.n_prompt, n_batch), ("tg", args.n_gen, 1)];
+        for (kind, n, step) in tests.into_iter().filter(|&(_, n, _)| n > 0) {
+            let test = format!("{kind}{n}");
+            let mut speed = || -> Result<f64> {
                 bar.set_message(test.clone());
-                let speed = time(&mut context, depth, &tokens[depth..depth + n], step, &cancel);
+                context.truncate(depth)?;
+                let start = Instant::now();
+                append(&mut context, n, step)?;
+                let seconds = start.elapsed().as_secs_f64();
+                if cancel.is_cancelled() {
+                    return Err(granule_llama::Error::Cancelled.into());
+                }
                 bar.inc(1);
-                speed
+                Ok(n as f64 / seconds)
             };
             // The first one is the warm-up, and is not counted.
             speed()?;
             let runs = (0..args.repeat.get()).map(|_| speed()).collect::<Result<Vec<f64>>>()?;
             measured.push(Measurement {
-                test: test.clone(),
+                test,
                 depth,
                 cache_type_k: args.context.type_k().to_string(),
                 cache_type_v: args.context.type_v().to_string(),
                 threads: model.threads().count(),
-                n_batch: args.context.batch_size.get(),
+                n_batch,
                 tokens_per_second: median(&runs),
                 runs,
             });
-            Ok(())
-        };
-        if args.n_prompt > 0 {
-            measure(format!("pp{}", args.n_prompt), args.n_prompt, args.n_prompt)?;
-        }
-        if args.n_gen > 0 {
-            measure(format!("tg{}", args.n_gen), args.n_gen, 1)?;
         }
     }
     bar.finish_and_clear();
-    print(args, &measured)
+    Ok(())
 }
 
-/// Tokens per second of `tokens` in steps of `step`, from `depth` tokens on.
-fn time(
-    context: &mut Context,
-    depth: usize,
-    tokens: &[TokenId],
-    step: usize,
-    cancel: &CancelToken,
-) -> Result<f64> {
-    context.truncate(depth)?;
-    let start = Instant::now();
-    for part in tokens.chunks(step) {
-        context.eval(part)?;
+/// Appends `n` tokens in steps of `step`. Any tokens will do: the work does not depend on which they are.
+fn append(context: &mut Context, n: usize, step: usize) -> Result<()> {
+    let n_vocab = context.model().tokenizer().n_vocab() as u64;
+    let mut done = 0;
+    while done < n {
+        let first = context.tokens().len() as u64;
+        let end = first + step.min(n - done) as u64;
+        let token = |i: u64| TokenId::new((i.wrapping_mul(2_654_435_761) % n_vocab) as u32);
+        let part: Vec<TokenId> = (first..end).map(token).collect();
+        context.eval(&part)?;
+        done += part.len();
     }
-    let seconds = start.elapsed().as_secs_f64();
-    if cancel.is_cancelled() {
-        return Err(granule_llama::Error::Cancelled.into());
-    }
-    Ok(tokens.len() as f64 / seconds)
+    Ok(())
 }
 
 fn median(runs: &[f64]) -> f64 {

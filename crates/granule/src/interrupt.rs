@@ -10,7 +10,7 @@ use crate::INTERRUPTED;
 /// Whether the program waits for a person; then there is nothing to stop but itself.
 static WAITING: AtomicBool = AtomicBool::new(false);
 
-/// From now on Ctrl-C (or a request to terminate) sets the token that this returns.
+/// From now on Ctrl-C sets the token that this returns. A request to terminate ends the program, as ever.
 pub(crate) fn install() -> anyhow::Result<CancelToken> {
     let token = CancelToken::default();
     let set = token.clone();

@@ -7,14 +7,14 @@ use anyhow::Result;
 use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model};
 
 use crate::args::{ContextArgs, LoadArgs};
-use crate::progress;
+use crate::{interrupt, progress};
 
-/// Loads the model; `cancel` ends it early.
+/// Loads the model; Ctrl-C meanwhile ends the program.
 pub(crate) fn load(args: &LoadArgs, cancel: &CancelToken) -> Result<Arc<Model>> {
     let mut bar = None;
     let mut report = |done: u64, total: u64| {
         bar.get_or_insert_with(|| progress::bytes("loading", total)).set_position(done);
-        if cancel.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        ControlFlow::Continue(())
     };
     let options = LoadOptions {
         memory_limit: args.memory_limit,
@@ -24,7 +24,8 @@ pub(crate) fn load(args: &LoadArgs, cancel: &CancelToken) -> Result<Arc<Model>> 
         progress: Some(&mut report),
         ..LoadOptions::default()
     };
-    let model = Model::load(&args.model, options);
+    // Reading and locking may block for long: until there is a model, there is nothing to end but the program.
+    let model = interrupt::while_waiting(cancel, || Model::load(&args.model, options));
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

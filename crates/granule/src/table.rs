@@ -21,9 +21,25 @@ impl Table {
     }
 
     /// Adds a row; cells that the table has no column for are left out.
+    ///
+    /// Cells may hold what a file says: control characters are shown as escapes, and the end of a long text is left out.
     pub(crate) fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
-        self.rows.push(cells.into_iter().map(Into::into).collect());
+        self.rows.push(cells.into_iter().map(|cell| presentable(&cell.into())).collect());
     }
+}
+
+/// The most characters of a cell.
+const WIDEST: usize = 400;
+
+fn presentable(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars().take(WIDEST) {
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    if text.chars().nth(WIDEST).is_some() {
+        out.push('…');
+    }
+    out
 }
 
 impl fmt::Display for Table {
@@ -33,10 +49,12 @@ impl fmt::Display for Table {
         for row in &self.rows {
             let mut line = String::new();
             for ((cell, align), width) in row.iter().zip(&self.align).zip(&widths) {
-                match align {
-                    Align::Left => line += &format!("{cell:<width$}  "),
-                    Align::Right => line += &format!("{cell:>width$}  "),
-                }
+                let padding = " ".repeat(width.saturating_sub(cell.chars().count()));
+                let (before, after) = match align {
+                    Align::Left => ("", padding.as_str()),
+                    Align::Right => (padding.as_str(), ""),
+                };
+                line.extend([before, cell, after, "  "]);
             }
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -61,6 +79,15 @@ mod tests {
         table.row(["é", "1"]);
         table.row(["long", "1,000"]);
         assert_eq!(table.to_string(), "é         1\nlong  1,000\n");
+    }
+
+    #[test]
+    fn hostile_cells_are_short_and_plain() {
+        let mut table = Table::new([Align::Left]);
+        table.row(["a\nb\u{1b}[31m".to_owned() + &"y".repeat(200_000)]);
+        let shown = table.to_string();
+        assert!(shown.starts_with("a\\nb\\u{1b}[31myyy") && shown.ends_with("…\n"), "{shown}");
+        assert!(shown.chars().count() < 500 && shown.lines().count() == 1);
     }
 
     #[test]
