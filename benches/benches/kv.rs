@@ -52,8 +52,7 @@ fn layouts(criterion: &mut Criterion) {
                 let bytes = sequence.cache().layout().token_bytes().get() * depth as u64;
                 let (_, row) = sequence.cache().layout().layer(0).unwrap();
                 let mut scratch = vec![0f32; attention_scratch_len(&threads, &row, N_HEADS, 1)];
-                let shape =
-                    AttentionShape { n_heads: N_HEADS, n_tokens: 1, first: depth - 1, scale: 0.125 };
+                let shape = AttentionShape { n_heads: N_HEADS, n_tokens: 1, first: depth - 1, scale: 0.125 };
                 group.throughput(Throughput::Bytes(bytes));
                 let id = BenchmarkId::new(kv.to_string(), format!("{layers_per_row} layers a row"));
                 group.bench_function(id, |bencher| {
