@@ -96,3 +96,16 @@ macro_rules! by_isa {
     };
 }
 pub(crate) use by_isa;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_the_last_of_what_there_is() {
+        let found = Isa::available();
+        assert_eq!((found.first(), found.last()), (Some(&Isa::SCALAR), Some(&Isa::best())));
+        let names: Vec<_> = found.iter().map(|isa| isa.to_string()).collect();
+        assert_eq!(names, ["scalar", "avx2", "avx512"][..names.len()]);
+    }
+}

@@ -61,7 +61,7 @@ proptest! {
         scalar::decode(dtype, src, &mut expected).unwrap();
         for (x, twin) in expected.iter().zip(naive::decode(dtype, src)) {
             // Every format but Q4_1 is exact in f32; there two roundings stand between.
-            let slack = if dtype == DType::Q4_1 { twin.abs().max(1e6) * 2f64.powi(-23) } else { 0.0 };
+            let slack = if dtype == DType::Q4_1 { twin.abs().max(1e6) * naive::two_to(-23) } else { 0.0 };
             let same = (x.is_nan() && twin.is_nan()) || f64::from(*x) == twin;
             prop_assert!(same || (f64::from(*x) - twin).abs() <= slack, "{} {}", x, twin);
         }
@@ -126,7 +126,7 @@ proptest! {
         for (dtype, bound) in [(DType::Q8_0, 0.5625), (DType::Q4_0, 1.004)] {
             let Ok(bytes) = encoded(Isa::best(), dtype, &x) else { continue };
             let d = naive::f16(u16::from_le_bytes([bytes[0], bytes[1]])).abs();
-            if d < 2f64.powi(-14) {
+            if d < naive::two_to(-14) {
                 continue; // not a normal f16: no bound is promised
             }
             for (x, back) in naive::widen(&x).into_iter().zip(naive::decode(dtype, &bytes)) {

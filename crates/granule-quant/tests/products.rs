@@ -68,11 +68,11 @@ fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> (f64, f64) {
 }
 
 fn bound_q8(n: usize, sizes: f64) -> f64 {
-    (n as f64 / 32.0 + 8.0) * 2f64.powi(-23) * sizes
+    (n as f64 / 32.0 + 8.0) * naive::two_to(-23) * sizes
 }
 
 fn bound_f32(n: usize, sizes: f64) -> f64 {
-    (n as f64 + 8.0) * 2f64.powi(-23) * sizes
+    (n as f64 + 8.0) * naive::two_to(-23) * sizes
 }
 
 /// Rows of weights at an odd address, as a file may have them.
@@ -168,7 +168,7 @@ proptest! {
             isa.axpy_planar(dtype, quants, scales, a, &mut y);
             for (i, y) in y.into_iter().enumerate() {
                 let (before, ax) = (f64::from(q[i]), f64::from(a) * row[i]);
-                let bound = 2f64.powi(-22) * (before.abs() + ax.abs());
+                let bound = naive::two_to(-22) * (before.abs() + ax.abs());
                 prop_assert!((f64::from(y) - before - ax).abs() <= bound, "{} {} [{}]", isa, dtype, i);
             }
         }

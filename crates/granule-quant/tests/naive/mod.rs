@@ -4,14 +4,19 @@
 use granule_quant::DType;
 use proptest::prelude::*;
 
+/// A power of two, exactly (Miri's `powi` is off on purpose).
+pub(crate) fn two_to(exponent: i32) -> f64 {
+    f64::from_bits(((1023 + exponent) as u64) << 52)
+}
+
 /// The value of an f16, from its sign, exponent and fraction.
 pub(crate) fn f16(bits: u16) -> f64 {
     let (sign, exponent, fraction) = (bits >> 15, i32::from(bits >> 10 & 31), f64::from(bits & 1023));
     let magnitude = match exponent {
-        0 => fraction * 2f64.powi(-24),
+        0 => fraction * two_to(-24),
         31 if fraction == 0.0 => f64::INFINITY,
         31 => f64::NAN,
-        _ => (1.0 + fraction / 1024.0) * 2f64.powi(exponent - 15),
+        _ => (1.0 + fraction / 1024.0) * two_to(exponent - 15),
     };
     if sign == 0 { magnitude } else { -magnitude }
 }
