@@ -3,6 +3,8 @@
 //! that trims or splits lines does to the disguise what it does to the message.
 
 use super::ChatMessage;
+use crate::error::{Error, Result};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 /// The characters that disguise: the private-use planes.
@@ -18,7 +20,10 @@ pub(super) struct Disguise<'a> {
 impl<'a> Disguise<'a> {
     /// Masks for all characters of `specials` but white space. They occur in none of the messages and in none of
     /// `inputs`, which is what else the template works on.
-    pub(super) fn new(specials: Vec<&'a str>, inputs: [&str; 3], messages: &[ChatMessage]) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::ChatTemplate`] where these leave no private-use characters to make masks of.
+    pub(super) fn new(specials: Vec<&'a str>, inputs: [&str; 3], messages: &[ChatMessage]) -> Result<Self> {
         let words = messages.iter().flat_map(|m| [m.role.as_str(), m.content.as_str()]);
         let taken: HashSet<char> = specials
             .iter()
@@ -31,14 +36,14 @@ impl<'a> Disguise<'a> {
         let mut free = MASKS.into_iter().flatten().filter(|c| !taken.contains(c));
         let mut masks = HashMap::new();
         for c in specials.iter().flat_map(|s| s.chars()).filter(|c| !c.is_whitespace()) {
-            if !masks.contains_key(&c)
-                && let Some(mask) = free.next()
-            {
-                masks.insert(c, mask);
+            if let Entry::Vacant(entry) = masks.entry(c) {
+                let reason = "the messages use up Unicode's private-use characters, which special tokens are told apart by";
+                let mask = free.next().ok_or_else(|| Error::ChatTemplate { reason: reason.to_owned() })?;
+                entry.insert(mask);
             }
         }
         let faces = masks.iter().map(|(&c, &mask)| (mask, c)).collect();
-        Self { specials, masks, faces }
+        Ok(Self { specials, masks, faces })
     }
 
     fn mask(&self, c: char) -> char {

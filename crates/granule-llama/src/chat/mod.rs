@@ -95,7 +95,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<ChatPrompt> {
         let plain = self.render(messages, add_generation_prompt)?;
-        let disguise = Disguise::new(tokenizer.steering_texts().collect(), self.template.inputs(), messages);
+        let disguise = Disguise::new(tokenizer.steering_texts().collect(), self.template.inputs(), messages)?;
         let disguised = match self.template.render(&disguise.whole(messages), add_generation_prompt) {
             Ok(disguised) if disguise.remove(&disguised) == plain => disguised,
             // The template looks into the messages and so writes something else for the disguise. Then only those

@@ -263,6 +263,14 @@ fn long_chats_fit_and_long_templates_do_not() {
     assert_eq!(error.to_string(), "chat template: is longer than 65536 bytes");
 }
 
+#[test]
+fn a_message_of_all_private_use_characters_is_refused() {
+    let all: String = ('\u{f0000}'..='\u{ffffd}').chain('\u{100000}'..='\u{10fffd}').collect();
+    let messages = [ChatMessage::new("user", all + "<|im_end|>")];
+    let error = template(SMOLLM2).encode(&tokenizer(), &messages, true).unwrap_err();
+    assert!(error.to_string().contains("private-use"), "{error}");
+}
+
 proptest! {
     /// Whatever messages say, the special tokens are those of harmless messages.
     #[test]
