@@ -1,0 +1,77 @@
+//! One conformance suite for `Device`, run on every kind of device: what is promised to the crates above.
+//!
+//! Each test is a function of a device. `host::` runs everywhere; `cuda::` needs a CUDA driver, the simulated one or a real
+//! one, which `cargo xtask test` provides or finds. Nothing in here looks at device memory from the host: bytes go through
+//! `Device::copy`, as they have to on a GPU.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod faults;
+mod memory;
+mod model;
+mod streams;
+mod support;
+mod virtual_memory;
+
+/// Runs the named functions of a module on the host device, and on CUDA device 0.
+macro_rules! conformance {
+    ($($module:ident: $($test:ident),+ $(,)?;)+) => {
+        mod host {
+            $(mod $module {
+                $(#[test]
+                fn $test() {
+                    crate::support::with_device(crate::support::host, crate::$module::$test);
+                })+
+            })+
+        }
+
+        #[cfg(feature = "cuda")]
+        mod cuda {
+            $(mod $module {
+                $(#[test]
+                #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+                fn $test() {
+                    crate::support::with_device(crate::support::cuda, crate::$module::$test);
+                })+
+            })+
+        }
+    };
+}
+
+conformance! {
+    memory:
+        copies_go_every_way,
+        odd_offsets_and_lengths,
+        zero_bytes_are_a_copy_too,
+        lengths_and_ranges_are_checked,
+        full_and_never_fits_are_kept_apart,
+        what_is_given_back_can_be_had_again,
+        pinned_memory_is_the_hosts_too;
+    virtual_memory:
+        a_place_holds_what_was_written,
+        the_base_stays_while_memory_comes_and_goes,
+        one_writes_or_many_read,
+        the_same_granule_twice_in_one_call,
+        a_copy_takes_the_place_of_a_shared_granule,
+        wrong_places_and_sizes_are_refused,
+        retired_places_stay_mapped_until_finished,
+        a_granule_outlives_its_handle_while_mapped,
+        a_run_of_many_places_is_one_piece;
+    streams:
+        one_stream_keeps_its_order,
+        looking_waits_for_what_is_in_the_way,
+        a_wait_orders_two_streams,
+        an_event_means_one_point,
+        memory_outlives_its_handle_until_the_work_has_run,
+        dropping_a_stream_runs_what_is_left,
+        a_panic_comes_out_once_and_the_stream_goes_on,
+        wrong_asks_are_refused,
+        a_ring_of_pinned_buffers,
+        memory_is_unmapped_after_its_last_reader;
+    faults:
+        every_failing_call_leaves_nothing,
+        every_lasting_failure_leaves_nothing,
+        a_refused_release_is_settled_later;
+    model:
+        mappings_are_like_a_model,
+        chained_streams_are_like_one;
+}
