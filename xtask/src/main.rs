@@ -1,6 +1,9 @@
-//! Chores of the project: `cargo xtask check|test|tidy|oracles`.
+//! Chores of the project: `cargo xtask check|test|memcheck|bundle|tidy|oracles`.
 
+mod bundle;
 mod check;
+mod emulator;
+mod memcheck;
 mod oracles;
 mod steps;
 mod test;
@@ -22,12 +25,15 @@ struct Args {
 enum Chore {
     /// Format, clippy, documentation and tidy, with every warning an error
     Check,
-    /// Every test of the workspace, documentation examples included
-    Test {
-        /// Passed on to the test binaries, for example a part of a test's name
-        #[arg(trailing_var_arg = true)]
-        filter: Vec<String>,
-    },
+    /// Every test: on the host device, on the simulated CUDA driver, on a GPU where there is one
+    Test(test::TestArgs),
+    /// The GPU tests under compute-sanitizer, or with --sim under the simulator's own instruments
+    Memcheck(memcheck::MemcheckArgs),
+    /// One archive that tests and measures on a GPU machine with no Rust and no network
+    Bundle(bundle::BundleArgs),
+    /// What a bundle's run.sh calls
+    #[command(hide = true)]
+    Bundled(bundle::BundledArgs),
     /// The house rules: which crate imports which, what every file opens with, what no file may name
     Tidy,
     /// Compare the engine with a folder that holds `models/` and `oracles/`
@@ -37,7 +43,10 @@ enum Chore {
 fn main() -> ExitCode {
     let done = match Args::parse().chore {
         Chore::Check => check::run(),
-        Chore::Test { filter } => test::run(&filter),
+        Chore::Test(args) => test::run(&args),
+        Chore::Memcheck(args) => memcheck::run(&args),
+        Chore::Bundle(args) => bundle::pack(&args),
+        Chore::Bundled(args) => bundle::run(&args),
         Chore::Tidy => tidy::run(&root()),
         Chore::Oracles(args) => oracles::run(&args),
     };

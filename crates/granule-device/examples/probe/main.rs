@@ -1,0 +1,84 @@
+//! The facts about a CUDA driver that Granule builds on and its simulator assumes, asked of the driver that is here.
+//!
+//! It is the first program to run on any new GPU. Each fact is one line: what was seen, and beside it what the simulator
+//! does where that differs. `--name` prints only the GPU's name, `--strict` fails where something differs.
+#![expect(clippy::print_stdout, reason = "a program that prints what it found")]
+
+mod driver;
+mod facts;
+mod times;
+
+use std::process::{Command, ExitCode};
+
+use crate::driver::{Answer, Gpu};
+use crate::facts::Fact;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Answers false where `--strict` was asked for and something differs.
+fn run(args: &[String]) -> Result<bool, Box<dyn std::error::Error>> {
+    let has = |name: &str| args.iter().any(|arg| arg == name);
+    let devices = granule_device::cuda_devices()?;
+    let Some(first) = devices.first() else { return Err("the driver shows no GPU".into()) };
+    if has("--name") {
+        println!("{}", first.name);
+        return Ok(true);
+    }
+    if let [flag, name] = args
+        && flag == "--fact"
+    {
+        let fact = facts::ALL.iter().find(|fact| fact.name == name).ok_or("no such fact")?;
+        println!("{}", (fact.ask)(&Gpu::open(0)?)?);
+        return Ok(true);
+    }
+    println!("# {first:#?}");
+    let mut alike = true;
+    for fact in facts::ALL {
+        let seen = ask_apart(fact)?;
+        let differs = seen != fact.simulated;
+        alike &= !differs;
+        let beside = if differs { format!("   [the simulator: {}]", fact.simulated) } else { String::new() };
+        println!("{}: {seen}{beside}", fact.name);
+    }
+    if !has("--strict") {
+        for line in times::measure(&Gpu::open(0)?)? {
+            println!("{line}");
+        }
+    }
+    Ok(alike || !has("--strict"))
+}
+
+/// Asks in a process of its own: some answers leave a context that takes no more calls.
+fn ask_apart(fact: &Fact) -> Result<String, Box<dyn std::error::Error>> {
+    let output = Command::new(std::env::current_exe()?).args(["--fact", fact.name]).output()?;
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok(match output.status.success() {
+        true => said(&output.stdout),
+        false => format!("no answer ({}): {}", output.status, said(&output.stderr)),
+    })
+}
+
+/// What a call answered, in a word.
+pub(crate) fn word(answer: Answer) -> &'static str {
+    match answer {
+        Ok(()) => "yes",
+        Err(1) => "no (invalid value)",
+        Err(400) => "no (invalid handle)",
+        Err(700) => "no (illegal address)",
+        Err(801) => "no (not supported)",
+        Err(900) => "no (not while capturing)",
+        Err(901) => "no (capture invalidated)",
+        Err(906) => "no (would join the legacy stream)",
+        Err(_) => "no (another error)",
+    }
+}

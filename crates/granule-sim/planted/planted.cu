@@ -1,0 +1,39 @@
+// Kernels with a bug each, and what their corrected twins need. They prove that a checker finds what it is for.
+#include "intrinsics.cuh"
+
+// values: n f32. Thread i < count writes values[i] = i; the bug is a count above n.
+extern "C" __global__ void planted_write(float *values, uint32_t count) {
+    uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) {
+        values[i] = (float)i;
+    }
+}
+
+// from: n u32, to: n u32. to[i] = from[i] + 1.
+extern "C" __global__ void planted_increment(const uint32_t *from, uint32_t *to, uint32_t n) {
+    uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) {
+        to[i] = from[i] + 1;
+    }
+}
+
+// to: blockDim.x u32, one block of at most 256 threads. Each thread hands its number to its neighbour through shared
+// memory; with no barrier between writing and reading (barrier == 0) that is a race.
+extern "C" __global__ void planted_hand_over(uint32_t *to, uint32_t barrier) {
+    __shared__ uint32_t hands[256];
+    uint32_t i = threadIdx.x;
+    hands[i] = i;
+    if (barrier != 0) {
+        __syncthreads();
+    }
+    to[i] = hands[(i + 1) % blockDim.x];
+}
+
+// to: blockDim.x u32, one block. A barrier that every second thread of a warp passes by (divergent != 0), or none.
+extern "C" __global__ void planted_barrier(uint32_t *to, uint32_t divergent) {
+    uint32_t i = threadIdx.x;
+    if (divergent == 0 || i % 2 == 0) {
+        __syncthreads();
+    }
+    to[i] = i;
+}

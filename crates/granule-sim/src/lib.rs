@@ -1,0 +1,1 @@
+//! A test's hand on the simulated CUDA driver.

@@ -1,0 +1,79 @@
+//! The instruments that need no GPU: the simulated driver, and emulated kernels whose every load and store is seen.
+
+use anyhow::Result;
+
+use super::planted::{self, Bug};
+use super::{Line, Verdict};
+use crate::test::binaries::{Binary, Role};
+use crate::test::jobs::{self, Done, Job};
+use crate::test::simulator::{REPORTS_LEFT, Setup, Simulator};
+
+/// Orders of events that a planted bug has to be found in at least one of, and its corrected twin in none.
+const SEEDS: u64 = 20;
+/// Orders of events that the tests run with here; `cargo xtask test` runs more of them.
+const TEST_SEEDS: u64 = 2;
+
+pub(crate) fn run(programs: &[Binary]) -> Result<Vec<Line>> {
+    let simulator = Simulator::build()?;
+    let (program, bugs) = planted::list(programs)?;
+    let mut lines = Vec::new();
+    for bug in &bugs {
+        for fixed in [false, true] {
+            let jobs = (1..=SEEDS).map(|seed| {
+                let mut command = program.command();
+                command.arg(&bug.name).args(fixed.then_some("--fixed"));
+                simulator.install(&mut command, Setup { seed, checked: true, strict: true });
+                Job { name: bug.name.clone(), command }
+            });
+            let done = jobs::run_all(jobs.collect())?;
+            lines.push(line(bug, fixed, &done));
+        }
+    }
+    for binary in programs.iter().filter(|program| program.role == Role::Test) {
+        let tests = binary.ignored_tests(&["cuda::", "sim::"])?;
+        if tests.is_empty() {
+            continue;
+        }
+        let jobs = (1..=TEST_SEEDS).map(|seed| {
+            let mut command = binary.command();
+            command.args(["--ignored", "--exact", "--test-threads=1"]).args(&tests);
+            simulator.install(&mut command, Setup { seed, checked: true, strict: true });
+            Job { name: binary.name(), command }
+        });
+        let done = jobs::run_all(jobs.collect())?;
+        let took = done.iter().map(|done| done.took.as_secs_f64()).sum();
+        let verdict = match done.iter().find(|done| !done.status.success()) {
+            None => Verdict::Clean(format!("in {} tests, {TEST_SEEDS} seeds", tests.len())),
+            Some(done) => Verdict::Wrong { what: done.status.to_string(), printed: done.printed.clone() },
+        };
+        lines.push(Line { instrument: "simulator".to_owned(), subject: binary.name(), verdict, took });
+    }
+    Ok(lines)
+}
+
+/// What the runs of one bug, or of its corrected twin, came to.
+fn line(bug: &Bug, fixed: bool, done: &[Done]) -> Line {
+    let took = done.iter().map(|done| done.took.as_secs_f64()).sum();
+    let subject = if fixed { format!("{}, corrected", bug.name) } else { bug.name.clone() };
+    Line { instrument: "simulator".to_owned(), subject, verdict: verdict(bug, fixed, done), took }
+}
+
+fn verdict(bug: &Bug, fixed: bool, done: &[Done]) -> Verdict {
+    let wrong = |what: String, done: &Done| Verdict::Wrong { what, printed: done.printed.clone() };
+    if fixed {
+        return match done.iter().find(|done| !done.status.success()) {
+            None => Verdict::Clean(format!("with {} seeds", done.len())),
+            Some(noisy) => wrong(format!("nothing is wrong there: {}", noisy.status), noisy),
+        };
+    }
+    let finds = |done: &Done| {
+        done.status.code() == Some(REPORTS_LEFT) && done.printed.contains(&format!(" {}: ", bug.report))
+    };
+    let found = done.iter().filter(|done| finds(done)).count();
+    match done.iter().find(|done| !finds(done)) {
+        Some(missed) if found == 0 || bug.every_time => {
+            wrong(format!("found with {found} of {} seeds", done.len()), missed)
+        }
+        _ => Verdict::Found(format!("with {found} of {} seeds", done.len())),
+    }
+}

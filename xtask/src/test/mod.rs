@@ -1,0 +1,156 @@
+//! `cargo xtask test`: the README's test command. Every test on the host device, those that need a CUDA driver on the
+//! simulated one with many seeds, and on a real GPU where there is one. The table at the end says how many ran on which.
+
+pub(crate) mod binaries;
+pub(crate) mod gpu;
+pub(crate) mod jobs;
+pub(crate) mod outcome;
+pub(crate) mod simulator;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use self::binaries::{Binary, Role};
+use self::gpu::Gpu;
+use self::jobs::{Done, Job};
+use self::outcome::{Count, Line};
+use self::simulator::{REPORTS_LEFT, Setup, Simulator};
+use crate::steps::Steps;
+
+/// Tests that run on any CUDA driver stand in a module of this name, …
+const CUDA: &str = "cuda::";
+/// … those that only make sense on the simulated one in this, …
+const SIMULATED: &str = "sim::";
+/// … and those that prove nothing about an order of events, and take long, in this: they run with few seeds.
+const NUMERIC: &str = "numeric::";
+
+#[derive(Args)]
+pub(crate) struct TestArgs {
+    /// Fail where no GPU is there to run the GPU tests on
+    #[arg(long)]
+    require_gpu: bool,
+    /// How many orders of events the simulated driver is run with
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+    /// A part of tests' names: runs those, on the host and, where they need a CUDA driver, on the simulated one
+    filter: Option<String>,
+}
+
+/// Builds every test, runs them wherever they can run, then the examples in the documentation.
+pub(crate) fn run(args: &TestArgs) -> Result<()> {
+    const TARGETS: &[&str] = &["--workspace", "--lib", "--bins", "--tests", "--examples"];
+    let mut steps = Steps::of("test");
+    let mut lines = Vec::new();
+    let (mut binaries, mut simulator) = (Vec::new(), None);
+    steps.call("build", || {
+        binaries = binaries::build(&[&["test", "--no-run"], TARGETS].concat())?;
+        simulator = Some(Simulator::build()?);
+        Ok(())
+    })?;
+    let filter = args.filter.as_deref();
+    steps.call("host device", || on_host(&binaries, filter).map(|line| lines.push(line)))?;
+    if let Some(simulator) = &simulator {
+        steps.call("simulated driver", || {
+            on_simulator(&binaries, simulator, args.seeds, filter).map(|line| lines.push(line))
+        })?;
+    }
+    steps.call("GPU", || on_gpu(&binaries, args.require_gpu, filter).map(|line| lines.push(line)))?;
+    if filter.is_none() {
+        steps.cargo("documentation examples", &["test", "--workspace", "--doc"], &[])?;
+    }
+    steps.report();
+    eprint!("\n{}", outcome::table(&lines));
+    Ok(())
+}
+
+fn with_filter(command: &mut std::process::Command, filter: Option<&str>) {
+    command.args(filter);
+}
+
+/// Everything that is not marked as needing something.
+pub(crate) fn on_host(binaries: &[Binary], filter: Option<&str>) -> Result<Line> {
+    let mut count = Count::default();
+    for binary in binaries.iter().filter(|binary| binary.role == Role::Test) {
+        // A test program uses all processors by itself.
+        let mut command = binary.command();
+        with_filter(&mut command, filter);
+        let done = jobs::run(Job { name: binary.name(), command })?;
+        count.add(judge(&done)?);
+        eprintln!("{:>8.1} s  {}", done.took.as_secs_f64(), done.name);
+    }
+    let (tests, place) = (count.passed, "host device".to_owned());
+    Ok(Line { place, tests, rounds: 1, count, note: String::new() })
+}
+
+/// The tests that need a CUDA driver, on the simulated one: with every seed where the order of events matters, with
+/// two where numbers do, and once with every load and store of the kernels looked at.
+fn on_simulator(
+    binaries: &[Binary],
+    simulator: &Simulator,
+    seeds: u64,
+    filter: Option<&str>,
+) -> Result<Line> {
+    let mut jobs = Vec::new();
+    let mut tests = 0;
+    for binary in binaries.iter().filter(|binary| binary.role == Role::Test) {
+        let mut names = binary.ignored_tests(&[CUDA, SIMULATED])?;
+        names.retain(|name| filter.is_none_or(|filter| name.contains(filter)));
+        tests += names.len();
+        let (numeric, ordered): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.contains(NUMERIC));
+        for (names, seeds) in [(numeric, seeds.min(2)), (ordered, seeds)] {
+            for seed in (1..=seeds).take(if names.is_empty() { 0 } else { usize::MAX }) {
+                let mut command = binary.command();
+                command.args(["--ignored", "--exact", "--test-threads=1"]).args(&names);
+                simulator.install(&mut command, Setup { seed, checked: seed == 1, strict: true });
+                jobs.push(Job { name: format!("{} (seed {seed})", binary.name()), command });
+            }
+        }
+    }
+    let mut count = Count::default();
+    for done in jobs::run_all(jobs)? {
+        count.add(judge(&done)?);
+    }
+    let rounds = usize::try_from(seeds)?;
+    let note = "numeric ones with 2".to_owned();
+    Ok(Line { place: "simulated CUDA driver".to_owned(), tests, rounds, count, note })
+}
+
+/// The tests that need a CUDA driver, on a real one.
+pub(crate) fn on_gpu(binaries: &[Binary], required: bool, filter: Option<&str>) -> Result<Line> {
+    let gpu = match gpu::find(binaries)? {
+        Gpu::Here(name) => name,
+        Gpu::None(why) if required => bail!("--require-gpu: {why}"),
+        Gpu::None(note) => {
+            let (place, count) = ("GPU".to_owned(), Count::default());
+            return Ok(Line { place, tests: 0, rounds: 1, count, note });
+        }
+    };
+    let mut count = Count::default();
+    for binary in binaries.iter().filter(|binary| binary.role == Role::Test) {
+        let mut names = binary.ignored_tests(&[CUDA])?;
+        names.retain(|name| filter.is_none_or(|filter| name.contains(filter)));
+        if !names.is_empty() {
+            let mut command = binary.command();
+            command.args(["--ignored", "--exact", "--test-threads=1"]).args(&names);
+            count.add(judge(&jobs::run(Job { name: binary.name(), command })?)?);
+        }
+    }
+    if required && count == Count::default() {
+        bail!("--require-gpu: no test ran on {gpu}");
+    }
+    let tests = count.passed + count.failed;
+    Ok(Line { place: gpu, tests, rounds: 1, count, note: String::new() })
+}
+
+/// The count of a run that passed; an error with all that it printed for one that did not.
+fn judge(done: &Done) -> Result<Count> {
+    let Done { name, status, printed, .. } = done;
+    let count = Count::read(printed);
+    match status.code() {
+        Some(0) if count.failed == 0 => Ok(count),
+        Some(REPORTS_LEFT) => {
+            bail!("{printed}\n{name}: the simulated driver reported what no test asked for")
+        }
+        _ => bail!("{printed}\n{name}: {status}"),
+    }
+}
