@@ -1,8 +1,9 @@
-//! Chores of the project: `cargo xtask check|test|memcheck|bundle|tidy|oracles`.
+//! Chores of the project: `cargo xtask check|test|memcheck|kernels|bundle|tidy|oracles`.
 
 mod bundle;
 mod check;
 mod emulator;
+mod kernels;
 mod memcheck;
 mod oracles;
 mod steps;
@@ -29,6 +30,8 @@ enum Chore {
     Test(test::TestArgs),
     /// The GPU tests under compute-sanitizer, or with --sim under the simulator's own instruments
     Memcheck(memcheck::MemcheckArgs),
+    /// Compile the CUDA kernels to the PTX and the register table that are committed
+    Kernels(kernels::KernelsArgs),
     /// One archive that tests and measures on a GPU machine with no Rust and no network
     Bundle(bundle::BundleArgs),
     /// What a bundle's run.sh calls
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Chore::Check => check::run(),
         Chore::Test(args) => test::run(&args),
         Chore::Memcheck(args) => memcheck::run(&args),
+        Chore::Kernels(args) => kernels::run(&args),
         Chore::Bundle(args) => bundle::pack(&args),
         Chore::Bundled(args) => bundle::run(&args),
         Chore::Tidy => tidy::run(&root()),

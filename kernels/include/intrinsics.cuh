@@ -1,0 +1,189 @@
+// Every intrinsic that the kernels use, with its twin for a C++ compiler: numbers, memory accesses, conversions.
+//
+// On a GPU (`GRANULE_EMULATED` undefined) this needs no header of anybody's. Under `GRANULE_EMULATED` the same kernels
+// are plain C++20: `granule_emulator_device.h` stands in for the language (`__global__`, `threadIdx`, barriers,
+// shuffles, atomics), and each function below has a second body. Twins return the same bits for every argument; where
+// an instruction's result for NaN is not promised by its manual, the comment says so.
+#pragma once
+
+#ifdef GRANULE_EMULATED
+#include "granule_emulator_device.h"
+#endif
+
+using i8 = signed char;
+using u8 = unsigned char;
+using u16 = unsigned short;
+using i32 = int;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8 && sizeof(void *) == 8);
+
+// IEEE 754 binary16, by its bits.
+struct f16 {
+    u16 bits;
+};
+
+// The upper half of a binary32, by its bits.
+struct bf16 {
+    u16 bits;
+};
+
+// 16 bytes: the widest piece of memory that one thread loads or stores at once.
+struct alignas(16) Wide {
+    u32 word[4];
+};
+static_assert(sizeof(Wide) == 16 && sizeof(f16) == 2 && sizeof(bf16) == 2);
+
+// Lanes of a warp, and the mask that names them all.
+constexpr u32 WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+
+// Threads of every thread block of every kernel: they are launched with exactly this many, in x alone.
+constexpr u32 THREADS = 256;
+
+// Before a loop with a constant count whose rounds are to be in flight together.
+#ifdef GRANULE_EMULATED
+#define UNROLLED
+#else
+#define UNROLLED _Pragma("unroll")
+#endif
+
+// Loads a T from an address that is aligned for T, whatever type the memory was declared with.
+template <typename T> __device__ inline T load(const void *from)
+{
+#ifdef GRANULE_EMULATED
+    struct [[gnu::may_alias]] Cell {
+        T value;
+    };
+    if (reinterpret_cast<u64>(from) % alignof(T) != 0) __trap(); // a GPU faults here too
+    return static_cast<const Cell *>(from)->value;
+#else
+    return *static_cast<const T *>(from);
+#endif
+}
+
+// Stores a T at an address that is aligned for T, whatever type the memory was declared with.
+template <typename T> __device__ inline void store(void *to, T value)
+{
+#ifdef GRANULE_EMULATED
+    struct [[gnu::may_alias]] Cell {
+        T value;
+    };
+    if (reinterpret_cast<u64>(to) % alignof(T) != 0) __trap(); // a GPU faults here too
+    static_cast<Cell *>(to)->value = value;
+#else
+    *static_cast<T *>(to) = value;
+#endif
+}
+
+// Bytes by which an address is past a multiple of 16.
+__device__ inline u32 misalignment(const void *at) { return static_cast<u32>(reinterpret_cast<u64>(at) % sizeof(Wide)); }
+
+// The bits of an f32.
+__device__ inline u32 bits_of(float x)
+{
+#ifdef GRANULE_EMULATED
+    return __builtin_bit_cast(u32, x);
+#else
+    return __float_as_uint(x);
+#endif
+}
+
+// The f32 that has these bits.
+__device__ inline float float_of(u32 bits)
+{
+#ifdef GRANULE_EMULATED
+    return __builtin_bit_cast(float, bits);
+#else
+    return __uint_as_float(bits);
+#endif
+}
+
+// How many bits are set.
+__device__ inline u32 count_ones(u32 x)
+{
+#ifdef GRANULE_EMULATED
+    return static_cast<u32>(__builtin_popcount(x));
+#else
+    return static_cast<u32>(__popc(static_cast<int>(x)));
+#endif
+}
+
+// Index of the lowest set bit; `x` is not 0.
+__device__ inline u32 lowest_one(u32 x)
+{
+#ifdef GRANULE_EMULATED
+    return static_cast<u32>(__builtin_ctz(x));
+#else
+    return static_cast<u32>(__ffs(static_cast<int>(x)) - 1);
+#endif
+}
+
+// The value of an f16, exactly. NaN gives the NaN 0x7fffffff.
+__device__ inline float to_f32(f16 x)
+{
+#ifdef GRANULE_EMULATED
+    const u32 sign = static_cast<u32>(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+    if (magnitude > 0x7c00) return float_of(0x7fffffff);
+    if (magnitude == 0x7c00) return float_of(sign | 0x7f800000);
+    if (magnitude >= 0x0400) return float_of(sign | ((magnitude << 13) + ((127 - 15) << 23)));
+    return float_of(sign | bits_of(static_cast<float>(magnitude) * 0x1p-24f)); // subnormal: so many times 2^-24
+#else
+    float y;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+    return y;
+#endif
+}
+
+// The value of a bf16, exactly; a NaN keeps its bits.
+__device__ inline float to_f32(bf16 x) { return float_of(static_cast<u32>(x.bits) << 16); }
+
+// The nearest f16, the even one of two; 65520 and beyond give infinity, NaN gives the NaN 0x7fff.
+__device__ inline f16 to_f16(float x)
+{
+#ifdef GRANULE_EMULATED
+    const u32 sign = bits_of(x) >> 16 & 0x8000, magnitude = bits_of(x) & 0x7fffffff, exponent = magnitude >> 23;
+    if (magnitude > 0x7f800000) return f16{0x7fff};
+    if (magnitude >= 0x477ff000) return f16{static_cast<u16>(sign | 0x7c00)};
+    if (exponent >= 127 - 14) {
+        const u32 rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+        return f16{static_cast<u16>(sign | (rounded - ((127 - 15) << 23)) >> 13)};
+    }
+    if (exponent < 102) return f16{static_cast<u16>(sign)}; // less than half of 2^-24, the smallest f16
+    const u32 significand = (magnitude & 0x7fffff) | 0x800000, shift = 126 - exponent;
+    const u32 rounded = significand + (1u << (shift - 1)) - 1 + (significand >> shift & 1);
+    return f16{static_cast<u16>(sign | rounded >> shift)};
+#else
+    f16 y;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y.bits) : "f"(x));
+    return y;
+#endif
+}
+
+// The f16s nearest to two numbers, each as by `to_f16`: `low` in the lower half of the word.
+__device__ inline u32 to_f16_pair(float low, float high)
+{
+#ifdef GRANULE_EMULATED
+    return to_f16(low).bits | static_cast<u32>(to_f16(high).bits) << 16;
+#else
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
+}
+
+// The bf16s nearest to two numbers, the even one of two; beyond the largest comes infinity, NaN gives the NaN 0x7fff.
+// `low` is in the lower half of the word.
+__device__ inline u32 to_bf16_pair(float low, float high)
+{
+#ifdef GRANULE_EMULATED
+    const auto nearest = [](u32 bits) -> u32 {
+        return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    };
+    return nearest(bits_of(low)) | nearest(bits_of(high)) << 16;
+#else
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+#endif
+}

@@ -1,0 +1,25 @@
+//! The CUDA kernels of Granule as data: PTX for a driver to load, and what each module holds.
+#![doc = include_str!("../README.md")]
+
+mod find;
+mod module;
+
+pub use find::{NotFound, find};
+pub use module::{MODULES, Module, Target};
+
+/// Threads of every thread block: kernels are launched with exactly so many, in x alone.
+pub const THREADS: u32 = 256;
+
+/// Blocks of 32 elements that a thread block of the row kernels (`quantize`, `dequantize`, `relayout`) takes at once. A grid
+/// of `ceil(blocks / TILE_BLOCKS)` in x and `rows` in y has one for each; a smaller one does all of the work too.
+pub const TILE_BLOCKS: u32 = 128;
+
+/// Bytes that a thread block of the byte kernels (`fill`, `compare`) takes at once. A grid of `ceil(bytes / PIECE_BYTES)`
+/// has one for each; a smaller one does all of the work too.
+pub const PIECE_BYTES: u32 = 16 << 10;
+
+/// Bit of the flag word that `quantize` sets where an element is NaN or infinite.
+pub const FLAG_NOT_FINITE: u32 = 1;
+
+/// Bit of the flag word that `quantize` sets where a block's scale rounds to infinity in f16.
+pub const FLAG_OVERFLOW: u32 = 2;

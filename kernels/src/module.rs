@@ -1,0 +1,171 @@
+//! The table of modules: which PTX there is, what it holds, and what may load it.
+
+/// One PTX image: all kernels of one operation for one target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Module {
+    /// The operation: the name of the `.cu` file, and of the folder in `granule-ops` that launches it.
+    pub op: &'static str,
+    /// PTX text, as `cuModuleLoadData` takes it once a zero byte ends it.
+    pub image: &'static str,
+    /// What it was compiled for.
+    pub target: Target,
+    /// PTX ISA version, major and minor: a driver of an older CUDA refuses it.
+    pub ptx_version: (u32, u32),
+    /// Names of the kernels, sorted.
+    pub entries: &'static [&'static str],
+}
+
+impl Module {
+    /// The oldest driver that takes it, as `cuDriverGetVersion` counts: 12040 is CUDA 12.4.
+    #[must_use]
+    pub const fn min_driver(&self) -> u32 {
+        // PTX 7.x came with CUDA 11.x, 8.x with 12.x, 9.x with 13.x, with the same minor numbers since PTX 7.0.
+        (self.ptx_version.0 + 4) * 1000 + self.ptx_version.1 * 10
+    }
+}
+
+/// What a module was compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Target {
+    /// Compute capability, major and minor.
+    pub compute_capability: (u32, u32),
+    /// Whether it runs on that compute capability alone (`sm_90a` and its like) and not on later ones.
+    pub exact: bool,
+}
+
+/// Runs on compute capability 8.0 (A100) and every later one.
+const SM_80: Target = Target { compute_capability: (8, 0), exact: false };
+
+/// Every module, sorted by operation; those of one operation, the most demanding target first.
+pub const MODULES: &[Module] = &[
+    Module {
+        op: "compare",
+        image: include_str!("../ptx/compare.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &["compare_begin", "compare_bytes"],
+    },
+    Module {
+        op: "dequantize",
+        image: include_str!("../ptx/dequantize.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &[
+            "dequantize_planar_q4_0_bf16",
+            "dequantize_planar_q4_0_f16",
+            "dequantize_planar_q4_0_f32",
+            "dequantize_planar_q8_0_bf16",
+            "dequantize_planar_q8_0_f16",
+            "dequantize_planar_q8_0_f32",
+            "dequantize_q4_0_bf16",
+            "dequantize_q4_0_f16",
+            "dequantize_q4_0_f32",
+            "dequantize_q8_0_bf16",
+            "dequantize_q8_0_f16",
+            "dequantize_q8_0_f32",
+        ],
+    },
+    Module {
+        op: "fill",
+        image: include_str!("../ptx/fill.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &["fill_bytes"],
+    },
+    Module {
+        op: "quantize",
+        image: include_str!("../ptx/quantize.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &[
+            "quantize_planar_q4_0_bf16",
+            "quantize_planar_q4_0_f16",
+            "quantize_planar_q4_0_f32",
+            "quantize_planar_q8_0_bf16",
+            "quantize_planar_q8_0_f16",
+            "quantize_planar_q8_0_f32",
+            "quantize_q4_0_bf16",
+            "quantize_q4_0_f16",
+            "quantize_q4_0_f32",
+            "quantize_q8_0_bf16",
+            "quantize_q8_0_f16",
+            "quantize_q8_0_f32",
+        ],
+    },
+    Module {
+        op: "relayout",
+        image: include_str!("../ptx/relayout.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &[
+            "relayout_q4_0_to_ggml",
+            "relayout_q4_0_to_planar",
+            "relayout_q8_0_to_ggml",
+            "relayout_q8_0_to_planar",
+        ],
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of the first line of `ptx` that starts with `directive`.
+    fn directive<'a>(ptx: &'a str, directive: &str) -> &'a str {
+        ptx.lines().find_map(|line| line.strip_prefix(directive)).unwrap().trim()
+    }
+
+    #[test]
+    fn entries_are_those_of_the_ptx() {
+        for module in MODULES {
+            let mut found: Vec<&str> = module
+                .image
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix(".visible .entry ")?.strip_suffix('('))
+                .collect();
+            found.sort_unstable();
+            assert_eq!(found, module.entries, "{}", module.op);
+            assert!(found.iter().all(|entry| entry.starts_with(module.op)), "{}", module.op);
+        }
+    }
+
+    #[test]
+    fn targets_and_versions_are_those_of_the_ptx() {
+        for Module { op, image, target, ptx_version, .. } in MODULES {
+            let (major, minor) = ptx_version;
+            assert_eq!(directive(image, ".version"), format!("{major}.{minor}"), "{op}");
+            let (major, minor) = target.compute_capability;
+            let suffix = if target.exact { "a" } else { "" };
+            assert_eq!(directive(image, ".target"), format!("sm_{major}{minor}{suffix}"), "{op}");
+        }
+    }
+
+    #[test]
+    fn every_kernel_has_the_block_size_that_launchers_use() {
+        for module in MODULES {
+            let bounds = module.image.lines().filter(|line| line.starts_with(".maxntid"));
+            let bounds: Vec<&str> = bounds.collect();
+            assert_eq!(bounds.len(), module.entries.len(), "{}", module.op);
+            let expected = format!(".maxntid {}, 1, 1", crate::THREADS);
+            assert!(bounds.iter().all(|line| line.trim() == expected), "{}", module.op);
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_the_sources() {
+        let sources = [
+            (include_str!("../include/intrinsics.cuh"), "u32 THREADS = 256;", crate::THREADS, 256),
+            (include_str!("../include/rows.cuh"), "u32 TILE = 128;", crate::TILE_BLOCKS, 128),
+            (include_str!("../quantize.cu"), "u32 NOT_FINITE = 1;", crate::FLAG_NOT_FINITE, 1),
+            (include_str!("../quantize.cu"), "u32 OVERFLOW = 2;", crate::FLAG_OVERFLOW, 2),
+            (include_str!("../fill.cu"), "u32 ROUNDS = 4;", crate::PIECE_BYTES, 4 * 256 * 16),
+            (include_str!("../compare.cu"), "u32 ROUNDS = 4;", crate::PIECE_BYTES, 4 * 256 * 16),
+        ];
+        for (source, line, ours, theirs) in sources {
+            assert!(source.contains(&format!("constexpr {line}")), "{line}");
+            assert_eq!(ours, theirs, "{line}");
+        }
+    }
+}

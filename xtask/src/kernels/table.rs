@@ -1,0 +1,53 @@
+//! The table of what each kernel takes of a GPU, as markdown that is committed and compared.
+
+use std::fmt::Write;
+
+/// One kernel on one target.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Row {
+    pub(super) kernel: String,
+    /// With `sm_`.
+    pub(super) target: String,
+    pub(super) registers: u64,
+    /// Bytes a thread block.
+    pub(super) shared: u64,
+    /// Bytes a thread.
+    pub(super) stack: u64,
+    /// Bytes a thread.
+    pub(super) spill_stores: u64,
+    /// Bytes a thread.
+    pub(super) spill_loads: u64,
+    /// Bytes of machine code.
+    pub(super) code: u64,
+}
+
+impl Row {
+    /// Whether registers are kept in memory, which is slow and found by nothing else.
+    pub(super) fn spills(&self) -> bool {
+        self.spill_stores + self.spill_loads > 0
+    }
+}
+
+/// The page; sorts the rows.
+pub(super) fn render(rows: &mut [Row], ptx_bytes: usize, budget: usize) -> String {
+    rows.sort();
+    let mut page = format!(
+        "# What each kernel takes\n\n\
+         Written by `cargo xtask kernels`, which fails where this differs from what the sources give, and where a kernel\n\
+         spills. Registers, stack and spills (bytes) are a thread's, shared memory (bytes) is a thread block's; code is\n\
+         bytes of machine code. `sm_80` is the PTX that ships, `sm_90a` the same sources through nvcc 13.0; both are\n\
+         assembled by ptxas 13.0, where a driver uses its own.\n\n\
+         PTX that ships: {ptx_bytes} bytes, of a budget of {budget}.\n\n\
+         | kernel | target | registers | shared | stack | spill stores | spill loads | code |\n\
+         | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    for row in rows.iter() {
+        let Row { kernel, target, registers, shared, stack, spill_stores, spill_loads, code } = row;
+        let line = format!(
+            "| `{kernel}` | {target} | {registers} | {shared} | {stack} | {spill_stores} | {spill_loads} | {code} |"
+        );
+        // Writing to a string does not fail.
+        writeln!(page, "{line}").ok();
+    }
+    page
+}
