@@ -1,0 +1,216 @@
+//! Memory of devices and pinned, managed and registered memory: given out and taken back.
+
+use super::call::Call;
+use super::memory::{Allocation, Gone, Holder, Memory};
+use super::report::Kind;
+use super::span::{Place, Span};
+use super::{Caller, Result, Simulation};
+use crate::code::Code;
+use crate::machine::{Extent, Machine};
+
+impl Simulation {
+    /// `cuMemAlloc` hands out addresses at multiples of this, and so do its capacities.
+    pub(crate) const ROUNDING: u64 = 512;
+
+    /// Device memory for the caller's context.
+    pub(crate) fn allocate(&mut self, caller: &Caller, len: u64) -> Result<u64> {
+        let context = self.context(caller)?;
+        self.forbid_while_capturing(caller)?;
+        let device = self.context_info(context)?.device;
+        self.allocate_on(caller, context, device, len, Holder::Device)
+    }
+
+    pub(crate) fn allocate_on(
+        &mut self,
+        caller: &Caller,
+        context: u64,
+        device: usize,
+        len: u64,
+        holder: Holder,
+    ) -> Result<u64> {
+        if len == 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        let rounded = len.checked_next_multiple_of(Self::ROUNDING).ok_or(Code::OUT_OF_MEMORY)?;
+        self.charge(device, rounded)?;
+        // A page of its own on both sides keeps a kernel that runs far off away from the neighbours.
+        let whole = rounded + 2 * Memory::RED_ZONE;
+        let Some(base) = self.devices[device].offsets(whole + Machine::PAGE, Machine::PAGE) else {
+            self.devices[device].used -= rounded;
+            return Err(Code::OUT_OF_MEMORY);
+        };
+        let offset = base + Memory::RED_ZONE;
+        let extent = self.machine.extent(device, offset, len);
+        self.red_zones(device, offset, len).into_iter().for_each(|zone| zone.fill(&[Memory::RED]));
+        extent.fill(&[Memory::FRESH]);
+        let start = self.machine.front(device, offset);
+        let span = Span { place: Place::Store(device), start: offset, len };
+        self.memory.live.insert(
+            start,
+            Allocation { start, len, holder, context, device, span, extent, made: caller.call, freed: None },
+        );
+        Ok(start)
+    }
+
+    /// The bytes before and behind an allocation of device memory that belong to nobody.
+    fn red_zones(&self, device: usize, offset: u64, len: u64) -> [Extent; 2] {
+        let behind = (len.next_multiple_of(Self::ROUNDING) - len) + Memory::RED_ZONE;
+        [
+            self.machine.extent(device, offset - Memory::RED_ZONE, Memory::RED_ZONE),
+            self.machine.extent(device, offset + len, behind),
+        ]
+    }
+
+    /// Reports red zones of a device that were written, and paints them anew.
+    pub(crate) fn check_red_zones(&mut self, after: Call, only: Option<u64>) {
+        let device_memory = self.memory.live.values().filter(|a| !a.holder.on_host());
+        let painted: Vec<_> = device_memory
+            .filter(|a| only.is_none_or(|start| a.start == start))
+            .map(|a| (self.red_zones(a.device, a.span.start, a.len), a.start, a.len, a.made))
+            .collect();
+        for (zones, start, len, made) in painted {
+            for (zone, place) in zones.iter().zip(["before", "behind"]) {
+                if let Some(n) = zone.first_other_than(Memory::RED) {
+                    let distance = if place == "before" { zone.len() - n } else { n };
+                    let message = format!(
+                        "seen after {after}: the byte {distance} bytes {place} the {len} bytes at {start:#x} ({made}) \
+                         was written"
+                    );
+                    self.reports.add(Kind::OutOfBounds, message);
+                    zone.fill(&[Memory::RED]);
+                }
+            }
+        }
+    }
+
+    /// Memory of the host that devices reach under the same address.
+    pub(crate) fn allocate_on_host(&mut self, caller: &Caller, len: u64, holder: Holder) -> Result<u64> {
+        let context = self.context(caller)?;
+        self.forbid_while_capturing(caller)?;
+        if len == 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        let extent = self.machine.host_memory(len).ok_or(Code::OUT_OF_MEMORY)?.part(0, len);
+        extent.fill(&[Memory::FRESH]);
+        self.keep_host_memory(caller, context, extent, holder)
+    }
+
+    /// The program's own memory, now reachable for devices.
+    pub(crate) fn register(&mut self, caller: &Caller, extent: Extent, flags: u32) -> Result<()> {
+        let context = self.context(caller)?;
+        if extent.len() == 0 || extent.address() == 0 {
+            return Err(Code::INVALID_VALUE);
+        }
+        let end = extent.address() + extent.len();
+        let taken = self.memory.around(extent.address()).is_some()
+            || self.memory.live.range(extent.address()..end).next().is_some();
+        if taken {
+            return Err(Code::HOST_MEMORY_ALREADY_REGISTERED);
+        }
+        self.keep_host_memory(caller, context, extent, Holder::Registered(flags)).map(|_| ())
+    }
+
+    fn keep_host_memory(
+        &mut self,
+        caller: &Caller,
+        context: u64,
+        extent: Extent,
+        holder: Holder,
+    ) -> Result<u64> {
+        let device = self.context_info(context)?.device;
+        let (start, len) = (extent.address(), extent.len());
+        let span = Span { place: Place::Host, start, len };
+        self.memory.live.insert(
+            start,
+            Allocation { start, len, holder, context, device, span, extent, made: caller.call, freed: None },
+        );
+        Ok(start)
+    }
+
+    /// Takes back what `cuMemAlloc`, `cuMemAllocManaged` or a pool gave. Waits for the context's work, as the driver
+    /// does.
+    pub(crate) fn free(&mut self, caller: &Caller, start: u64) -> Result<()> {
+        if start == 0 {
+            return Ok(());
+        }
+        self.context(caller)?;
+        self.forbid_while_capturing(caller)?;
+        self.held(caller, start, |h| !matches!(h, Holder::Pinned(_) | Holder::Registered(_)))?;
+        self.wait_for_streams(|_| true);
+        self.drop_allocation(caller.call, start);
+        Ok(())
+    }
+
+    /// Takes back pinned memory, or ends a registration.
+    pub(crate) fn free_on_host(&mut self, caller: &Caller, start: u64, registered: bool) -> Result<()> {
+        self.context(caller)?;
+        let fits = |h: Holder| match h {
+            Holder::Pinned(_) => !registered,
+            Holder::Registered(_) => registered,
+            _ => false,
+        };
+        let code = if registered { Code::HOST_MEMORY_NOT_REGISTERED } else { Code::INVALID_VALUE };
+        let a = self.held(caller, start, fits).map_err(|_| code)?;
+        for user in self.races.unfinished_at(a.start, a.len, &self.host) {
+            let message = format!(
+                "{} ends host memory ({} bytes at {start:#x}, {}) that {user} may still touch",
+                caller.call, a.len, a.made
+            );
+            self.reports.add(Kind::UseAfterFree, message);
+        }
+        self.wait_for_streams(|_| true);
+        self.drop_allocation(caller.call, start);
+        Ok(())
+    }
+
+    /// The allocation that begins at `start`; a second free is reported.
+    pub(crate) fn held(
+        &mut self,
+        caller: &Caller,
+        start: u64,
+        fits: impl Fn(Holder) -> bool,
+    ) -> Result<Allocation> {
+        let found = self.memory.live.get(&start).filter(|a| fits(a.holder));
+        match found {
+            Some(a) if a.freed.is_none() => Ok(a.clone()),
+            Some(a) => {
+                let earlier = a.freed.map_or_else(String::new, |c| c.to_string());
+                let message = format!("{} frees {start:#x}, which {earlier} freed before", caller.call);
+                self.reports.add(Kind::UseAfterFree, message);
+                Err(Code::INVALID_VALUE)
+            }
+            None => {
+                let violation = self.memory.nothing_at(start);
+                let message = format!("{} frees what is no allocation: {}", caller.call, violation.why);
+                self.reports.add(violation.kind, message);
+                Err(Code::INVALID_VALUE)
+            }
+        }
+    }
+
+    /// The allocation is gone: addresses lead nowhere, pages go back.
+    pub(crate) fn drop_allocation(&mut self, ended: Call, start: u64) {
+        if self.memory.live.get(&start).is_some_and(|a| !a.holder.on_host()) {
+            self.check_red_zones(ended, Some(start));
+        }
+        let Some(a) = self.memory.live.remove(&start) else { return };
+        for (at, len, made) in self.memory.leases.forget(start) {
+            let message = format!(
+                "{ended} ends the allocation of {} around a lease of {len} bytes at {at:#x} ({made})",
+                a.made
+            );
+            self.reports.add(Kind::LeakAtContextRelease, message);
+        }
+        self.races.forget(&a.span);
+        self.memory.gone.bury(Gone { start, len: a.len, made: a.made, ended });
+        match a.holder {
+            Holder::Device | Holder::Pool(_) => {
+                self.devices[a.device].used -= a.len.next_multiple_of(Self::ROUNDING);
+                let len = a.len.next_multiple_of(Machine::PAGE) + Machine::PAGE;
+                self.machine.discard(a.device, a.span.start - Memory::RED_ZONE, len);
+            }
+            Holder::Managed | Holder::Pinned(_) => self.machine.host_memory_back(a.extent),
+            Holder::Registered(_) => {}
+        }
+    }
+}

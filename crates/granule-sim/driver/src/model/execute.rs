@@ -1,0 +1,200 @@
+//! The device's side: an operation's turn has come.
+
+use super::Simulation;
+use super::memory::{Spot, Toucher};
+use super::queue::{Action, End, Op};
+use super::report::Kind;
+use super::span::Place;
+use crate::code::Code;
+use std::collections::BTreeSet;
+
+impl Simulation {
+    /// Runs one operation that may run, chosen by the seed. False where there was none.
+    pub(crate) fn run_one(&mut self, among: Option<&BTreeSet<u64>>) -> bool {
+        let Some((id, op)) = self.queue.take(&mut self.random, among) else { return false };
+        let healthy = self.context_health(op.context).is_ok();
+        if healthy {
+            self.execute(&op);
+        }
+        self.queue.done(id);
+        true
+    }
+
+    fn execute(&mut self, op: &Op) {
+        if let Some((source, sum)) = op.source
+            && source.checksum() != sum
+        {
+            self.report_reuse(op.call, source.address());
+        }
+        let changes_host = match &op.action {
+            Action::Mark | Action::Free { .. } => false,
+            Action::Call(_) | Action::Launch(_) => true,
+            Action::Copy { to, .. } => self.end_is_on_host(to),
+            Action::Fill { to, .. } => self.end_is_on_host(&End::Known(*to)),
+        };
+        if changes_host {
+            self.check_sources(false);
+        }
+        let done = match &op.action {
+            Action::Mark => Ok(()),
+            Action::Copy { to, from, len } => self.run_copy(op, to, from, *len),
+            Action::Fill { to, len, pattern } => self.run_fill(op, *to, *len, pattern),
+            Action::Call(function) => {
+                function.call();
+                Ok(())
+            }
+            Action::Launch(launch) => self.run_launch(op, launch),
+            Action::Free { start } => {
+                self.drop_allocation(op.call, *start);
+                Ok(())
+            }
+        };
+        if changes_host {
+            self.check_sources(true);
+        }
+        if let Err(code) = done
+            && let Some(context) = self.contexts.get_mut(&op.context)
+        {
+            context.sticky = Some(code);
+        }
+    }
+
+    fn end_is_on_host(&self, end: &End) -> bool {
+        match end {
+            End::Known(at) => self.memory.around(*at).is_some_and(|a| a.holder.on_host()),
+            End::Pageable(_) => true,
+            End::Snapshot(_) => false,
+        }
+    }
+
+    fn report_reuse(&mut self, call: super::Call, at: u64) {
+        let message = format!(
+            "the host memory at {at:#x} that {call} copies from was changed after the call and before the copy ran"
+        );
+        self.reports.add(Kind::PinnedReuse, message);
+    }
+
+    /// Before an operation that may change host memory, looks whether somebody else did; after it, takes what is there.
+    fn check_sources(&mut self, accept: bool) {
+        let mut changed = Vec::new();
+        for op in self.queue.iter_mut() {
+            if let Some((source, sum)) = &mut op.source {
+                let now = source.checksum();
+                if now != *sum && !accept {
+                    changed.push((op.call, source.address()));
+                }
+                *sum = now;
+            }
+        }
+        for (call, at) in changed {
+            self.report_reuse(call, at);
+        }
+    }
+
+    /// The bytes of one end; a report and the device's error where they are gone.
+    fn pieces(&mut self, op: &Op, end: &End, len: u64, write: bool) -> Result<Vec<Piece>, Code> {
+        let at = match end {
+            End::Known(at) => *at,
+            End::Pageable(extent) => return Ok(vec![Piece::Host(extent.part(0, len))]),
+            End::Snapshot(_) => return Ok(Vec::new()),
+        };
+        let everyone: Vec<usize> = (0..self.config.devices).collect();
+        let who = Toucher { device: op.device, peers: &everyone, call: op.call };
+        match self.memory.resolve(&self.machine, who, (at, len), write) {
+            Ok(spots) => Ok(spots.into_iter().map(Piece::Known).collect()),
+            Err(violation) => {
+                let doing = if write { "writes to" } else { "reads from" };
+                let message = format!("{}, when it runs, {doing} what is gone: {}", op.call, violation.why);
+                self.reports.add(violation.kind, message);
+                Err(Code::ILLEGAL_ADDRESS)
+            }
+        }
+    }
+
+    fn run_copy(&mut self, op: &Op, to: &End, from: &End, len: u64) -> Result<(), Code> {
+        let sources = self.pieces(op, from, len, false)?;
+        let targets = self.pieces(op, to, len, true)?;
+        match (from, &sources[..], &targets[..]) {
+            (End::Snapshot(bytes), _, _) => {
+                let mut from = 0;
+                for target in &targets {
+                    let end = from + target.extent().len() as usize;
+                    target.extent().store(&bytes[from..end]);
+                    from = end;
+                }
+            }
+            (_, [source], [target]) => target.extent().copy_from(&source.extent()),
+            _ => {
+                let bytes: Vec<u8> = sources.iter().flat_map(|s| s.extent().load()).collect();
+                let mut from = 0;
+                for target in &targets {
+                    let end = from + target.extent().len() as usize;
+                    target.extent().store(&bytes[from..end]);
+                    from = end;
+                }
+            }
+        }
+        self.note_copy(&sources, &targets, len);
+        Ok(())
+    }
+
+    /// Written bytes travel with a copy; what comes from the host counts as written.
+    fn note_copy(&mut self, sources: &[Piece], targets: &[Piece], len: u64) {
+        let Some(shadows) = &mut self.shadows else { return };
+        let mut done = 0;
+        for target in targets {
+            let Some((to_store, to)) = target.store() else { return };
+            let size = target.extent().len();
+            match sources {
+                [source] if source.store().is_some() && source.extent().len() == len => {
+                    let (from_store, from) = source.store().unwrap_or_default();
+                    if from_store == to_store {
+                        shadows[to_store].copy(to, None, from + done, size);
+                    } else {
+                        let mut own = std::mem::take(&mut shadows[to_store]);
+                        own.copy(to, Some(&shadows[from_store]), from + done, size);
+                        shadows[to_store] = own;
+                    }
+                }
+                _ => shadows[to_store].set(to, size),
+            }
+            done += size;
+        }
+    }
+
+    fn run_fill(&mut self, op: &Op, to: u64, len: u64, pattern: &[u8]) -> Result<(), Code> {
+        for target in self.pieces(op, &End::Known(to), len, true)? {
+            // Pieces begin at multiples of pages from the fill's start, or there is one: the pattern stays in step.
+            target.extent().fill(pattern);
+            if let (Some(shadows), Some((store, start))) = (&mut self.shadows, target.store()) {
+                shadows[store].set(start, target.extent().len());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Piece {
+    Known(Spot),
+    Host(crate::machine::Extent),
+}
+
+impl Piece {
+    fn extent(&self) -> crate::machine::Extent {
+        match self {
+            Piece::Known(spot) => spot.extent,
+            Piece::Host(extent) => *extent,
+        }
+    }
+
+    fn store(&self) -> Option<(usize, u64)> {
+        match self {
+            Piece::Known(Spot { span, .. }) => match span.place {
+                Place::Store(store) => Some((store, span.start)),
+                Place::Host => None,
+            },
+            Piece::Host(_) => None,
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! Streams and events: who waits for whom, and what the host may know.
+
+use super::call::Call;
+use super::clock::{Clock, Lane};
+use super::memory::{Memory, Toucher};
+use super::queue::{Action, End, Op};
+use super::races::Trace;
+use super::report::Kind;
+use super::span::{Place, Span, Touch};
+use super::{Caller, Result, Simulation};
+use crate::code::Code;
+use crate::machine::HostFunction;
+
+/// A queue of operations.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    pub(crate) context: u64,
+    pub(crate) made: Call,
+    /// `CU_STREAM_NON_BLOCKING`: no order with the legacy default stream.
+    pub(crate) free: bool,
+    pub(crate) priority: i32,
+    /// A default stream: nobody created it, nobody destroys it.
+    pub(crate) default: bool,
+    pub(crate) lane: Lane,
+    pub(crate) tail: Option<u64>,
+    pub(crate) clock: Clock,
+    pub(crate) capture: Option<u64>,
+}
+
+/// What an event was recorded on.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Recorded {
+    #[default]
+    Never,
+    /// The operation, its clock, and when it ran, in milliseconds of the simulated machine's time.
+    On { op: u64, clock: Clock },
+    /// Nodes of a capture.
+    InCapture { capture: u64, nodes: Vec<usize> },
+}
+
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) context: u64,
+    pub(crate) made: Call,
+    pub(crate) timed: bool,
+    pub(crate) recorded: Recorded,
+}
+
+/// `CU_STREAM_LEGACY` and `CU_STREAM_PER_THREAD`.
+const LEGACY: u64 = 1;
+const PER_THREAD: u64 = 2;
+
+impl Simulation {
+    /// The stream that a handle means to this caller.
+    pub(crate) fn stream_of(&mut self, caller: &Caller, handle: u64) -> Result<u64> {
+        let key = match handle {
+            0 | LEGACY => None,
+            PER_THREAD => Some(caller.thread),
+            _ if self.streams.contains_key(&handle) => return Ok(handle),
+            _ => return self.bad_handle(caller, "stream", handle),
+        };
+        let context = self.context(caller)?;
+        let known = self.contexts.get(&context).and_then(|c| c.default_streams.get(&key)).copied();
+        if let Some(stream) = known {
+            return Ok(stream);
+        }
+        let stream = self.new_stream(caller.call, context, false, 0, true);
+        if let Some(c) = self.contexts.get_mut(&context) {
+            c.default_streams.insert(key, stream);
+        }
+        Ok(stream)
+    }
+
+    pub(crate) fn create_stream(&mut self, caller: &Caller, free: bool, priority: i32) -> Result<u64> {
+        let context = self.context(caller)?;
+        Ok(self.new_stream(caller.call, context, free, priority, false))
+    }
+
+    fn new_stream(&mut self, made: Call, context: u64, free: bool, priority: i32, default: bool) -> u64 {
+        let handle = self.new_handle();
+        let stream = Stream {
+            context,
+            made,
+            free,
+            priority,
+            default,
+            lane: Lane(handle),
+            tail: None,
+            clock: Clock::default(),
+            capture: None,
+        };
+        self.streams.insert(handle, stream);
+        handle
+    }
+
+    pub(crate) fn stream(&self, stream: u64) -> Result<&Stream> {
+        self.streams.get(&stream).ok_or(Code::INVALID_HANDLE)
+    }
+
+    pub(crate) fn stream_mut(&mut self, stream: u64) -> Result<&mut Stream> {
+        self.streams.get_mut(&stream).ok_or(Code::INVALID_HANDLE)
+    }
+
+    pub(crate) fn is_legacy(&self, stream: u64) -> bool {
+        self.streams
+            .get(&stream)
+            .and_then(|s| self.contexts.get(&s.context))
+            .is_some_and(|c| c.default_streams.get(&None) == Some(&stream))
+    }
+
+    /// Streams whose work comes before the next operation of `stream`: itself, and what the legacy default stream's
+    /// rule adds.
+    fn ordered_with(&self, stream: u64) -> Vec<u64> {
+        let mut with = vec![stream];
+        let Some(s) = self.streams.get(&stream) else { return with };
+        if self.is_legacy(stream) {
+            let blocking = self.streams.iter().filter(|(_, o)| o.context == s.context && !o.free);
+            with.extend(blocking.map(|(&id, _)| id).filter(|&id| id != stream));
+        } else if !s.free {
+            let legacy = self.contexts.get(&s.context).and_then(|c| c.default_streams.get(&None));
+            with.extend(legacy);
+        }
+        with
+    }
+
+    /// Appends an operation to a stream, whose touches were resolved; waits additionally for `after`.
+    pub(crate) fn push(
+        &mut self,
+        caller: &Caller,
+        stream: u64,
+        work: Work,
+        after: &[(u64, Clock)],
+    ) -> Result<u64> {
+        let (context, lane) = self.stream(stream).map(|s| (s.context, s.lane))?;
+        let device = self.contexts.get(&context).ok_or(Code::CONTEXT_IS_DESTROYED)?.device;
+        let mut clock = self.host.clone();
+        let mut before: Vec<u64> = after.iter().map(|(op, _)| *op).collect();
+        after.iter().for_each(|(_, c)| clock.join(c));
+        for other in self.ordered_with(stream) {
+            if let Some(s) = self.streams.get(&other) {
+                clock.join(&s.clock);
+                before.extend(s.tail);
+            }
+        }
+        let tick = clock.advance(lane);
+        self.check_races((caller.call, lane, tick), &clock, &work.traces);
+        let source = self.pinned_source(&work.action, &before);
+        let op = Op {
+            call: caller.call,
+            context,
+            device,
+            any_device: work.any_device,
+            lane,
+            tick,
+            clock: clock.clone(),
+            after: before,
+            action: work.action,
+            leases: self.memory.leases.clone(),
+            source,
+        };
+        let id = self.queue.push(op);
+        let s = self.stream_mut(stream)?;
+        s.tail = Some(id);
+        s.clock = clock;
+        Ok(id)
+    }
+
+    /// Reports every operation that races with a new one (or with one whose touches became known just now).
+    pub(crate) fn check_races(&mut self, who: (Call, Lane, u64), clock: &Clock, traces: &[Trace]) {
+        let queue = &self.queue;
+        let later = |lane: Lane, tick: u64| {
+            queue.iter().any(|op| op.lane == lane && op.tick == tick && op.clock.covers(who.1, who.2))
+        };
+        for (other, span) in self.races.add(who, clock, traces, later) {
+            let place = match span.place {
+                Place::Host => format!("host memory at {:#x}", span.start),
+                Place::Store(n) if n < self.config.devices => format!("memory of device {n}"),
+                Place::Store(_) => "granules on the host".into(),
+            };
+            let (first, second) = if other.number < who.0.number { (other, who.0) } else { (who.0, other) };
+            let message = format!(
+                "{first} and {second} touch the same bytes ({} bytes of {place}), one of them writes, and nothing \
+                 orders them",
+                span.len
+            );
+            self.reports.add(Kind::StreamRace, message);
+        }
+    }
+
+    /// Issues an operation: into the stream, or into the graph that the stream is capturing.
+    pub(crate) fn issue(
+        &mut self,
+        caller: &Caller,
+        stream: u64,
+        action: Action,
+        any_device: bool,
+    ) -> Result<Option<u64>> {
+        if self.capture_of(stream)?.is_some() {
+            self.capture_node(stream, action, any_device)?;
+            return Ok(None);
+        }
+        self.capture_forbids_legacy(stream)?;
+        let work = self.work(caller.call, stream, action, any_device)?;
+        self.push(caller, stream, work, &[]).map(Some)
+    }
+
+    /// Resolves what an action touches; a touch that must not be is reported and refused.
+    pub(crate) fn work(&mut self, call: Call, stream: u64, action: Action, any_device: bool) -> Result<Work> {
+        let context = self.stream(stream)?.context;
+        let mut traces = Vec::new();
+        for (at, len, write) in touches(&action) {
+            match at {
+                At::Known(at) => {
+                    let all: Vec<usize>;
+                    let c = self.contexts.get(&context).ok_or(Code::CONTEXT_IS_DESTROYED)?;
+                    let peers = if any_device {
+                        all = (0..self.config.devices).collect();
+                        &all
+                    } else {
+                        &c.peers
+                    };
+                    let who = Toucher { device: c.device, peers, call };
+                    let found = self
+                        .memory
+                        .resolve(&self.machine, who, (at, len), write)
+                        .and_then(|pieces| Memory::leased(&self.memory.leases, at, len).map(|()| pieces));
+                    match found {
+                        Ok(pieces) => traces.extend(pieces.iter().map(|p| Trace {
+                            touch: Touch { span: p.span, write, atomic: false },
+                            at: p.at,
+                        })),
+                        Err(violation) => {
+                            let doing = if write { "writes to" } else { "reads from" };
+                            let message =
+                                format!("{call} {doing} memory that it must not touch: {}", violation.why);
+                            let code = Memory::code_of(violation.kind);
+                            self.reports.add(violation.kind, message);
+                            return Err(code);
+                        }
+                    }
+                }
+                At::Host(at) => {
+                    let span = Span { place: Place::Host, start: at, len };
+                    traces.push(Trace { touch: Touch { span, write, atomic: false }, at });
+                }
+            }
+        }
+        Ok(Work { action, traces, any_device })
+    }
+
+    /// Has the operations run, in some order that the rules allow, and then the host knows that they did.
+    pub(crate) fn wait_for(&mut self, targets: &[(Option<u64>, Clock)]) {
+        let ids: Vec<u64> = targets.iter().filter_map(|(id, _)| *id).collect();
+        let needed = self.queue.with_ancestors(ids.iter().copied());
+        let lazy = self.random.coin();
+        while ids.iter().any(|id| self.queue.is_pending(*id)) {
+            if !self.run_one(lazy.then_some(&needed)) {
+                break;
+            }
+        }
+        self.machine.close();
+        for (_, clock) in targets {
+            self.host.join(clock);
+        }
+        self.races.settle(&self.host, self.queue.iter().map(|op| &op.clock));
+    }
+
+    /// As [`Simulation::wait_for`], for everything in some streams.
+    pub(crate) fn wait_for_streams(&mut self, which: impl Fn(&Stream) -> bool) {
+        let targets: Vec<_> =
+            self.streams.values().filter(|s| which(s)).map(|s| (s.tail, s.clock.clone())).collect();
+        self.wait_for(&targets);
+    }
+
+    /// Runs none, one or a few operations: what a device does while the host looks elsewhere.
+    pub(crate) fn let_time_pass(&mut self) {
+        for _ in 0..self.random.below(4) {
+            self.run_one(None);
+        }
+        self.machine.close();
+    }
+
+    pub(crate) fn synchronize_stream(&mut self, stream: u64) -> Result<()> {
+        self.refuse_if_capturing(stream)?;
+        let s = self.stream(stream)?;
+        let (context, target) = (s.context, (s.tail, s.clock.clone()));
+        self.wait_for(&[target]);
+        self.context_health(context)
+    }
+
+    pub(crate) fn query_stream(&mut self, stream: u64) -> Result<()> {
+        self.refuse_if_capturing(stream)?;
+        self.let_time_pass();
+        let s = self.stream(stream)?;
+        let (context, tail, clock) = (s.context, s.tail, s.clock.clone());
+        self.context_health(context)?;
+        self.known_done(tail, &clock)
+    }
+
+    fn known_done(&mut self, op: Option<u64>, clock: &Clock) -> Result<()> {
+        if op.is_some_and(|op| self.queue.is_pending(op)) {
+            return Err(Code::NOT_READY);
+        }
+        self.host.join(clock);
+        self.races.settle(&self.host, self.queue.iter().map(|op| &op.clock));
+        Ok(())
+    }
+
+    pub(crate) fn destroy_stream(&mut self, stream: u64) -> Result<()> {
+        if self.stream(stream)?.default {
+            return Err(Code::INVALID_HANDLE);
+        }
+        self.end_capture_of_destroyed(stream);
+        // Pending work stays and runs: "the call returns immediately, the resources go when the work is done".
+        self.streams.remove(&stream);
+        Ok(())
+    }
+
+    fn event(&mut self, caller: &Caller, handle: u64) -> Result<&Event> {
+        if !self.events.contains_key(&handle) {
+            return self.bad_handle(caller, "event", handle);
+        }
+        self.events.get(&handle).ok_or(Code::INVALID_HANDLE)
+    }
+
+    pub(crate) fn new_event(&mut self, caller: &Caller, timed: bool) -> Result<u64> {
+        let context = self.context(caller)?;
+        let handle = self.new_handle();
+        let event = Event { context, made: caller.call, timed, recorded: Recorded::Never };
+        self.events.insert(handle, event);
+        Ok(handle)
+    }
+
+    pub(crate) fn destroy_event(&mut self, caller: &Caller, handle: u64) -> Result<()> {
+        self.event(caller, handle)?;
+        self.events.remove(&handle);
+        Ok(())
+    }
+
+    pub(crate) fn record_event(&mut self, caller: &Caller, handle: u64, stream: u64) -> Result<()> {
+        let event_context = self.event(caller, handle)?.context;
+        if event_context != self.stream(stream)?.context {
+            return Err(Code::INVALID_HANDLE);
+        }
+        let recorded = match self.capture_of(stream)? {
+            Some(capture) => Recorded::InCapture { capture, nodes: self.capture_frontier(capture, stream)? },
+            None => {
+                self.capture_forbids_legacy(stream)?;
+                let op = self.push(caller, stream, Work::mark(), &[])?;
+                Recorded::On { op, clock: self.stream(stream)?.clock.clone() }
+            }
+        };
+        if let Some(event) = self.events.get_mut(&handle) {
+            event.recorded = recorded;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn wait_event(&mut self, caller: &Caller, stream: u64, handle: u64) -> Result<()> {
+        let event = self.event(caller, handle)?;
+        let (made, recorded) = (event.made, event.recorded.clone());
+        match recorded {
+            Recorded::InCapture { capture, nodes } => self.capture_join(stream, capture, &nodes),
+            Recorded::Never => {
+                let message = format!("{} waits for an event ({made}) that was never recorded", caller.call);
+                self.reports.add(Kind::EventNeverRecorded, message);
+                Ok(())
+            }
+            Recorded::On { op, clock } => {
+                if self.capture_of(stream)?.is_some() {
+                    return self.capture_breaks(stream, Code::STREAM_CAPTURE_ISOLATION);
+                }
+                self.capture_forbids_legacy(stream)?;
+                self.push(caller, stream, Work::mark(), &[(op, clock)]).map(|_| ())
+            }
+        }
+    }
+
+    pub(crate) fn query_event(&mut self, caller: &Caller, handle: u64) -> Result<()> {
+        let event = self.event(caller, handle)?;
+        let (context, recorded) = (event.context, event.recorded.clone());
+        match recorded {
+            Recorded::Never => Ok(()),
+            Recorded::InCapture { .. } => Err(Code::CAPTURED_EVENT),
+            Recorded::On { op, clock } => {
+                self.let_time_pass();
+                self.context_health(context)?;
+                self.known_done(Some(op), &clock)
+            }
+        }
+    }
+
+    pub(crate) fn synchronize_event(&mut self, caller: &Caller, handle: u64) -> Result<()> {
+        let event = self.event(caller, handle)?;
+        let (context, made, recorded) = (event.context, event.made, event.recorded.clone());
+        match recorded {
+            Recorded::Never => {
+                let message = format!("{} waits for an event ({made}) that was never recorded", caller.call);
+                self.reports.add(Kind::EventNeverRecorded, message);
+                Ok(())
+            }
+            Recorded::InCapture { .. } => Err(Code::CAPTURED_EVENT),
+            Recorded::On { op, clock } => {
+                self.wait_for(&[(Some(op), clock)]);
+                self.context_health(context)
+            }
+        }
+    }
+
+    /// Milliseconds between two events that are done: a made-up time, never negative, 0 for the same event.
+    pub(crate) fn elapsed(&mut self, caller: &Caller, from: u64, to: u64) -> Result<f32> {
+        let mut at = [0; 2];
+        for (place, handle) in at.iter_mut().zip([from, to]) {
+            let event = self.event(caller, handle)?;
+            let op = match (&event.recorded, event.timed) {
+                (Recorded::On { op, .. }, true) => *op,
+                _ => return Err(Code::INVALID_HANDLE),
+            };
+            if self.queue.is_pending(op) {
+                return Err(Code::NOT_READY);
+            }
+            *place = op;
+        }
+        Ok(at[1].saturating_sub(at[0]) as f32 * 0.001)
+    }
+
+    /// A function of the program in stream order.
+    pub(crate) fn launch_host_function(
+        &mut self,
+        caller: &Caller,
+        stream: u64,
+        function: HostFunction,
+    ) -> Result<()> {
+        self.issue(caller, stream, Action::Call(function), false).map(|_| ())
+    }
+}
+
+/// An action whose touches are resolved.
+#[derive(Debug)]
+pub(crate) struct Work {
+    pub(crate) action: Action,
+    pub(crate) traces: Vec<Trace>,
+    pub(crate) any_device: bool,
+}
+
+impl Work {
+    pub(crate) fn mark() -> Work {
+        Work { action: Action::Mark, traces: Vec::new(), any_device: false }
+    }
+}
+
+enum At {
+    Known(u64),
+    Host(u64),
+}
+
+/// What an action is known to touch: where, how many bytes, writing or not. Launches say nothing: their accesses are
+/// seen when they run.
+fn touches(action: &Action) -> Vec<(At, u64, bool)> {
+    match action {
+        Action::Copy { to, from, len } => [(to, true), (from, false)]
+            .into_iter()
+            .filter_map(|(end, write)| match end {
+                End::Known(at) => Some((At::Known(*at), *len, write)),
+                End::Pageable(extent) => Some((At::Host(extent.address()), *len, write)),
+                End::Snapshot(_) => None,
+            })
+            .collect(),
+        Action::Fill { to, len, .. } => vec![(At::Known(*to), *len, true)],
+        Action::Free { start } => vec![(At::Known(*start), 1, true)],
+        Action::Mark | Action::Call(_) | Action::Launch(_) => Vec::new(),
+    }
+}
