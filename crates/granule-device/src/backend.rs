@@ -6,8 +6,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::region::Ticket;
-use crate::{Access, Bytes, DeviceKind, DevicePtr, Error, MemoryInfo};
+use crate::region::{Pending, Ticket};
+use crate::{
+    Access, Bytes, Device, DeviceKind, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Features, MemoryInfo,
+};
 
 /// The id a backend gave a granule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,12 +20,26 @@ pub(crate) struct RawGranule(pub(crate) u64);
 pub(crate) enum MemoryKind {
     Plain,
     Pinned,
+    Managed,
+}
+
+/// Where a granule's memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GranulePlace {
+    Device,
+    Host,
 }
 
 /// A map call that failed: so many leading places could not be taken out again and stay mapped.
 pub(crate) struct MapFailure {
     pub(crate) error: Error,
     pub(crate) left_mapped: usize,
+}
+
+/// A replace call that failed. Where `gone`, the old granule could not be put back either.
+pub(crate) struct ReplaceFailure {
+    pub(crate) error: Error,
+    pub(crate) gone: bool,
 }
 
 /// One device below a [`Device`](crate::Device) handle. A failing call leaves everything as it was. Releasing never fails
@@ -38,13 +54,15 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     fn name(&self) -> &str;
     fn granularity(&self) -> Bytes;
     fn memory(&self) -> Result<MemoryInfo, Error>;
+    fn features(&self) -> Result<Features, Error>;
 
-    fn create_granule(&self) -> Result<RawGranule, Error>;
+    fn create_granule(&self, place: GranulePlace) -> Result<RawGranule, Error>;
     /// # Safety
     /// - The granule is not used again, and nothing reads or writes it through a mapping.
     unsafe fn release_granule(&self, granule: RawGranule);
 
-    fn reserve(&self, len: Bytes) -> Result<DevicePtr, Error>;
+    /// Addresses that this device and its peers can reach.
+    fn reserve(&self, len: Bytes, peers: &[&Device]) -> Result<DevicePtr, Error>;
     /// # Safety
     /// - `base` and `len` are a reservation's, and nothing uses its memory any more.
     unsafe fn free_reservation(&self, base: DevicePtr, len: Bytes);
@@ -57,7 +75,12 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     ///
     /// # Safety
     /// - The place is mapped, and nothing uses its memory.
-    unsafe fn replace(&self, at: DevicePtr, granule: RawGranule, access: Access) -> Result<(), Error>;
+    unsafe fn replace(
+        &self,
+        at: DevicePtr,
+        granule: RawGranule,
+        access: Access,
+    ) -> Result<(), ReplaceFailure>;
     /// Takes away whatever stands behind `len` bytes of whole places.
     ///
     /// # Safety
@@ -72,12 +95,13 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// - `ptr`, `len` and `kind` are those of one `allocate`, and nothing uses its memory any more.
     unsafe fn free(&self, ptr: DevicePtr, len: Bytes, kind: MemoryKind);
 
-    /// Copies `len` bytes and returns when that is done.
-    ///
-    /// # Safety
-    /// - Both memories are this device's or this process's, `from` readable, `to` writable, and they do not overlap.
-    /// - Nothing else writes either, or reads `to`, until this returns.
-    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, len: usize) -> Result<(), Error>;
+    /// Copies bytes, as many as both have, and returns when that is done.
+    fn copy(&self, from: DeviceSlice<'_>, to: DeviceSliceMut<'_>) -> Result<(), Error>;
+    /// Copies bytes of this device onto as many of another.
+    fn copy_to_peer(&self, from: DeviceSlice<'_>, peer: &Device, to: DeviceSliceMut<'_>)
+    -> Result<(), Error>;
+    fn can_access_peer(&self, peer: &Device) -> Result<bool, Error>;
+    fn enable_peer_access(&self, peer: &Device) -> Result<(), Error>;
 
     /// Makes memory of this process reachable at its full speed.
     ///
@@ -89,15 +113,53 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     unsafe fn unregister(&self, at: DevicePtr);
 
     fn stream(&self) -> Result<Arc<dyn RawStream>, Error>;
+    /// Memory that may be used by work that the stream is given from now on; `None` where plain memory is as good.
+    fn allocate_on(&self, _stream: &Arc<dyn RawStream>, _len: Bytes) -> Result<Option<Ordered>, Error> {
+        Ok(None)
+    }
+
+    /// Tells memory checkers about a piece of a larger allocation; answers what ends that, `None` where nobody listens.
+    fn announce(&self, _at: DevicePtr, _len: Bytes) -> Result<Option<Ending>, Error> {
+        Ok(None)
+    }
 
     /// Tries again what the system refused to take back; answers how many pieces are still waiting.
     fn settle(&self) -> usize;
+
+    /// The backend itself, where it is CUDA's.
+    #[cfg(feature = "cuda")]
+    fn as_cuda(&self) -> Option<&crate::cuda::Cuda> {
+        None
+    }
 }
+
+/// Memory made by a stream, with what frees it again.
+pub(crate) struct Ordered {
+    pub(crate) ptr: DevicePtr,
+    /// From when on other streams may use it.
+    pub(crate) ready: Arc<dyn Moment>,
+    pub(crate) free: Ending,
+}
+
+/// What is done once, when something is dropped.
+pub(crate) type Ending = Box<dyn FnOnce() + Send + Sync>;
 
 /// One piece of work for a stream. The tickets keep its memory until it has run.
 pub(crate) enum Op {
-    Copy { from: DevicePtr, to: DevicePtr, len: usize, keep: [Ticket; 2] },
-    Fill { at: DevicePtr, len: usize, value: u8, keep: Ticket },
+    /// `across`: the device that has the target, where it is another one.
+    Copy {
+        from: DevicePtr,
+        to: DevicePtr,
+        len: usize,
+        across: Option<Device>,
+        keep: [Ticket; 2],
+    },
+    Fill {
+        at: DevicePtr,
+        len: usize,
+        value: u8,
+        keep: Ticket,
+    },
     Call(Box<dyn FnOnce() + Send>),
     Wait(Arc<dyn Moment>),
 }
@@ -107,10 +169,25 @@ pub(crate) trait RawStream: Send + Sync {
     fn push(&self, op: Op) -> Result<(), Error>;
     fn record(&self) -> Result<Arc<dyn Moment>, Error>;
     fn synchronize(&self) -> Result<(), Error>;
+    /// Waits until nothing that was given to this stream holds the region any more. Only asked of streams that have
+    /// [made themselves known](Ticket::held_by) to it.
+    fn finish(&self, _region: &Pending) {}
+
+    /// The stream itself, where it is CUDA's.
+    #[cfg(feature = "cuda")]
+    fn as_cuda(&self) -> Option<&crate::cuda::Queue> {
+        None
+    }
 }
 
 /// A point in a stream's work.
 pub(crate) trait Moment: fmt::Debug + Send + Sync {
     fn is_done(&self) -> bool;
     fn wait(&self);
+
+    /// The moment itself, where it is CUDA's.
+    #[cfg(feature = "cuda")]
+    fn as_cuda(&self) -> Option<&crate::cuda::CudaMoment> {
+        None
+    }
 }

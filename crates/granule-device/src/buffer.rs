@@ -3,10 +3,10 @@
 use std::ops::RangeBounds;
 use std::sync::Arc;
 
-use crate::backend::MemoryKind;
+use crate::backend::{Ending, MemoryKind, RawStream};
 use crate::device::{Counted, Thing};
-use crate::slice::checked_range;
-use crate::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, MappedFile};
+use crate::slice::{Home, checked_range};
+use crate::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Event, MappedFile, Memory};
 
 /// One allocation of either kind, freed on drop.
 #[derive(Debug)]
@@ -19,31 +19,41 @@ struct Piece {
 
 impl Piece {
     fn new(device: &Device, len: Bytes, kind: MemoryKind, thing: Thing) -> Result<Piece, Error> {
-        if len.is_zero() {
-            return Err(Error::ZeroSize { what: "a buffer" });
-        }
-        let Some(size) = len.to_usize().filter(|&size| isize::try_from(size).is_ok()) else {
-            let capacity = device.memory()?.total;
-            return Err(Error::TooLarge { device: device.name().to_owned(), requested: len, capacity });
-        };
+        let size = checked_size(device, len)?;
         let ptr = device.backend().allocate(len, kind)?;
         Ok(Piece { owner: Counted::new(device, thing), ptr, len: size, kind })
+    }
+
+    fn home(&self) -> Home {
+        match self.kind {
+            MemoryKind::Plain => Home::of(self.owner.device().kind()),
+            MemoryKind::Pinned | MemoryKind::Managed => Home::shared(self.owner.device().kind()),
+        }
     }
 
     fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
         let range = checked_range(range, self.len)?;
         // SAFETY: the allocation is this piece's alone until it is dropped, and writing it takes `&mut self`.
-        Ok(unsafe {
-            DeviceSlice::from_raw(self.ptr.offset(range.start), range.len(), self.owner.device().kind())
-        })
+        Ok(unsafe { DeviceSlice::from_raw(self.ptr.offset(range.start), range.len(), self.home()) })
     }
 
     fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
         let range = checked_range(range, self.len)?;
         // SAFETY: the allocation is this piece's alone until it is dropped, and `self` is borrowed exclusively.
-        Ok(unsafe {
-            DeviceSliceMut::from_raw(self.ptr.offset(range.start), range.len(), self.owner.device().kind())
-        })
+        Ok(unsafe { DeviceSliceMut::from_raw(self.ptr.offset(range.start), range.len(), self.home()) })
+    }
+}
+
+fn checked_size(device: &Device, len: Bytes) -> Result<usize, Error> {
+    if len.is_zero() {
+        return Err(Error::ZeroSize { what: "a buffer" });
+    }
+    match len.to_usize().filter(|&size| isize::try_from(size).is_ok()) {
+        Some(size) => Ok(size),
+        None => {
+            let capacity = device.memory()?.total;
+            Err(Error::TooLarge { device: device.name().to_owned(), requested: len, capacity })
+        }
     }
 }
 
@@ -115,6 +125,115 @@ piece! {
     Pinned, MemoryKind::Pinned, Thing::Pinned
 }
 
+piece! {
+    /// Memory that the device and this process address alike and that moves between them by itself. On the host: as a
+    /// buffer. Reads as zeros.
+    Managed, MemoryKind::Managed, Thing::Managed
+}
+
+/// Device memory made and freed in the order of a [`Stream`](crate::Stream::alloc)'s work. It is used as a
+/// [`Region`](crate::Region) and freed after the last work on it.
+pub struct StreamBuffer {
+    memory: StreamMemory,
+    len: usize,
+}
+
+enum StreamMemory {
+    Plain(Buffer),
+    Ordered { owner: Counted, ptr: DevicePtr, ready: Event, free: Option<Ending> },
+}
+
+impl StreamBuffer {
+    pub(crate) fn new(
+        device: &Device,
+        stream: &Arc<dyn RawStream>,
+        len: Bytes,
+    ) -> Result<StreamBuffer, Error> {
+        let size = checked_size(device, len)?;
+        let memory = match device.backend().allocate_on(stream, len)? {
+            None => StreamMemory::Plain(Buffer::new(device, len)?),
+            Some(ordered) => StreamMemory::Ordered {
+                owner: Counted::new(device, Thing::Buffer),
+                ptr: ordered.ptr,
+                ready: Event::new(ordered.ready, device),
+                free: Some(ordered.free),
+            },
+        };
+        Ok(StreamBuffer { memory, len: size })
+    }
+
+    /// The device whose memory it is.
+    pub fn device(&self) -> &Device {
+        match &self.memory {
+            StreamMemory::Plain(buffer) => buffer.device(),
+            StreamMemory::Ordered { owner, .. } => owner.device(),
+        }
+    }
+
+    /// How large it is.
+    pub fn len(&self) -> Bytes {
+        Bytes::from_usize(self.len)
+    }
+
+    /// Never: there is no allocation of zero bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// From when on work of other streams, and this process, may use it.
+    pub(crate) fn ready(&self) -> Option<&Event> {
+        match &self.memory {
+            StreamMemory::Plain(_) => None,
+            StreamMemory::Ordered { ready, .. } => Some(ready),
+        }
+    }
+
+    fn ptr(&self) -> DevicePtr {
+        match &self.memory {
+            StreamMemory::Plain(buffer) => buffer.ptr(),
+            StreamMemory::Ordered { ptr, .. } => *ptr,
+        }
+    }
+}
+
+// SAFETY: the bytes are the buffer's own and stay in place until it is dropped; only a region makes slices of them, and
+// writing them takes `&mut`. They are there once `ready` is.
+unsafe impl Memory for StreamBuffer {
+    fn device(&self) -> &Device {
+        self.device()
+    }
+
+    fn readable(&self) -> Result<DeviceSlice<'_>, Error> {
+        // SAFETY: the allocation is this buffer's alone until it is dropped.
+        Ok(unsafe { DeviceSlice::from_raw(self.ptr(), self.len, Home::of(self.device().kind())) })
+    }
+
+    fn writable(&mut self) -> Result<DeviceSliceMut<'_>, Error> {
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        Ok(unsafe { DeviceSliceMut::from_raw(self.ptr(), self.len, Home::of(self.device().kind())) })
+    }
+
+    fn ready(&self) -> Option<&Event> {
+        self.ready()
+    }
+}
+
+impl Drop for StreamBuffer {
+    fn drop(&mut self) {
+        if let StreamMemory::Ordered { free, .. } = &mut self.memory {
+            if let Some(free) = free.take() {
+                free();
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for StreamBuffer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "StreamBuffer({}, {})", self.device().name(), self.len())
+    }
+}
+
 /// A mapped file that a device's streams can read. It keeps the file.
 #[derive(Debug)]
 pub struct Registered {
@@ -128,7 +247,8 @@ impl Registered {
             return Err(Error::ZeroSize { what: "registered memory" });
         }
         // SAFETY: the file stays mapped as long as this has it, and drop unregisters first.
-        unsafe { device.backend().register(file.slice().ptr(), file.len())? };
+        unsafe { device.backend().register(file.slice().ptr(), file.len()) }
+            .map_err(|source| refused(&file, source))?;
         Ok(Registered { owner: Counted::new(device, Thing::Registered), file })
     }
 
@@ -144,7 +264,20 @@ impl Registered {
 
     /// The file's bytes.
     pub fn slice(&self) -> DeviceSlice<'_> {
-        self.file.slice()
+        let bytes = self.file.slice();
+        // SAFETY: the file stays mapped while this has it, and is never written; registering has made the same addresses
+        // the device's.
+        unsafe { DeviceSlice::from_raw(bytes.ptr(), bytes.len(), Home::shared(self.owner.device().kind())) }
+    }
+}
+
+/// A driver that does not take a file's pages says so by a code; the reader wants to know which file, and what to do.
+fn refused(file: &MappedFile, source: Error) -> Error {
+    match source {
+        Error::Driver { .. } | Error::Unsupported { .. } => {
+            Error::CannotRegister { path: file.path().to_owned(), source: Box::new(source) }
+        }
+        other => other,
     }
 }
 

@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::backend::{Backend, RawStream};
-use crate::buffer::{Buffer, Pinned, Registered};
+use crate::backend::{Backend, GranulePlace, RawStream};
+use crate::buffer::{Buffer, Managed, Pinned, Registered};
 use crate::fault::{FaultGuard, FaultPlan, Faults};
-use crate::{Bytes, DeviceSlice, DeviceSliceMut, Error, Granule, MappedFile, Reservation, Stream};
+use crate::suballocation::Suballocation;
+use crate::{Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule, MappedFile, Reservation, Stream};
 
 /// The kinds of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,6 +16,29 @@ use crate::{Bytes, DeviceSlice, DeviceSliceMut, Error, Granule, MappedFile, Rese
 pub enum DeviceKind {
     /// This process's own memory.
     Host,
+    /// An NVIDIA GPU, through its driver.
+    Cuda,
+}
+
+/// What a device can do beyond plain memory and streams. Asked for or tried out once, never assumed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Features {
+    /// Reservations and granules.
+    pub virtual_memory: bool,
+    /// Whether the system itself keeps places mapped [`Access::ReadOnly`] from being written. Where it does not, only the
+    /// types of this crate do, and a kernel can write there.
+    pub read_only: bool,
+    /// [`Device::create_granule_on_host`].
+    pub host_granules: bool,
+    /// [`Device::alloc_managed`]: memory that host and device may use at the same time.
+    pub managed: bool,
+    /// [`Stream::alloc`].
+    pub stream_ordered: bool,
+    /// Whether read-only host memory, such as a mapped file's, can be [registered](Device::register) as such.
+    pub register_read_only: bool,
+    /// Capturing a stream's work into a graph.
+    pub capture: bool,
 }
 
 /// What may be done with memory through one mapping of it.
@@ -77,10 +101,18 @@ pub struct LiveCounts {
     pub buffers: usize,
     /// Pinned buffers.
     pub pinned: usize,
+    /// Managed buffers.
+    pub managed: usize,
     /// Registered memory.
     pub registered: usize,
     /// Streams.
     pub streams: usize,
+    /// Modules of kernels.
+    pub modules: usize,
+    /// Graphs, instantiated ones included.
+    pub graphs: usize,
+    /// Announced pieces of larger allocations.
+    pub suballocations: usize,
     /// Releases that the system refused and that will be tried again.
     pub unsettled: usize,
 }
@@ -95,7 +127,14 @@ pub(crate) enum Thing {
     Pinned,
     Registered,
     Stream,
+    Managed,
+    Module,
+    Graph,
+    Suballocation,
 }
+
+/// How many kinds of [`Thing`] there are.
+const THINGS: usize = Thing::Suballocation as usize + 1;
 
 /// Keeps the device alive and one thing on it counted.
 #[derive(Debug)]
@@ -142,7 +181,7 @@ pub struct Device {
 struct Inner {
     backend: Box<dyn Backend>,
     faults: Arc<Faults>,
-    live: [AtomicUsize; 7],
+    live: [AtomicUsize; THINGS],
     /// For waiting on all of them; the streams belong to their handles.
     streams: Mutex<Vec<Weak<dyn RawStream>>>,
 }
@@ -163,12 +202,15 @@ impl Device {
     pub fn host_with(options: HostOptions) -> Result<Device, Error> {
         let faults = Arc::new(Faults::default());
         let backend = crate::host::open(options, Arc::clone(&faults))?;
-        Ok(Device {
-            inner: Arc::new(Inner { backend, faults, live: Default::default(), streams: Mutex::default() }),
-        })
+        Ok(Device::of(backend, faults))
     }
 
-    /// What to call it in messages: "host".
+    pub(crate) fn of(backend: Box<dyn Backend>, faults: Arc<Faults>) -> Device {
+        let inner = Inner { backend, faults, live: Default::default(), streams: Mutex::default() };
+        Device { inner: Arc::new(inner) }
+    }
+
+    /// What to call it in messages: "host", "cuda:0".
     pub fn name(&self) -> &str {
         self.inner.backend.name()
     }
@@ -187,9 +229,17 @@ impl Device {
     /// made on this device.
     ///
     /// # Errors
-    /// [`Error::Os`] where the driver does not say; never on the host.
+    /// [`Error::Driver`] where the driver does not say; never on the host.
     pub fn memory(&self) -> Result<MemoryInfo, Error> {
         self.inner.backend.memory()
+    }
+
+    /// What it can do. A granule of host memory is tried out when this is first asked.
+    ///
+    /// # Errors
+    /// [`Error::Driver`], [`Error::OutOfMemory`] where that cannot be tried; [`Error::Capturing`]; never on the host.
+    pub fn features(&self) -> Result<Features, Error> {
+        self.inner.backend.features()
     }
 
     /// One granule of memory, backed at once, so that using it later cannot run out. A new one reads as zeros on the host
@@ -198,7 +248,16 @@ impl Device {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Os`].
     pub fn create_granule(&self) -> Result<Granule, Error> {
-        Granule::create(self)
+        Granule::create(self, GranulePlace::Device)
+    }
+
+    /// One granule of the host's memory, which this device reaches where it is mapped: for what has to stay addressable and
+    /// is seldom read. On the host device every granule is one.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the driver does not map host memory so; else as [`Device::create_granule`].
+    pub fn create_granule_on_host(&self) -> Result<Granule, Error> {
+        Granule::create(self, GranulePlace::Host)
     }
 
     /// A range of addresses with nothing behind it, `len` rounded up to whole granules, its base aligned to one.
@@ -206,7 +265,17 @@ impl Device {
     /// # Errors
     /// [`Error::ZeroSize`]; [`Error::TooLarge`] beyond what can be addressed; [`Error::Os`].
     pub fn reserve(&self, len: Bytes) -> Result<Reservation, Error> {
-        Reservation::new(self, len)
+        Reservation::new(self, len, &[])
+    }
+
+    /// As [`Device::reserve`], with what is mapped there reachable by other CUDA devices too: a granule of this device, read
+    /// by all of them at one address.
+    ///
+    /// # Errors
+    /// [`Error::NoPeerAccess`] where a device cannot reach this one's memory; [`Error::Unsupported`] on the host; else as
+    /// [`Device::reserve`].
+    pub fn reserve_for(&self, len: Bytes, peers: &[&Device]) -> Result<Reservation, Error> {
+        Reservation::new(self, len, peers)
     }
 
     /// Plain memory in one piece, huge pages advised. Reads as zeros on the host.
@@ -225,10 +294,18 @@ impl Device {
         Pinned::new(self, len)
     }
 
+    /// Memory that this process and the device address alike and use at the same time. Reads as zeros.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the device cannot share memory with a running host; else as [`Device::alloc`].
+    pub fn alloc_managed(&self, len: Bytes) -> Result<Managed, Error> {
+        Managed::new(self, len)
+    }
+
     /// Makes a mapped file reachable by this device's streams.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`] for an empty file; [`Error::Os`].
+    /// [`Error::ZeroSize`] for an empty file; [`Error::CannotRegister`] where the driver does not take a file's pages.
     pub fn register(&self, file: Arc<MappedFile>) -> Result<Registered, Error> {
         Registered::new(self, file)
     }
@@ -262,8 +339,56 @@ impl Device {
         if from.len() != to.len() {
             return Err(Error::LengthMismatch { source_len: from.len(), target_len: to.len() });
         }
-        // SAFETY: a slice that may be written overlaps no other, and both are borrowed until this returns.
-        unsafe { self.backend().copy(from.ptr(), to.ptr(), from.len()) }
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.backend().copy(from, to)
+    }
+
+    /// Copies memory of this device onto memory of another CUDA device, and returns when that is done. It needs no peer
+    /// access, and is faster with it.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`]; [`Error::Unsupported`] on the host; [`Error::OtherDevice`]; [`Error::Driver`].
+    pub fn copy_to_peer(
+        &self,
+        from: DeviceSlice<'_>,
+        peer: &Device,
+        to: DeviceSliceMut<'_>,
+    ) -> Result<(), Error> {
+        if from.len() != to.len() {
+            return Err(Error::LengthMismatch { source_len: from.len(), target_len: to.len() });
+        }
+        self.check_peer(peer)?;
+        self.backend().copy_to_peer(from, peer, to)
+    }
+
+    /// Whether kernels and copies of this device can reach the other's memory directly.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] where the driver does not say.
+    pub fn can_access_peer(&self, peer: &Device) -> Result<bool, Error> {
+        self.backend().can_access_peer(peer)
+    }
+
+    /// Lets kernels and copies of this device reach the other's plain memory directly. Reservations are made reachable one by
+    /// one, with [`Device::reserve_for`]. Doing it twice is no error.
+    ///
+    /// # Errors
+    /// [`Error::NoPeerAccess`] where the two cannot; [`Error::Unsupported`] on the host; [`Error::Driver`].
+    pub fn enable_peer_access(&self, peer: &Device) -> Result<(), Error> {
+        self.backend().enable_peer_access(peer)
+    }
+
+    /// Tells memory checkers that `len` bytes at `at` are an allocation of their own, cut from a larger one, until the
+    /// answer is dropped. Bytes of the larger one that are in no announced piece may then not be touched.
+    ///
+    /// A GPU's checkers hear it through NVTX, the simulated driver directly. Where nobody listens, nothing is done.
+    ///
+    /// # Errors
+    /// [`Error::Announcement`] where the checker does not take it.
+    pub fn announce(&self, at: DevicePtr, len: Bytes) -> Result<Suballocation, Error> {
+        Suballocation::new(self, at, len)
     }
 
     /// Makes a call into the system or driver fail, while the guard lives. One plan at a time: a new one replaces the last.
@@ -291,7 +416,11 @@ impl Device {
             buffers: count(Thing::Buffer),
             pinned: count(Thing::Pinned),
             registered: count(Thing::Registered),
+            managed: count(Thing::Managed),
             streams: count(Thing::Stream),
+            modules: count(Thing::Module),
+            graphs: count(Thing::Graph),
+            suballocations: count(Thing::Suballocation),
             unsettled,
         }
     }
@@ -299,6 +428,19 @@ impl Device {
     /// True where both handles are of the same device.
     pub fn is_same(&self, other: &Device) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// Refuses what is of another device than this one.
+    pub(crate) fn check_same(&self, other: &Device, what: &'static str) -> Result<(), Error> {
+        if other.is_same(self) { Ok(()) } else { Err(Error::OtherDevice { what }) }
+    }
+
+    /// Refuses work across devices other than CUDA's.
+    pub(crate) fn check_peer(&self, peer: &Device) -> Result<(), Error> {
+        match (self.kind(), peer.kind()) {
+            (DeviceKind::Cuda, DeviceKind::Cuda) => Ok(()),
+            _ => Err(Error::OtherDevice { what: "a region" }),
+        }
     }
 
     pub(crate) fn backend(&self) -> &dyn Backend {

@@ -171,6 +171,124 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// NVIDIA's driver is not installed, or not visible to this process.
+    #[error("no CUDA driver: {reason}")]
+    NoCudaDriver {
+        /// What was looked for, and what to do.
+        reason: String,
+    },
+    /// What is in the place of NVIDIA's driver is not one.
+    #[error("{} is not a CUDA driver that works: {reason}", path.display())]
+    BrokenCudaDriver {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The driver is older than the kernels need.
+    #[error("the CUDA driver is too old: it has CUDA {found}, {needed} is needed; update NVIDIA's driver")]
+    CudaDriverTooOld {
+        /// The driver's version of CUDA.
+        found: String,
+        /// The oldest that will do.
+        needed: String,
+    },
+    /// The driver works and has no device.
+    #[error("no CUDA device: {reason}")]
+    NoCudaDevice {
+        /// What may be the reason.
+        reason: &'static str,
+    },
+    /// A device number beyond those there are.
+    #[error("there is no CUDA device {ordinal}: there are {count}, counted from 0")]
+    NoSuchDevice {
+        /// The number that was asked for.
+        ordinal: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// The CUDA driver refused a call. The words are this crate's: the driver is not asked for them.
+    #[error("{call} failed: {name} ({code}): {explanation}")]
+    Driver {
+        /// The driver's function.
+        call: &'static str,
+        /// Its answer.
+        code: u32,
+        /// The answer's name in cuda.h.
+        name: &'static str,
+        /// What it means.
+        explanation: &'static str,
+    },
+    /// The driver does not make a file's pages reachable by the device.
+    #[error(
+        "{} cannot be registered with the device ({source}); copy it through pinned memory instead, with Device::copy",
+        path.display()
+    )]
+    CannotRegister {
+        /// Which file.
+        path: PathBuf,
+        /// What the driver said.
+        source: Box<Error>,
+    },
+    /// Two devices that cannot reach each other's memory.
+    #[error("{device} cannot reach the memory of {peer}")]
+    NoPeerAccess {
+        /// The device that was to reach it.
+        device: String,
+        /// The device that has it.
+        peer: String,
+    },
+    /// Not possible while a stream's work is being captured.
+    #[error("{what} is not possible while a stream is being captured")]
+    Capturing {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// The end of a capture that was not begun.
+    #[error("the stream is not being captured")]
+    NotCapturing,
+    /// A function that runs on a stream called the device, which it must not.
+    #[error("{call} cannot be called from a function that runs on a stream")]
+    InHostFunction {
+        /// The driver's function that was not called.
+        call: &'static str,
+    },
+    /// The driver does not take a module.
+    #[error("{device} does not take the module: {source}{log}")]
+    Module {
+        /// The device's name.
+        device: String,
+        /// What the driver said.
+        source: Box<Error>,
+        /// What its compiler said, on a line of its own; may be empty.
+        log: String,
+    },
+    /// No kernel of that name in a module.
+    #[error("the module has no kernel named {name:?}")]
+    NoSuchKernel {
+        /// The name that was asked for.
+        name: String,
+    },
+    /// Arguments that no launch can have.
+    #[error("the launch of {kernel} is not possible: {reason}")]
+    Launch {
+        /// The kernel's name.
+        kernel: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A memory checker did not take an announced piece of memory.
+    #[error("{checker} did not take the announcement of {len} at {at:#x}: {reason}")]
+    Announcement {
+        /// Who it was told.
+        checker: &'static str,
+        /// Where the piece is.
+        at: u64,
+        /// How large it is.
+        len: Bytes,
+        /// What it said.
+        reason: String,
+    },
     /// A text that is no size.
     #[error("{text:?} is no size: write it like 512MiB, 4G or 1048576")]
     ParseBytes {

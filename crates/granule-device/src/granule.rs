@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
-use crate::backend::RawGranule;
+use crate::backend::{GranulePlace, RawGranule};
 use crate::device::{Counted, Thing};
 use crate::{Access, Device, Error};
 
@@ -27,8 +27,8 @@ struct Inner {
 const WRITER: isize = -1;
 
 impl Granule {
-    pub(crate) fn create(device: &Device) -> Result<Granule, Error> {
-        let raw = device.backend().create_granule()?;
+    pub(crate) fn create(device: &Device, place: GranulePlace) -> Result<Granule, Error> {
+        let raw = device.backend().create_granule(place)?;
         let owner = Counted::new(device, Thing::Granule);
         Ok(Granule { inner: Arc::new(Inner { owner, raw, uses: AtomicIsize::new(0) }) })
     }

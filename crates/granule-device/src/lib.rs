@@ -2,10 +2,12 @@
 #![doc = include_str!("../README.md")]
 
 // Where there is no device to build, nothing makes use of the seam.
-#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
+#[cfg_attr(not(all(target_os = "linux", feature = "cuda")), allow(dead_code))]
 mod backend;
 mod buffer;
 mod bytes;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod error;
 #[cfg_attr(not(target_os = "linux"), allow(dead_code))]
@@ -22,10 +24,16 @@ mod reservation;
 mod retired;
 mod slice;
 mod stream;
+mod suballocation;
 
-pub use buffer::{Buffer, Pinned, Registered};
+pub use buffer::{Buffer, Managed, Pinned, Registered, StreamBuffer};
 pub use bytes::Bytes;
-pub use device::{Access, Device, DeviceKind, HostOptions, LiveCounts, MemoryInfo};
+#[cfg(feature = "cuda")]
+pub use cuda::{
+    ComputeCapability, CudaInfo, CudaOptions, CudaView, CudaViewMut, ExecutableGraph, Function,
+    FunctionAttributes, Graph, KernelArgument, Launch, LaunchShape, Module, cuda_devices,
+};
+pub use device::{Access, Device, DeviceKind, Features, HostOptions, LiveCounts, MemoryInfo};
 pub use error::Error;
 pub use fault::{FaultGuard, FaultPlan};
 pub use granule::Granule;
@@ -35,3 +43,4 @@ pub use reservation::Reservation;
 pub use retired::Retired;
 pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, checked_range};
 pub use stream::{Event, Stream};
+pub use suballocation::Suballocation;

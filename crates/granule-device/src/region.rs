@@ -1,11 +1,15 @@
 //! `Region`: memory lent to streams. It lives until the last operation that may touch it has run.
 
 use std::any::Any;
+use std::fmt;
 use std::ops::RangeBounds;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::slice::checked_range;
-use crate::{Buffer, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Pinned, Registered};
+use crate::backend::RawStream;
+use crate::slice::{Home, checked_range};
+use crate::{
+    Buffer, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Event, Managed, Pinned, Registered,
+};
 
 /// Memory that a [`Region`] can be made of.
 ///
@@ -28,37 +32,33 @@ pub unsafe trait Memory: Send + Sync + 'static {
     /// # Errors
     /// [`Error::ReadOnly`] where it may only be read.
     fn writable(&mut self) -> Result<DeviceSliceMut<'_>, Error>;
-}
 
-// SAFETY: a buffer's bytes are its own, stay in place until it is dropped, and writing them takes `&mut`.
-unsafe impl Memory for Buffer {
-    fn device(&self) -> &Device {
-        self.device()
-    }
-
-    fn readable(&self) -> Result<DeviceSlice<'_>, Error> {
-        self.slice(..)
-    }
-
-    fn writable(&mut self) -> Result<DeviceSliceMut<'_>, Error> {
-        self.slice_mut(..)
+    /// From when on it may be used, where that is not at once: streams and [`Region::slice`] wait for it.
+    fn ready(&self) -> Option<&Event> {
+        None
     }
 }
 
-// SAFETY: as a buffer's.
-unsafe impl Memory for Pinned {
-    fn device(&self) -> &Device {
-        self.device()
-    }
+macro_rules! memory {
+    ($($name:ident),+) => {$(
+        // SAFETY: its bytes are its own, stay in place until it is dropped, and writing them takes `&mut`.
+        unsafe impl Memory for $name {
+            fn device(&self) -> &Device {
+                self.device()
+            }
 
-    fn readable(&self) -> Result<DeviceSlice<'_>, Error> {
-        self.slice(..)
-    }
+            fn readable(&self) -> Result<DeviceSlice<'_>, Error> {
+                self.slice(..)
+            }
 
-    fn writable(&mut self) -> Result<DeviceSliceMut<'_>, Error> {
-        self.slice_mut(..)
-    }
+            fn writable(&mut self) -> Result<DeviceSliceMut<'_>, Error> {
+                self.slice_mut(..)
+            }
+        }
+    )+};
 }
+
+memory!(Buffer, Pinned, Managed);
 
 // SAFETY: a mapped file stays in place until the last that has it lets go, and is never written.
 unsafe impl Memory for Registered {
@@ -96,20 +96,23 @@ pub struct Region<M> {
     device: Device,
     ptr: DevicePtr,
     len: usize,
+    home: Home,
     writable: bool,
 }
 
 /// How many operations on a region were given to streams and have not run.
-#[derive(Debug, Default)]
-struct Pending {
+#[derive(Default)]
+pub(crate) struct Pending {
     counts: Mutex<Counts>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Counts {
     reads: usize,
     writes: usize,
+    /// Streams that let go of finished work only when they are asked.
+    lazy: Vec<Weak<dyn RawStream>>,
 }
 
 impl Pending {
@@ -118,8 +121,30 @@ impl Pending {
     }
 
     fn wait_while(&self, busy: impl Fn(&Counts) -> bool) {
-        let waited = self.changed.wait_while(self.counts(), |counts| busy(counts));
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        loop {
+            let lazy: Vec<_> = {
+                let mut counts = self.counts();
+                if !busy(&counts) {
+                    return;
+                }
+                counts.lazy.retain(|stream| stream.strong_count() > 0);
+                counts.lazy.iter().filter_map(Weak::upgrade).collect()
+            };
+            if lazy.is_empty() {
+                // The others let go by themselves; so does a stream that somebody is dropping now.
+                let waited = self.changed.wait_while(self.counts(), |counts| busy(counts));
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                return;
+            }
+            lazy.iter().for_each(|stream| stream.finish(self));
+        }
+    }
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = self.counts();
+        write!(f, "Pending({} reads, {} writes)", counts.reads, counts.writes)
     }
 }
 
@@ -129,6 +154,23 @@ pub(crate) struct Ticket {
     memory: Option<Arc<dyn Any + Send + Sync>>,
     pending: Arc<Pending>,
     write: bool,
+}
+
+impl Ticket {
+    /// Says that a stream keeps this ticket until it is [asked](RawStream::finish).
+    #[cfg(feature = "cuda")]
+    pub(crate) fn held_by(&self, stream: Weak<dyn RawStream>) {
+        let mut counts = self.pending.counts();
+        if !counts.lazy.iter().any(|other| other.ptr_eq(&stream)) {
+            counts.lazy.retain(|other| other.strong_count() > 0);
+            counts.lazy.push(stream);
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_of(&self, region: &Pending) -> bool {
+        std::ptr::eq(&raw const *self.pending, region)
+    }
 }
 
 impl Drop for Ticket {
@@ -148,12 +190,12 @@ impl<M: Memory> Region<M> {
     /// # Errors
     /// Whatever keeps the memory from being read.
     pub fn new(mut memory: M) -> Result<Region<M>, Error> {
-        let (writable, (ptr, len)) = match memory.writable() {
-            Ok(slice) => (true, (slice.ptr(), slice.len())),
-            Err(_) => (false, memory.readable().map(|slice| (slice.ptr(), slice.len()))?),
+        let (writable, (ptr, len, home)) = match memory.writable() {
+            Ok(slice) => (true, (slice.ptr(), slice.len(), slice.home())),
+            Err(_) => (false, memory.readable().map(|slice| (slice.ptr(), slice.len(), slice.home()))?),
         };
         let device = memory.device().clone();
-        Ok(Region { memory: Arc::new(memory), pending: Arc::default(), device, ptr, len, writable })
+        Ok(Region { memory: Arc::new(memory), pending: Arc::default(), device, ptr, len, home, writable })
     }
 
     /// The device that can reach it.
@@ -179,10 +221,11 @@ impl<M: Memory> Region<M> {
     /// [`Error::OutOfRange`].
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
         let range = checked_range(range, self.len)?;
+        self.wait_until_ready();
         self.pending.wait_while(|counts| counts.writes > 0);
         // SAFETY: `Memory` promises the bytes to this value. No operation writes them, and giving one to a stream takes
         // `&mut self`.
-        Ok(unsafe { DeviceSlice::from_raw(self.ptr.offset(range.start), range.len(), self.device.kind()) })
+        Ok(unsafe { DeviceSlice::from_raw(self.ptr.offset(range.start), range.len(), self.home) })
     }
 
     /// The bytes at `range`, to write, after the operations that read or write this region have run.
@@ -191,10 +234,11 @@ impl<M: Memory> Region<M> {
     /// [`Error::OutOfRange`], [`Error::ReadOnly`].
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
         let range = self.checked_write(range)?;
+        self.wait_until_ready();
         self.pending.wait_while(|counts| counts.reads + counts.writes > 0);
         // SAFETY: `Memory` promises the bytes to this value. No operation is left that touches them, and giving one to a
         // stream takes a borrow of `self`, which is borrowed exclusively.
-        Ok(unsafe { DeviceSliceMut::from_raw(self.ptr.offset(range.start), range.len(), self.device.kind()) })
+        Ok(unsafe { DeviceSliceMut::from_raw(self.ptr.offset(range.start), range.len(), self.home) })
     }
 
     /// The memory itself, after all operations on it have run.
@@ -204,6 +248,17 @@ impl<M: Memory> Region<M> {
     pub fn into_inner(self) -> Result<M, Error> {
         self.pending.wait_while(|counts| counts.reads + counts.writes > 0);
         Arc::try_unwrap(self.memory).map_err(|_| Error::Busy { by: "an operation on a stream" })
+    }
+
+    fn wait_until_ready(&self) {
+        if let Some(ready) = self.memory.ready() {
+            ready.synchronize();
+        }
+    }
+
+    /// From when on streams may use it, where that is still to come.
+    pub(crate) fn ready(&self) -> Option<&Event> {
+        self.memory.ready().filter(|ready| !ready.is_done())
     }
 
     pub(crate) fn checked_write(

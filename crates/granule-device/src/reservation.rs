@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::backend::RawGranule;
 use crate::device::{Counted, Thing};
 use crate::retired::{Fate, Retired};
-use crate::slice::checked_range;
+use crate::slice::{Home, checked_range};
 use crate::{Access, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule};
 
 /// A range of addresses cut into granule-sized places, numbered from 0, with a granule behind some of them.
@@ -74,7 +74,7 @@ enum Place {
 }
 
 impl Reservation {
-    pub(crate) fn new(device: &Device, len: Bytes) -> Result<Reservation, Error> {
+    pub(crate) fn new(device: &Device, len: Bytes, peers: &[&Device]) -> Result<Reservation, Error> {
         let granularity = device.granularity();
         if len.is_zero() {
             return Err(Error::ZeroSize { what: "a reservation" });
@@ -91,7 +91,7 @@ impl Reservation {
         let (Some(places), Some(granule)) = (whole.pieces_of(granularity), granularity.to_usize()) else {
             return Err(too_large());
         };
-        let base = device.backend().reserve(whole)?;
+        let base = device.backend().reserve(whole, peers)?;
         let core = Core { base, places, granule, owner: Counted::new(device, Thing::Reservation) };
         let places = std::iter::repeat_with(|| Place::Empty).take(places).collect();
         Ok(Reservation { core: Arc::new(core), granule, places, mapped_prefix: 0, read_only_end: 0 })
@@ -241,7 +241,8 @@ impl Reservation {
         Ok(Retired::new(Arc::clone(&self.core), places.start, granules, fate))
     }
 
-    /// Puts another granule behind a mapped place, at the same address, and answers with the one that was there.
+    /// Puts another granule behind a mapped place, at the same address, and answers with the one that was there. A CUDA
+    /// device does it in two steps; where both the second and undoing the first are refused, the place is left empty.
     ///
     /// # Errors
     /// [`Error::NoSuchPlace`], [`Error::NotMapped`], [`Error::OtherDevice`], [`Error::Aliased`], [`Error::Os`].
@@ -256,9 +257,12 @@ impl Reservation {
         let at = self.address(place);
         // SAFETY: the place lies in this reservation, and `&mut self` says that no slice of it exists.
         let done = unsafe { self.device().backend().replace(at, granule.raw(), access) };
-        if let Err(error) = done {
+        if let Err(failure) = done {
             granule.end_use(access);
-            return Err(error);
+            if failure.gone {
+                self.evict(place..place + 1);
+            }
+            return Err(failure.error);
         }
         let new = Place::Mapped { granule: granule.clone(), access };
         let before = std::mem::replace(&mut self.places[place], new);
@@ -317,9 +321,7 @@ impl Reservation {
         self.check_mapped(self.places_of(&range))?;
         // SAFETY: all places are mapped and stay so while `self` is borrowed. No mapping of these granules can write
         // during that: one that can is this one, which takes `&mut self`.
-        Ok(unsafe {
-            DeviceSlice::from_raw(self.core.base.offset(range.start), range.len(), self.device().kind())
-        })
+        Ok(unsafe { DeviceSlice::from_raw(self.core.base.offset(range.start), range.len(), self.home()) })
     }
 
     /// The bytes at `range`, to write.
@@ -336,9 +338,11 @@ impl Reservation {
         }
         // SAFETY: all places are mapped for writing, which makes each the only mapping of its granule, and `self` is
         // borrowed exclusively.
-        Ok(unsafe {
-            DeviceSliceMut::from_raw(self.core.base.offset(range.start), range.len(), self.device().kind())
-        })
+        Ok(unsafe { DeviceSliceMut::from_raw(self.core.base.offset(range.start), range.len(), self.home()) })
+    }
+
+    fn home(&self) -> Home {
+        Home::of(self.device().kind())
     }
 
     fn address(&self, place: usize) -> DevicePtr {

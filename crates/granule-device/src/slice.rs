@@ -38,6 +38,28 @@ impl fmt::Debug for DevicePtr {
     }
 }
 
+/// Which kind of device has memory, and whether this process can address it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Home {
+    pub(crate) kind: DeviceKind,
+    pub(crate) host: bool,
+}
+
+impl Home {
+    /// Memory of this process that no device knows of.
+    pub(crate) const HOST: Home = Home { kind: DeviceKind::Host, host: true };
+
+    /// A device's own memory.
+    pub(crate) fn of(kind: DeviceKind) -> Home {
+        Home { kind, host: kind == DeviceKind::Host }
+    }
+
+    /// Host memory that a device can reach.
+    pub(crate) fn shared(kind: DeviceKind) -> Home {
+        Home { kind, host: true }
+    }
+}
+
 /// Turns any range of bytes into `start..end` within `len`, or says why not.
 pub fn checked_range(range: impl RangeBounds<usize>, len: usize) -> Result<Range<usize>, Error> {
     let start = match range.start_bound() {
@@ -65,21 +87,25 @@ pub fn checked_range(range: impl RangeBounds<usize>, len: usize) -> Result<Range
 pub struct DeviceSlice<'a> {
     ptr: DevicePtr,
     len: usize,
-    kind: DeviceKind,
+    home: Home,
     memory: PhantomData<&'a [u8]>,
 }
 
 impl<'a> DeviceSlice<'a> {
     /// # Safety
-    /// - `len` bytes at `ptr` stay mapped and readable on a device of `kind` for `'a`.
+    /// - `len` bytes at `ptr` stay mapped and readable for `'a`, where `home` says.
     /// - Nothing writes them during `'a`.
-    pub(crate) unsafe fn from_raw(ptr: DevicePtr, len: usize, kind: DeviceKind) -> DeviceSlice<'a> {
-        DeviceSlice { ptr, len, kind, memory: PhantomData }
+    pub(crate) unsafe fn from_raw(ptr: DevicePtr, len: usize, home: Home) -> DeviceSlice<'a> {
+        DeviceSlice { ptr, len, home, memory: PhantomData }
     }
 
     /// Where it starts.
     pub fn ptr(&self) -> DevicePtr {
         self.ptr
+    }
+
+    pub(crate) fn home(&self) -> Home {
+        self.home
     }
 
     /// How many bytes.
@@ -92,17 +118,17 @@ impl<'a> DeviceSlice<'a> {
         self.len == 0
     }
 
-    /// The kind of device the memory is on.
+    /// The kind of device whose work can use the memory. A `&[u8]` of this process is the host's; pinned, managed and
+    /// registered memory is the device's that made it, and can be looked at from here too.
     pub fn kind(&self) -> DeviceKind {
-        self.kind
+        self.home.kind
     }
 
-    /// The bytes themselves, where this process can address them: on the host device.
+    /// The bytes themselves, where this process can address them: all but a GPU's own memory.
     pub fn as_host(&self) -> Option<&'a [u8]> {
-        match self.kind {
-            // SAFETY: `from_raw` was promised that these bytes are readable and unwritten during 'a.
-            DeviceKind::Host => Some(unsafe { std::slice::from_raw_parts(self.ptr.as_host_ptr(), self.len) }),
-        }
+        // SAFETY: `from_raw` was promised that these bytes are readable and unwritten during 'a, by this process too where
+        // its `Home` says so.
+        self.home.host.then(|| unsafe { std::slice::from_raw_parts(self.ptr.as_host_ptr(), self.len) })
     }
 
     /// The part at `range`.
@@ -126,13 +152,13 @@ impl<'a> DeviceSlice<'a> {
 impl<'a> From<&'a [u8]> for DeviceSlice<'a> {
     fn from(bytes: &'a [u8]) -> DeviceSlice<'a> {
         let ptr = DevicePtr::new(bytes.as_ptr().expose_provenance() as u64);
-        DeviceSlice { ptr, len: bytes.len(), kind: DeviceKind::Host, memory: PhantomData }
+        DeviceSlice { ptr, len: bytes.len(), home: Home::HOST, memory: PhantomData }
     }
 }
 
 impl fmt::Debug for DeviceSlice<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeviceSlice({:?}, {:#x}, {} bytes)", self.kind, self.ptr.0, self.len)
+        write!(f, "DeviceSlice({:?}, {:#x}, {} bytes)", self.home.kind, self.ptr.0, self.len)
     }
 }
 
@@ -140,21 +166,25 @@ impl fmt::Debug for DeviceSlice<'_> {
 pub struct DeviceSliceMut<'a> {
     ptr: DevicePtr,
     len: usize,
-    kind: DeviceKind,
+    home: Home,
     memory: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> DeviceSliceMut<'a> {
     /// # Safety
-    /// - `len` bytes at `ptr` stay mapped, readable and writable on a device of `kind` for `'a`.
+    /// - `len` bytes at `ptr` stay mapped, readable and writable for `'a`, where `home` says.
     /// - Nothing else reads or writes them during `'a`.
-    pub(crate) unsafe fn from_raw(ptr: DevicePtr, len: usize, kind: DeviceKind) -> DeviceSliceMut<'a> {
-        DeviceSliceMut { ptr, len, kind, memory: PhantomData }
+    pub(crate) unsafe fn from_raw(ptr: DevicePtr, len: usize, home: Home) -> DeviceSliceMut<'a> {
+        DeviceSliceMut { ptr, len, home, memory: PhantomData }
     }
 
     /// Where it starts.
     pub fn ptr(&self) -> DevicePtr {
         self.ptr
+    }
+
+    pub(crate) fn home(&self) -> Home {
+        self.home
     }
 
     /// How many bytes.
@@ -167,19 +197,20 @@ impl<'a> DeviceSliceMut<'a> {
         self.len == 0
     }
 
-    /// The kind of device the memory is on.
+    /// The kind of device whose work can use the memory. A `&[u8]` of this process is the host's; pinned, managed and
+    /// registered memory is the device's that made it, and can be looked at from here too.
     pub fn kind(&self) -> DeviceKind {
-        self.kind
+        self.home.kind
     }
 
     /// The same memory, to be read for as long as this is borrowed.
     pub fn as_slice(&self) -> DeviceSlice<'_> {
-        DeviceSlice { ptr: self.ptr, len: self.len, kind: self.kind, memory: PhantomData }
+        DeviceSlice { ptr: self.ptr, len: self.len, home: self.home, memory: PhantomData }
     }
 
     /// The same memory, lent out for as long as this is borrowed.
     pub fn reborrow(&mut self) -> DeviceSliceMut<'_> {
-        DeviceSliceMut { ptr: self.ptr, len: self.len, kind: self.kind, memory: PhantomData }
+        DeviceSliceMut { ptr: self.ptr, len: self.len, home: self.home, memory: PhantomData }
     }
 
     /// The bytes to read, where this process can address them.
@@ -187,20 +218,16 @@ impl<'a> DeviceSliceMut<'a> {
         self.as_slice().as_host()
     }
 
-    /// The bytes to write, where this process can address them: on the host device.
+    /// The bytes to write, where this process can address them: all but a GPU's own memory.
     pub fn as_host_mut(&mut self) -> Option<&mut [u8]> {
         self.reborrow().into_host_mut()
     }
 
     /// The bytes to write for all of `'a`, where this process can address them.
     pub fn into_host_mut(self) -> Option<&'a mut [u8]> {
-        match self.kind {
-            DeviceKind::Host => {
-                // SAFETY: `from_raw` was promised that these bytes are writable and not touched by others during 'a;
-                // `self` is consumed, so no second slice of them can be made from it.
-                Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_host_ptr(), self.len) })
-            }
-        }
+        // SAFETY: `from_raw` was promised that these bytes are writable and not touched by others during 'a, by this process
+        // too where its `Home` says so; `self` is consumed, so no second slice of them can be made from it.
+        self.home.host.then(|| unsafe { std::slice::from_raw_parts_mut(self.ptr.as_host_ptr(), self.len) })
     }
 
     /// The part at `range`.
@@ -218,9 +245,9 @@ impl<'a> DeviceSliceMut<'a> {
     /// [`Error::OutOfRange`] where `at` is past the end.
     pub fn split_at(self, at: usize) -> Result<(DeviceSliceMut<'a>, DeviceSliceMut<'a>), Error> {
         checked_range(at.., self.len)?;
-        let (kind, memory) = (self.kind, PhantomData);
-        let left = DeviceSliceMut { ptr: self.ptr, len: at, kind, memory };
-        let right = DeviceSliceMut { ptr: self.ptr.offset(at), len: self.len - at, kind, memory };
+        let (home, memory) = (self.home, PhantomData);
+        let left = DeviceSliceMut { ptr: self.ptr, len: at, home, memory };
+        let right = DeviceSliceMut { ptr: self.ptr.offset(at), len: self.len - at, home, memory };
         Ok((left, right))
     }
 }
@@ -228,13 +255,13 @@ impl<'a> DeviceSliceMut<'a> {
 impl<'a> From<&'a mut [u8]> for DeviceSliceMut<'a> {
     fn from(bytes: &'a mut [u8]) -> DeviceSliceMut<'a> {
         let ptr = DevicePtr::new(bytes.as_mut_ptr().expose_provenance() as u64);
-        DeviceSliceMut { ptr, len: bytes.len(), kind: DeviceKind::Host, memory: PhantomData }
+        DeviceSliceMut { ptr, len: bytes.len(), home: Home::HOST, memory: PhantomData }
     }
 }
 
 impl fmt::Debug for DeviceSliceMut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeviceSliceMut({:?}, {:#x}, {} bytes)", self.kind, self.ptr.0, self.len)
+        write!(f, "DeviceSliceMut({:?}, {:#x}, {} bytes)", self.home.kind, self.ptr.0, self.len)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Streams and events: work that runs in order, beside the thread that gave it.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::RangeBounds;
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use crate::backend::{Moment, Op, RawStream};
 use crate::device::{Counted, Thing};
 use crate::slice::checked_range;
-use crate::{Device, Error, Memory, Region};
+use crate::{Bytes, Device, Error, Memory, Region, StreamBuffer};
 
 /// A queue of work on a device. What is given to one stream runs in the order in which it was given; streams run beside
 /// each other, and [`Stream::wait`] is what orders them.
@@ -30,9 +31,17 @@ pub struct Event {
 
 impl Stream {
     pub(crate) fn new(device: &Device) -> Result<Stream, Error> {
-        let raw = device.backend().stream()?;
+        Ok(Stream::of(device, device.backend().stream()?))
+    }
+
+    pub(crate) fn of(device: &Device, raw: Arc<dyn RawStream>) -> Stream {
         device.remember(&raw);
-        Ok(Stream { raw, owner: Counted::new(device, Thing::Stream) })
+        Stream { raw, owner: Counted::new(device, Thing::Stream) }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn raw(&self) -> &Arc<dyn RawStream> {
+        &self.raw
     }
 
     /// The device it runs on.
@@ -52,16 +61,54 @@ impl Stream {
         to: &mut Region<B>,
         to_range: impl RangeBounds<usize>,
     ) -> Result<(), Error> {
-        self.check_device(from.device(), "a region")?;
         self.check_device(to.device(), "a region")?;
+        self.copy_across(from, from_range, to, to_range, None)
+    }
+
+    /// Copies bytes of a region of this device onto as many of a region of another, which [`Device::can_access_peer`]
+    /// need not be true of.
+    ///
+    /// # Errors
+    /// As [`Stream::copy`]; [`Error::OtherDevice`] where the two are not CUDA devices.
+    pub fn copy_to_peer<A: Memory, B: Memory>(
+        &self,
+        from: &Region<A>,
+        from_range: impl RangeBounds<usize>,
+        to: &mut Region<B>,
+        to_range: impl RangeBounds<usize>,
+    ) -> Result<(), Error> {
+        let peer = to.device().clone();
+        if peer.is_same(self.device()) {
+            return self.copy(from, from_range, to, to_range);
+        }
+        self.device().check_peer(&peer)?;
+        self.copy_across(from, from_range, to, to_range, Some(peer))
+    }
+
+    fn copy_across<A: Memory, B: Memory>(
+        &self,
+        from: &Region<A>,
+        from_range: impl RangeBounds<usize>,
+        to: &mut Region<B>,
+        to_range: impl RangeBounds<usize>,
+        across: Option<Device>,
+    ) -> Result<(), Error> {
+        self.check_device(from.device(), "a region")?;
         let source = checked_range(from_range, from.len())?;
         let target = to.checked_write(to_range)?;
         if source.len() != target.len() {
             return Err(Error::LengthMismatch { source_len: source.len(), target_len: target.len() });
         }
+        self.wait_until_ready(from)?;
+        self.wait_until_ready(to)?;
         let (from_ptr, to_ptr) = (from.ptr_at(source.start), to.ptr_at(target.start));
         let keep = [from.ticket(false), to.ticket(true)];
-        self.raw.push(Op::Copy { from: from_ptr, to: to_ptr, len: source.len(), keep })
+        self.raw.push(Op::Copy { from: from_ptr, to: to_ptr, len: source.len(), across, keep })
+    }
+
+    /// Lets the stream wait for memory that another stream is making.
+    pub(crate) fn wait_until_ready<M: Memory>(&self, region: &Region<M>) -> Result<(), Error> {
+        region.ready().map_or(Ok(()), |ready| self.wait(ready))
     }
 
     /// Sets bytes of a region to `value`.
@@ -76,6 +123,7 @@ impl Stream {
     ) -> Result<(), Error> {
         self.check_device(region.device(), "a region")?;
         let range = region.checked_write(range)?;
+        self.wait_until_ready(region)?;
         let keep = region.ticket(true);
         self.raw.push(Op::Fill { at: region.ptr_at(range.start), len: range.len(), value, keep })
     }
@@ -88,20 +136,34 @@ impl Stream {
         self.raw.push(Op::Call(Box::new(function)))
     }
 
+    /// Device memory that is there for the work that is given from now on, made and freed in the order of the stream's work
+    /// (`cuMemAllocAsync`): an alternative source where neither granules nor whole allocations fit. It comes from the
+    /// driver's pool for the device, which no bank accounts for. On the host it is plain memory.
+    ///
+    /// Work on other streams, and looking at it from here, waits until it is there.
+    ///
+    /// # Errors
+    /// As [`Device::alloc`]; [`Error::Unsupported`] where the device has no memory pools; [`Error::Capturing`].
+    pub fn alloc(&self, len: Bytes) -> Result<Region<StreamBuffer>, Error> {
+        Region::new(StreamBuffer::new(self.device(), &self.raw, len)?)
+    }
+
     /// The point after all that was given so far.
     ///
     /// # Errors
     /// [`Error::Os`] where the stream cannot run.
     pub fn record(&self) -> Result<Event, Error> {
-        Ok(Event { moment: self.raw.record()?, device: self.device().clone() })
+        Ok(Event::new(self.raw.record()?, self.device()))
     }
 
-    /// Lets nothing that is given from now on run before the event is done.
+    /// Lets nothing that is given from now on run before the event is done. On a CUDA device it may be another CUDA device's.
     ///
     /// # Errors
     /// [`Error::OtherDevice`]; [`Error::Os`] where the stream cannot run.
     pub fn wait(&self, event: &Event) -> Result<(), Error> {
-        self.check_device(&event.device, "an event")?;
+        if !event.device.is_same(self.device()) {
+            self.device().check_peer(&event.device).map_err(|_| Error::OtherDevice { what: "an event" })?;
+        }
         self.raw.push(Op::Wait(Arc::clone(&event.moment)))
     }
 
@@ -113,21 +175,32 @@ impl Stream {
         self.raw.synchronize()
     }
 
-    fn check_device(&self, other: &Device, what: &'static str) -> Result<(), Error> {
-        if other.is_same(self.device()) { Ok(()) } else { Err(Error::OtherDevice { what }) }
+    pub(crate) fn check_device(&self, other: &Device, what: &'static str) -> Result<(), Error> {
+        self.device().check_same(other, what)
     }
 }
 
 impl Event {
+    pub(crate) fn new(moment: Arc<dyn Moment>, device: &Device) -> Event {
+        Event { moment, device: device.clone() }
+    }
+
     /// Whether it is done, without waiting.
     pub fn is_done(&self) -> bool {
         self.moment.is_done()
     }
 
-    /// Waits here until it is done.
+    /// Waits here until it is done. Where the driver has lost the context, and with it all work, it returns too: the next
+    /// call that can fail says so.
     pub fn synchronize(&self) {
         self.moment.wait();
     }
+}
+
+/// What a function that ran on a stream panicked with.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
 }
 
 impl fmt::Debug for Stream {

@@ -15,9 +15,12 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::queue::Queue;
-use crate::backend::{Backend, MapFailure, MemoryKind, RawGranule, RawStream};
+use crate::backend::{Backend, GranulePlace, MapFailure, MemoryKind, RawGranule, RawStream, ReplaceFailure};
 use crate::fault::Faults;
-use crate::{Access, Bytes, DeviceKind, DevicePtr, Error, HostOptions, MemoryInfo};
+use crate::{
+    Access, Bytes, Device, DeviceKind, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Features, HostOptions,
+    MemoryInfo,
+};
 
 pub(crate) use sigbus::Guard;
 
@@ -39,6 +42,10 @@ fn new(options: HostOptions, faults: Arc<Faults>) -> Result<Host, Error> {
     faults.gate("memfd_create")?;
     let file = sys::memfd().map_err(|source| Error::Os { call: "memfd_create", source })?;
     Ok(Host { file, granule, page, capacity, faults, state: Mutex::default(), execution: Arc::default() })
+}
+
+fn no_peers() -> Error {
+    Error::Unsupported { what: "access between devices", why: "the host device has no peers" }
 }
 
 /// Reads a mapped file into memory and keeps it there.
@@ -195,7 +202,18 @@ unsafe impl Backend for Host {
         Ok(MemoryInfo { total: self.capacity, free })
     }
 
-    fn create_granule(&self) -> Result<RawGranule, Error> {
+    fn features(&self) -> Result<Features, Error> {
+        Ok(Features {
+            virtual_memory: true,
+            read_only: true,
+            host_granules: true,
+            managed: true,
+            stream_ordered: true,
+            ..Features::default()
+        })
+    }
+
+    fn create_granule(&self, _: GranulePlace) -> Result<RawGranule, Error> {
         let mut state = self.state();
         self.charge(&mut state, self.granule)?;
         let place = state.free_places.pop().map_or(state.next_place, |Reverse(place)| place);
@@ -220,7 +238,10 @@ unsafe impl Backend for Host {
         self.settle_one(&mut state, Leftover::Place(granule.0));
     }
 
-    fn reserve(&self, len: Bytes) -> Result<DevicePtr, Error> {
+    fn reserve(&self, len: Bytes, peers: &[&Device]) -> Result<DevicePtr, Error> {
+        if !peers.is_empty() {
+            return Err(no_peers());
+        }
         let (size, align) = (self.length(len)?, self.length(self.granule)?);
         self.faults.gate("mmap(reserve)")?;
         sys::reserve(size, align).map_err(|source| Error::Os { call: "mmap(reserve)", source })
@@ -253,11 +274,17 @@ unsafe impl Backend for Host {
         Ok(())
     }
 
-    unsafe fn replace(&self, at: DevicePtr, granule: RawGranule, access: Access) -> Result<(), Error> {
+    unsafe fn replace(
+        &self,
+        at: DevicePtr,
+        granule: RawGranule,
+        access: Access,
+    ) -> Result<(), ReplaceFailure> {
         // Mapping over a mapping is one step of the system's. Where it fails for want of kernel memory, Linux before 6.12
         // may have taken the old one away already; newer ones put it back.
         // SAFETY: the caller owns the place and nothing uses it.
-        unsafe { self.map(at, &[granule], access) }.map_err(|failure| failure.error)
+        unsafe { self.map(at, &[granule], access) }
+            .map_err(|failure| ReplaceFailure { error: failure.error, gone: false })
     }
 
     unsafe fn unmap(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {
@@ -309,11 +336,25 @@ unsafe impl Backend for Host {
         }
     }
 
-    unsafe fn copy(&self, from: DevicePtr, to: DevicePtr, len: usize) -> Result<(), Error> {
+    fn copy(&self, from: DeviceSlice<'_>, to: DeviceSliceMut<'_>) -> Result<(), Error> {
+        let (Some(from), Some(to)) = (from.as_host(), to.into_host_mut()) else {
+            return Err(Error::OtherDevice { what: "device memory" });
+        };
         self.faults.gate("copy")?;
-        // SAFETY: the caller says that both are mapped, apart, and used by nobody else.
-        unsafe { sys::copy(from, to, len) };
+        to.copy_from_slice(from);
         Ok(())
+    }
+
+    fn copy_to_peer(&self, _: DeviceSlice<'_>, _: &Device, _: DeviceSliceMut<'_>) -> Result<(), Error> {
+        Err(no_peers())
+    }
+
+    fn can_access_peer(&self, _: &Device) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    fn enable_peer_access(&self, _: &Device) -> Result<(), Error> {
+        Err(no_peers())
     }
 
     unsafe fn register(&self, _: DevicePtr, _: Bytes) -> Result<(), Error> {
@@ -352,12 +393,12 @@ mod tests {
         let granule = Bytes::mib(1);
         let options = HostOptions::new().granule(granule).capacity(Bytes::mib(8));
         let host = new(options, Arc::default()).unwrap();
-        let granules: Vec<_> = (0..4).map(|_| host.create_granule().unwrap()).collect();
+        let granules: Vec<_> = (0..4).map(|_| host.create_granule(GranulePlace::Device).unwrap()).collect();
         assert_eq!(held(&host), Bytes::mib(4));
         // SAFETY: these were never mapped.
         unsafe { granules[..3].iter().for_each(|&granule| host.release_granule(granule)) };
         assert_eq!(held(&host), Bytes::mib(1));
-        let again = host.create_granule().unwrap();
+        let again = host.create_granule(GranulePlace::Device).unwrap();
         assert_eq!(again, granules[0], "the lowest place is used first");
         assert_eq!(held(&host), Bytes::mib(2));
     }
@@ -365,14 +406,14 @@ mod tests {
     #[test]
     fn a_refused_release_is_settled_later() {
         let host = new(HostOptions::new().capacity(Bytes::mib(2)), Arc::default()).unwrap();
-        let granule = host.create_granule().unwrap();
+        let granule = host.create_granule(GranulePlace::Device).unwrap();
         host.faults.arm(crate::FaultPlan::nth(1));
         // SAFETY: it was never mapped.
         unsafe { host.release_granule(granule) };
         assert_eq!(held(&host), Bytes::mib(2));
         assert_eq!(host.memory().unwrap().free, Bytes::ZERO);
         // Room is needed, so it is tried again.
-        host.create_granule().unwrap();
+        host.create_granule(GranulePlace::Device).unwrap();
         assert_eq!(host.settle(), 0);
         assert_eq!(held(&host), Bytes::mib(2));
     }

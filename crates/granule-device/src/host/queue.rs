@@ -1,6 +1,5 @@
 //! A stream of the host device: a queue, and a thread that is started with the first work and runs it in order.
 
-use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,7 @@ use super::sys;
 use crate::Error;
 use crate::backend::{Moment, Op, RawStream};
 use crate::fault::Faults;
+use crate::stream::panic_message;
 
 /// A stream. The queue outlives it only where it is dropped by its own last work.
 pub(super) struct Queue {
@@ -77,7 +77,7 @@ impl Shared {
             let mut state = lock(&self.state);
             state.running = false;
             if let Some(panic) = panic {
-                state.panic = Some(message(&*panic));
+                state.panic = Some(panic_message(&*panic));
             }
             drop(state);
             self.changed.notify_all();
@@ -86,7 +86,7 @@ impl Shared {
 
     fn run(&self, op: Op) {
         match op {
-            Op::Copy { from, to, len, keep } => {
+            Op::Copy { from, to, len, across: _, keep } => {
                 let turn = lock(&self.execution);
                 // SAFETY: the tickets keep both memories; only work on a stream touches them until those are dropped, and
                 // it takes turns.
@@ -105,11 +105,6 @@ impl Shared {
             Op::Wait(moment) => moment.wait(),
         }
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("no message").to_owned()
 }
 
 impl RawStream for Queue {

@@ -1,0 +1,177 @@
+//! The one place that calls the driver: each function as thin as it can be, counted, faultable, its answer made a result.
+//!
+//! Signatures are NVIDIA's, by way of cudarc's bindings, so the compiler checks them. A result is read as a number: codes
+//! newer than the bindings have no name there.
+
+use std::cell::Cell;
+use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{
+    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec,
+    CUgraphNode, CUhostFn, CUjit_option, CUmemAccessDesc, CUmemAllocationGranularity_flags,
+    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmodule, CUstream, CUstreamCaptureMode,
+    CUstreamCaptureStatus, CUuuid,
+};
+
+use super::errors::check;
+use crate::Error;
+use crate::fault::Faults;
+
+thread_local! {
+    /// True while this thread runs a function that was given to a stream: the driver may not be called from there.
+    static IN_HOST_FUNCTION: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread is one of the driver's, running a function that was given to a stream.
+pub(super) fn in_host_function() -> bool {
+    IN_HOST_FUNCTION.get()
+}
+
+/// Runs a function that was given to a stream.
+pub(super) fn as_host_function<T>(function: impl FnOnce() -> T) -> T {
+    struct Leave;
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            IN_HOST_FUNCTION.set(false);
+        }
+    }
+    let leave = Leave;
+    IN_HOST_FUNCTION.set(true);
+    let answer = function();
+    drop(leave);
+    answer
+}
+
+/// The driver, with one device's fault gate before it.
+#[derive(Debug, Clone)]
+pub(super) struct Driver {
+    faults: Arc<Faults>,
+}
+
+impl Driver {
+    /// The library has been [found](super::library::library): every function below is there.
+    pub(super) fn new(faults: Arc<Faults>) -> Driver {
+        Driver { faults }
+    }
+
+    /// Stands before every call.
+    pub(super) fn gate(&self, call: &'static str) -> Result<(), Error> {
+        if in_host_function() {
+            return Err(Error::InHostFunction { call });
+        }
+        self.faults.gate(call)
+    }
+
+    /// The same driver without injected faults: for what must not be refused, such as waiting before memory is freed.
+    pub(super) fn unfailing(&self) -> Driver {
+        Driver { faults: Arc::default() }
+    }
+}
+
+macro_rules! driver {
+    ($(fn $name:ident($($argument:ident: $kind:ty),*);)*) => {
+        /// Every function that this crate, and what it uses of cudarc's safe layer, calls.
+        pub(super) const SYMBOLS: &[&str] = &[
+            $(stringify!($name),)*
+            "cuDeviceGetAttribute",
+            "cuCtxSynchronize",
+            "cuDevicePrimaryCtxRetain",
+            "cuDevicePrimaryCtxRelease_v2",
+            "cuStreamCreate",
+            "cuStreamDestroy_v2",
+        ];
+
+        #[expect(non_snake_case, reason = "the driver's names, so that they are found by searching")]
+        #[expect(clippy::too_many_arguments, reason = "the driver's")]
+        impl Driver {
+            $(
+                /// # Safety
+                /// - As cuda.h's documentation of the function says; pointers are valid for what it reads and writes.
+                pub(super) unsafe fn $name(&self, $($argument: $kind),*) -> Result<(), Error> {
+                    self.gate(stringify!($name))?;
+                    // SAFETY: the caller's promise; the symbol is there, because the library was found.
+                    check(stringify!($name), unsafe { sys::$name($($argument),*) } as u32)
+                }
+            )*
+        }
+    };
+}
+
+driver! {
+    fn cuDeviceGetCount(count: *mut c_int);
+    fn cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
+    fn cuDeviceGetName(name: *mut c_char, len: c_int, device: CUdevice);
+    fn cuDeviceGetUuid_v2(uuid: *mut CUuuid, device: CUdevice);
+    fn cuDeviceTotalMem_v2(bytes: *mut usize, device: CUdevice);
+    fn cuDeviceCanAccessPeer(can: *mut c_int, device: CUdevice, peer: CUdevice);
+
+    fn cuCtxGetCurrent(context: *mut CUcontext);
+    fn cuCtxSetCurrent(context: CUcontext);
+    fn cuCtxEnablePeerAccess(peer: CUcontext, flags: c_uint);
+
+    fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
+    fn cuMemAlloc_v2(ptr: *mut CUdeviceptr, len: usize);
+    fn cuMemFree_v2(ptr: CUdeviceptr);
+    fn cuMemHostAlloc(ptr: *mut *mut c_void, len: usize, flags: c_uint);
+    fn cuMemFreeHost(ptr: *mut c_void);
+    fn cuMemAllocManaged(ptr: *mut CUdeviceptr, len: usize, flags: c_uint);
+    fn cuMemHostRegister_v2(ptr: *mut c_void, len: usize, flags: c_uint);
+    fn cuMemHostUnregister(ptr: *mut c_void);
+    fn cuMemHostGetDevicePointer_v2(device: *mut CUdeviceptr, host: *mut c_void, flags: c_uint);
+    fn cuMemAllocAsync(ptr: *mut CUdeviceptr, len: usize, stream: CUstream);
+    fn cuMemFreeAsync(ptr: CUdeviceptr, stream: CUstream);
+
+    fn cuMemcpyAsync(to: CUdeviceptr, from: CUdeviceptr, len: usize, stream: CUstream);
+    fn cuMemcpyHtoDAsync_v2(to: CUdeviceptr, from: *const c_void, len: usize, stream: CUstream);
+    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: CUdeviceptr, len: usize, stream: CUstream);
+    fn cuMemcpyPeerAsync(
+        to: CUdeviceptr, to_context: CUcontext, from: CUdeviceptr, from_context: CUcontext, len: usize, stream: CUstream
+    );
+    fn cuMemsetD8Async(at: CUdeviceptr, value: u8, len: usize, stream: CUstream);
+
+    fn cuMemGetAllocationGranularity(
+        granularity: *mut usize, of: *const CUmemAllocationProp, option: CUmemAllocationGranularity_flags
+    );
+    fn cuMemAddressReserve(ptr: *mut CUdeviceptr, len: usize, align: usize, at: CUdeviceptr, flags: c_ulonglong);
+    fn cuMemAddressFree(ptr: CUdeviceptr, len: usize);
+    fn cuMemCreate(
+        handle: *mut CUmemGenericAllocationHandle, len: usize, of: *const CUmemAllocationProp, flags: c_ulonglong
+    );
+    fn cuMemRelease(handle: CUmemGenericAllocationHandle);
+    fn cuMemMap(
+        at: CUdeviceptr, len: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong
+    );
+    fn cuMemUnmap(at: CUdeviceptr, len: usize);
+    fn cuMemSetAccess(at: CUdeviceptr, len: usize, for_whom: *const CUmemAccessDesc, count: usize);
+
+    fn cuStreamSynchronize(stream: CUstream);
+    fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);
+    fn cuStreamBeginCapture_v2(stream: CUstream, mode: CUstreamCaptureMode);
+    fn cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph);
+    fn cuStreamIsCapturing(stream: CUstream, status: *mut CUstreamCaptureStatus);
+    fn cuLaunchHostFunc(stream: CUstream, function: CUhostFn, data: *mut c_void);
+    fn cuEventCreate(event: *mut CUevent, flags: c_uint);
+    fn cuEventDestroy_v2(event: CUevent);
+    fn cuEventRecord(event: CUevent, stream: CUstream);
+    fn cuEventQuery(event: CUevent);
+    fn cuEventSynchronize(event: CUevent);
+
+    fn cuModuleLoadDataEx(
+        module: *mut CUmodule, image: *const c_void, count: c_uint, options: *mut CUjit_option,
+        values: *mut *mut c_void
+    );
+    fn cuModuleUnload(module: CUmodule);
+    fn cuModuleGetFunction(function: *mut CUfunction, module: CUmodule, name: *const c_char);
+    fn cuFuncGetAttribute(value: *mut c_int, attribute: CUfunction_attribute, function: CUfunction);
+    fn cuFuncSetAttribute(function: CUfunction, attribute: CUfunction_attribute, value: c_int);
+    fn cuLaunchKernel(
+        function: CUfunction, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
+        block_z: c_uint, shared: c_uint, stream: CUstream, arguments: *mut *mut c_void, extra: *mut *mut c_void
+    );
+    fn cuGraphInstantiateWithFlags(exec: *mut CUgraphExec, graph: CUgraph, flags: c_ulonglong);
+    fn cuGraphLaunch(exec: CUgraphExec, stream: CUstream);
+    fn cuGraphGetNodes(graph: CUgraph, nodes: *mut CUgraphNode, count: *mut usize);
+    fn cuGraphDestroy(graph: CUgraph);
+    fn cuGraphExecDestroy(exec: CUgraphExec);
+}

@@ -1,0 +1,429 @@
+//! Virtual memory of a CUDA device: reservations, granules, what stands behind which place, and for whom.
+//!
+//! What is mapped is remembered here, because the driver wants to be told exactly: it unmaps what is mapped and nothing
+//! else, and a replaced mapping can only be put back by one who knows what it was. The calls are not ordered with streams;
+//! callers see to it that no work uses the places.
+
+use std::collections::BTreeMap;
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use cudarc::driver::sys::{CUmemAccessDesc, CUmemAllocationGranularity_flags, CUmemAllocationProp};
+
+use super::calls::Driver;
+use super::context::{Context, attribute, lock};
+use super::errors;
+use crate::backend::{MapFailure, RawGranule, ReplaceFailure};
+use crate::{Access, Bytes, DevicePtr, Error};
+
+/// Where memory is, as the driver is told: CUmemLocation, a type and an id. Its bindings changed shape in CUDA 13.2.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Location {
+    kind: c_int,
+    id: c_int,
+}
+
+const ON_DEVICE: c_int = 1;
+const ON_HOST_NODE: c_int = 3;
+
+/// CUmemAllocationProp.
+#[repr(C)]
+struct Properties {
+    /// 1: pinned, the only kind there is.
+    kind: c_int,
+    handle_types: c_int,
+    location: Location,
+    windows: *mut c_void,
+    flags: [u8; 8],
+}
+
+/// CUmemAccessDesc.
+#[repr(C)]
+struct Grant {
+    location: Location,
+    /// 0 none, 1 read, 3 read and write.
+    flags: c_int,
+}
+
+const _: () = assert!(
+    size_of::<Properties>() == size_of::<CUmemAllocationProp>()
+        && size_of::<Grant>() == size_of::<CUmemAccessDesc>()
+);
+
+fn properties(location: Location) -> Properties {
+    Properties { kind: 1, handle_types: 0, location, windows: std::ptr::null_mut(), flags: [0; 8] }
+}
+
+/// What the device can do, found out when it is opened.
+#[derive(Debug)]
+pub(super) struct VirtualMemory {
+    /// The size of a granule; 0 where there is no virtual memory.
+    pub(super) granule: usize,
+    /// Whether the driver grants access that only reads. Where it does not, such places are mapped for writing and it is
+    /// the types of this crate that keep them from being written.
+    pub(super) read_only: bool,
+    /// The host's memory node whose granules the device can map; asked for when first needed.
+    host_node: OnceLock<Option<c_int>>,
+}
+
+/// Every reservation by its base.
+#[derive(Debug, Default)]
+pub(super) struct Ranges(BTreeMap<u64, Reserved>);
+
+#[derive(Debug)]
+struct Reserved {
+    /// What is mapped behind each place.
+    places: Vec<Option<(u64, Access)>>,
+    /// The devices that can reach it, this one included.
+    devices: Vec<c_int>,
+}
+
+/// How much of the device's memory the driver can map at the least.
+pub(super) fn granularity(driver: &Driver, device: c_int) -> Result<usize, Error> {
+    let properties = properties(Location { kind: ON_DEVICE, id: device });
+    let of = (&raw const properties).cast::<CUmemAllocationProp>();
+    let minimum = CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+    let mut granularity = 0;
+    // SAFETY: the properties have the driver's shape and live through the call; it writes into a local.
+    unsafe { driver.cuMemGetAllocationGranularity(&raw mut granularity, of, minimum)? };
+    Ok(granularity)
+}
+
+fn create(driver: &Driver, len: usize, location: Location) -> Result<u64, Error> {
+    let properties = properties(location);
+    let mut handle = 0;
+    // SAFETY: the properties have the driver's shape and live through the call; it writes into a local.
+    unsafe { driver.cuMemCreate(&raw mut handle, len, (&raw const properties).cast(), 0)? };
+    Ok(handle)
+}
+
+fn reserve(driver: &Driver, len: usize, align: usize) -> Result<u64, Error> {
+    let mut base = 0;
+    // SAFETY: it is written into a local.
+    unsafe { driver.cuMemAddressReserve(&raw mut base, len, align, 0, 0)? };
+    Ok(base)
+}
+
+/// # Safety
+/// - The addresses are mapped, and nothing uses them that the change would be wrong for.
+unsafe fn grant(driver: &Driver, at: u64, len: usize, flags: c_int, devices: &[c_int]) -> Result<(), Error> {
+    let grants: Vec<Grant> =
+        devices.iter().map(|&id| Grant { location: Location { kind: ON_DEVICE, id }, flags }).collect();
+    // SAFETY: the caller's promise; the grants have the driver's shape and live through the call.
+    unsafe { driver.cuMemSetAccess(at, len, grants.as_ptr().cast(), grants.len()) }
+}
+
+impl VirtualMemory {
+    pub(super) fn none() -> VirtualMemory {
+        VirtualMemory { granule: 0, read_only: false, host_node: OnceLock::from(None) }
+    }
+
+    /// Asks for the granularity and tries read-only access on a real granule, which is given back.
+    pub(super) fn probe(
+        driver: &Driver,
+        device: c_int,
+        wanted: Option<Bytes>,
+    ) -> Result<VirtualMemory, Error> {
+        let minimum = granularity(driver, device)?;
+        let granule = wanted.unwrap_or(Bytes::from_usize(minimum));
+        let page = Bytes::from_usize(minimum);
+        let size = granule.to_usize().filter(|size| size.is_power_of_two() && size % minimum.max(1) == 0);
+        let Some(size) = size else { return Err(Error::GranuleSize { granule, page }) };
+        let handle = create(driver, size, Location { kind: ON_DEVICE, id: device })?;
+        let read_only = try_granule(driver, handle, size, Access::ReadOnly, device);
+        // SAFETY: it was made here and is mapped nowhere.
+        unsafe { driver.unfailing().cuMemRelease(handle)? };
+        Ok(VirtualMemory { granule: size, read_only: granted(read_only)?, host_node: OnceLock::new() })
+    }
+
+    fn flags(&self, access: Access) -> c_int {
+        match access {
+            Access::ReadOnly if self.read_only => 1,
+            Access::ReadOnly | Access::ReadWrite => 3,
+        }
+    }
+}
+
+/// Maps a granule with this access for a moment.
+fn try_granule(driver: &Driver, handle: u64, len: usize, access: Access, device: c_int) -> Result<(), Error> {
+    let base = reserve(driver, len, len)?;
+    let unfailing = driver.unfailing();
+    // SAFETY: the addresses are this function's, and it gives them back.
+    unsafe {
+        let mapped = driver.cuMemMap(base, len, 0, handle, 0);
+        let done = match &mapped {
+            Ok(()) => grant(driver, base, len, if access == Access::ReadOnly { 1 } else { 3 }, &[device]),
+            Err(_) => Ok(()),
+        };
+        if mapped.is_ok() {
+            unfailing.cuMemUnmap(base, len)?;
+        }
+        unfailing.cuMemAddressFree(base, len)?;
+        mapped.and(done)
+    }
+}
+
+/// The driver's refusal is an answer; anything else is an error.
+fn granted(tried: Result<(), Error>) -> Result<bool, Error> {
+    match tried {
+        Ok(()) => Ok(true),
+        Err(error) => match errors::code(&error) {
+            Some(errors::OUT_OF_MEMORY) | None => Err(error),
+            Some(_) => Ok(false),
+        },
+    }
+}
+
+impl Context {
+    fn no_virtual_memory(&self) -> Result<(), Error> {
+        if self.virtual_memory.granule == 0 {
+            let why = "the device or its driver has no virtual memory management";
+            return Err(Error::Unsupported { what: "a reservation or a granule", why });
+        }
+        Ok(())
+    }
+
+    pub(super) fn create_granule(&self) -> Result<RawGranule, Error> {
+        self.no_virtual_memory()?;
+        self.create(Location { kind: ON_DEVICE, id: self.device })
+    }
+
+    pub(super) fn create_host_granule(&self) -> Result<RawGranule, Error> {
+        self.no_virtual_memory()?;
+        let why = "the driver does not map host memory behind device addresses here";
+        let unsupported = Error::Unsupported { what: "a granule of host memory", why };
+        let id = self.host_node()?.ok_or(unsupported)?;
+        self.create(Location { kind: ON_HOST_NODE, id })
+    }
+
+    fn create(&self, location: Location) -> Result<RawGranule, Error> {
+        self.refuse_in_capture("making a granule")?;
+        let granule = self.virtual_memory.granule;
+        let bound = self.bind()?;
+        let mut made = create(&self.driver, granule, location);
+        if made.as_ref().is_err_and(|error| errors::code(error) == Some(errors::OUT_OF_MEMORY)) {
+            // What was refused or put off may be just the room that is missing.
+            self.settle();
+            made = create(&self.driver, granule, location);
+        }
+        drop(bound);
+        made.map(RawGranule).map_err(|error| self.explain(error, Bytes::from_usize(granule)))
+    }
+
+    /// The host's memory node whose granules this device can map, tried once with a real one.
+    pub(super) fn host_node(&self) -> Result<Option<c_int>, Error> {
+        let virtual_memory = &self.virtual_memory;
+        if let Some(&node) = virtual_memory.host_node.get() {
+            return Ok(node);
+        }
+        self.refuse_in_capture("trying a granule of host memory")?;
+        let node = match self.library.attribute(attribute::HOST_NUMA_ID, self.device) {
+            (0, node) if node >= 0 => node,
+            // A driver that does not know the attribute, or a machine without nodes: the first is the only one.
+            _ => 0,
+        };
+        let _bound = self.bind()?;
+        let made = create(&self.driver, virtual_memory.granule, Location { kind: ON_HOST_NODE, id: node });
+        let tried = match made {
+            Ok(handle) => {
+                let tried =
+                    try_granule(&self.driver, handle, virtual_memory.granule, Access::ReadWrite, self.device);
+                // SAFETY: it was made here and is mapped nowhere.
+                unsafe { self.driver.unfailing().cuMemRelease(handle)? };
+                tried
+            }
+            Err(error) => Err(error),
+        };
+        let node = granted(tried)?.then_some(node);
+        Ok(*virtual_memory.host_node.get_or_init(|| node))
+    }
+
+    pub(super) fn reserve(&self, len: Bytes, peers: &[c_int]) -> Result<DevicePtr, Error> {
+        self.no_virtual_memory()?;
+        self.refuse_in_capture("reserving addresses")?;
+        let granule = self.virtual_memory.granule;
+        let size = len.to_usize().unwrap_or(usize::MAX);
+        let _bound = self.bind()?;
+        let base = reserve(&self.driver, size, granule).map_err(|error| self.explain(error, len))?;
+        let devices = std::iter::once(self.device).chain(peers.iter().copied()).collect();
+        let reserved = Reserved { places: vec![None; size / granule], devices };
+        lock(&self.ranges).0.insert(base, reserved);
+        Ok(DevicePtr::new(base))
+    }
+
+    /// Unmaps what is mapped and gives the addresses back; what was done stays done where the rest is refused.
+    pub(super) fn free_range(&self, base: DevicePtr) -> Result<(), Error> {
+        let mut ranges = lock(&self.ranges);
+        let granule = self.virtual_memory.granule;
+        let Some(reserved) = ranges.0.get_mut(&base.addr()) else { return Ok(()) };
+        let len = reserved.places.len();
+        // SAFETY: the caller gives the reservation back, so nothing uses it.
+        unsafe {
+            reserved.unmap(&self.driver, base.addr(), granule, 0..len)?;
+            self.driver.cuMemAddressFree(base.addr(), len * granule)?;
+        }
+        ranges.0.remove(&base.addr());
+        Ok(())
+    }
+
+    /// # Safety
+    /// - As [`Backend::map`](crate::backend::Backend::map).
+    pub(super) unsafe fn map(
+        &self,
+        at: DevicePtr,
+        granules: &[RawGranule],
+        access: Access,
+    ) -> Result<(), MapFailure> {
+        let nothing = |error| MapFailure { error, left_mapped: 0 };
+        self.refuse_in_capture("mapping a granule").map_err(nothing)?;
+        let _bound = self.bind().map_err(nothing)?;
+        let granule = self.virtual_memory.granule;
+        let mut ranges = lock(&self.ranges);
+        let (reserved, first) = ranges.find(at, granule).map_err(nothing)?;
+        let mut mapped = 0;
+        let mut done = Ok(());
+        for (index, raw) in granules.iter().enumerate() {
+            let place = at.addr() + (index * granule) as u64;
+            // SAFETY: the caller owns the place, nothing is mapped there, and the granule is alive.
+            done = unsafe { self.driver.cuMemMap(place, granule, 0, raw.0, 0) };
+            if done.is_err() {
+                break;
+            }
+            mapped = index + 1;
+        }
+        if done.is_ok() && mapped > 0 {
+            let flags = self.virtual_memory.flags(access);
+            // SAFETY: all of it was mapped just now, and nothing uses it yet. One call for the whole run: it is the
+            // slowest of them.
+            done = unsafe { grant(&self.driver, at.addr(), mapped * granule, flags, &reserved.devices) };
+        }
+        for (place, raw) in reserved.places[first..].iter_mut().zip(&granules[..mapped]) {
+            *place = Some((raw.0, access));
+        }
+        let Err(error) = done else { return Ok(()) };
+        // SAFETY: what was mapped just now was never used.
+        let undone = unsafe { reserved.unmap(&self.driver, at.addr(), granule, first..first + mapped) };
+        Err(MapFailure { error, left_mapped: if undone.is_ok() { 0 } else { mapped } })
+    }
+
+    /// # Safety
+    /// - As [`Backend::replace`](crate::backend::Backend::replace).
+    pub(super) unsafe fn replace(
+        &self,
+        at: DevicePtr,
+        new: RawGranule,
+        access: Access,
+    ) -> Result<(), ReplaceFailure> {
+        let nothing = |error| ReplaceFailure { error, gone: false };
+        self.refuse_in_capture("replacing a granule").map_err(nothing)?;
+        let _bound = self.bind().map_err(nothing)?;
+        let granule = self.virtual_memory.granule;
+        let mut ranges = lock(&self.ranges);
+        let (reserved, place) = ranges.find(at, granule).map_err(nothing)?;
+        let Some((old, old_access)) = reserved.places[place] else {
+            return Err(nothing(Error::NotMapped { place }));
+        };
+        let devices = reserved.devices.clone();
+        let put = |driver: &Driver, handle: u64, access: Access| -> Result<(), Error> {
+            // SAFETY: nothing is mapped at the place, which the caller owns and nothing uses; both granules are alive.
+            unsafe {
+                driver.cuMemMap(at.addr(), granule, 0, handle, 0)?;
+                let flags = self.virtual_memory.flags(access);
+                let granted = grant(driver, at.addr(), granule, flags, &devices);
+                if granted.is_err() {
+                    driver.unfailing().cuMemUnmap(at.addr(), granule)?;
+                }
+                granted
+            }
+        };
+        // SAFETY: the place is mapped, and nothing uses it.
+        unsafe { reserved.unmap(&self.driver, at.addr(), granule, place..place + 1).map_err(nothing)? };
+        let Err(error) = put(&self.driver, new.0, access) else {
+            reserved.places[place] = Some((new.0, access));
+            return Ok(());
+        };
+        // Putting the old one back asks for nothing that was not there, so injected faults do not stop it.
+        let gone = put(&self.driver.unfailing(), old, old_access).is_err();
+        if !gone {
+            reserved.places[place] = Some((old, old_access));
+        }
+        Err(ReplaceFailure { error, gone })
+    }
+
+    /// Unmaps whatever of these places is mapped.
+    ///
+    /// # Safety
+    /// - As [`Backend::unmap`](crate::backend::Backend::unmap).
+    pub(super) unsafe fn unmap(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {
+        self.refuse_in_capture("unmapping a granule")?;
+        let _bound = self.bind()?;
+        let granule = self.virtual_memory.granule;
+        let mut ranges = lock(&self.ranges);
+        let (reserved, first) = ranges.find(at, granule)?;
+        let count = len.to_usize().unwrap_or(0) / granule;
+        // SAFETY: the caller's promise.
+        unsafe { reserved.unmap(&self.driver, at.addr(), granule, first..first + count) }
+    }
+
+    /// # Safety
+    /// - As [`Backend::set_access`](crate::backend::Backend::set_access).
+    pub(super) unsafe fn set_access(&self, at: DevicePtr, len: Bytes, access: Access) -> Result<(), Error> {
+        self.refuse_in_capture("changing the access to a granule")?;
+        let _bound = self.bind()?;
+        let granule = self.virtual_memory.granule;
+        let mut ranges = lock(&self.ranges);
+        let (reserved, first) = ranges.find(at, granule)?;
+        let size = len.to_usize().unwrap_or(0);
+        let flags = self.virtual_memory.flags(access);
+        // SAFETY: the caller's promise.
+        unsafe { grant(&self.driver, at.addr(), size, flags, &reserved.devices)? };
+        for place in &mut reserved.places[first..first + size / granule] {
+            if let Some((_, current)) = place {
+                *current = access;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ranges {
+    /// The reservation that an address lies in, and the number of its place.
+    fn find(&mut self, at: DevicePtr, granule: usize) -> Result<(&mut Reserved, usize), Error> {
+        let found = self.0.range_mut(..=at.addr()).next_back();
+        let place = |base: u64| usize::try_from(at.addr() - base).ok().map(|offset| offset / granule.max(1));
+        match found.and_then(|(&base, reserved)| Some((place(base)?, reserved))) {
+            Some((place, reserved)) if place < reserved.places.len() => Ok((reserved, place)),
+            _ => Err(Error::NoSuchPlace { range: 0..0, places: 0 }),
+        }
+    }
+}
+
+impl Reserved {
+    /// Unmaps what is mapped of these places, each run of them in one call; `at` is where the first one is.
+    ///
+    /// # Safety
+    /// - Nothing uses the places.
+    unsafe fn unmap(
+        &mut self,
+        driver: &Driver,
+        at: u64,
+        granule: usize,
+        places: Range<usize>,
+    ) -> Result<(), Error> {
+        let first = places.start;
+        let mut next = places.start;
+        while next < places.end {
+            let run = self.places[next..places.end].iter().take_while(|place| place.is_some()).count();
+            if run > 0 {
+                let start = at + ((next - first) * granule) as u64;
+                // SAFETY: these places are mapped, each as a whole, and the caller says that nothing uses them.
+                unsafe { driver.cuMemUnmap(start, run * granule)? };
+                self.places[next..next + run].fill(None);
+            }
+            next += run.max(1);
+        }
+        Ok(())
+    }
+}
