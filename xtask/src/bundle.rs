@@ -49,9 +49,7 @@ enum What {
 
 /// Builds and packs everything.
 pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
-    let mut programs =
-        binaries::build(&["test", "--no-run", "--workspace", "--lib", "--bins", "--tests", "--examples"])?;
-    programs.extend(binaries::build(&["build", "--profile", "test", "--package", "granule-planted"])?);
+    let mut programs = binaries::build_all()?;
     programs.extend(binaries::build(&["build", "--release", "--package", "xtask", "--package", "granule"])?);
     programs.extend(binaries::build(&["bench", "--no-run", "--package", "granule-benches"])?);
     programs.retain(wanted);

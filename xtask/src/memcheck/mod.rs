@@ -45,10 +45,7 @@ pub(crate) enum Verdict {
 }
 
 pub(crate) fn run(args: &MemcheckArgs) -> Result<()> {
-    const TARGETS: &[&str] = &["--workspace", "--lib", "--bins", "--tests", "--examples"];
-    let mut programs = binaries::build(&[&["test", "--no-run"], TARGETS].concat())?;
-    programs.extend(binaries::build(&["build", "--profile", "test", "--package", "granule-planted"])?);
-    check(&programs, args)
+    check(&binaries::build_all()?, args)
 }
 
 /// Runs all instruments on programs that are built.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 
-use crate::test::binaries::Binary;
+use crate::test::binaries::{self, Binary};
 
 /// One planted bug and who finds it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,12 +18,7 @@ pub(crate) struct Bug {
 
 /// The program, and what it holds.
 pub(crate) fn list(programs: &[Binary]) -> Result<(&Binary, Vec<Bug>)> {
-    let program = programs
-        .iter()
-        .find(|program| {
-            program.target == "granule-planted" && program.role == crate::test::binaries::Role::Program
-        })
-        .context("the program with the planted bugs was not built")?;
+    let program = binaries::program(programs, "granule-planted")?;
     let output = program.command().arg("--list").output().context("granule-planted does not start")?;
     if !output.status.success() {
         bail!("granule-planted --list: {}", output.status);

@@ -67,6 +67,29 @@ impl Binary {
     }
 }
 
+/// What every run begins with: all test programs, and the programs that tests ask: the probe and the planted bugs.
+pub(crate) fn build_all() -> Result<Vec<Binary>> {
+    let mut binaries =
+        build(&["test", "--no-run", "--workspace", "--lib", "--bins", "--tests", "--examples"])?;
+    binaries.extend(build(&[
+        "build",
+        "--profile",
+        "test",
+        "--package",
+        "granule-device",
+        "--example",
+        "probe",
+    ])?);
+    binaries.extend(build(&["build", "--profile", "test", "--package", "granule-planted"])?);
+    Ok(binaries)
+}
+
+/// The program of that name.
+pub(crate) fn program<'a>(binaries: &'a [Binary], name: &str) -> Result<&'a Binary> {
+    let found = binaries.iter().find(|binary| binary.target == name && binary.role == Role::Program);
+    found.with_context(|| format!("the program {name} was not built"))
+}
+
 /// Runs `cargo ARGS` and answers with the programs that it made. Its messages for people go to stderr as always.
 pub(crate) fn build(args: &[&str]) -> Result<Vec<Binary>> {
     let line = format!("cargo {}", args.join(" "));

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 
-use super::binaries::Binary;
+use super::binaries::{self, Binary};
 
 /// A GPU, or why there is none.
 pub(crate) enum Gpu {
@@ -12,7 +12,7 @@ pub(crate) enum Gpu {
 
 /// Asks the probe. It answers in lines of `name: value` and ends with an error where there is no driver.
 pub(crate) fn find(binaries: &[Binary]) -> Result<Gpu> {
-    let probe = binaries.iter().find(|binary| binary.target == "probe").context("the probe was not built")?;
+    let probe = binaries::program(binaries, "probe")?;
     let output = probe.command().arg("--name").output().context("the probe does not start")?;
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     Ok(match output.status.success() {

@@ -38,12 +38,11 @@ pub(crate) struct TestArgs {
 
 /// Builds every test, runs them wherever they can run, then the examples in the documentation.
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
-    const TARGETS: &[&str] = &["--workspace", "--lib", "--bins", "--tests", "--examples"];
     let mut steps = Steps::of("test");
     let mut lines = Vec::new();
     let (mut binaries, mut simulator) = (Vec::new(), None);
     steps.call("build", || {
-        binaries = binaries::build(&[&["test", "--no-run"], TARGETS].concat())?;
+        binaries = binaries::build_all()?;
         simulator = Some(Simulator::build()?);
         Ok(())
     })?;
@@ -110,9 +109,20 @@ fn on_simulator(
     for done in jobs::run_all(jobs)? {
         count.add(judge(&done)?);
     }
+    probe_agrees(binaries, simulator)?;
     let rounds = usize::try_from(seeds)?;
     let note = "numeric ones with 2".to_owned();
     Ok(Line { place: "simulated CUDA driver".to_owned(), tests, rounds, count, note })
+}
+
+/// What the probe says that the simulator does is what it does; the probe breaks rules on purpose to see that.
+fn probe_agrees(binaries: &[Binary], simulator: &Simulator) -> Result<()> {
+    let mut command = binaries::program(binaries, "probe")?.command();
+    command.arg("--strict");
+    simulator.install(&mut command, Setup { seed: 1, checked: false, strict: false });
+    let done = jobs::run(Job { name: "probe".to_owned(), command })?;
+    anyhow::ensure!(done.status.success(), "{}\nthe simulator is not what the probe says", done.printed);
+    Ok(())
 }
 
 /// The tests that need a CUDA driver, on a real one.

@@ -30,7 +30,8 @@ pub(crate) enum Home {
 
 /// A device and what is asked of it again and again.
 pub(crate) struct Gpu {
-    pub(crate) context: Arc<CudaContext>,
+    /// Keeps the context, which is current on this thread.
+    _context: Arc<CudaContext>,
     pub(crate) ordinal: i32,
     /// The smallest mappable size.
     pub(crate) granule: usize,
@@ -39,13 +40,9 @@ pub(crate) struct Gpu {
 impl Gpu {
     pub(crate) fn open(ordinal: usize) -> Result<Gpu, Box<dyn std::error::Error>> {
         let context = CudaContext::new(ordinal).map_err(|error| format!("no context: {}", error.0 as u32))?;
-        let mut gpu = Gpu { context, ordinal: i32::try_from(ordinal)?, granule: 0 };
+        let mut gpu = Gpu { _context: context, ordinal: i32::try_from(ordinal)?, granule: 0 };
         gpu.granule = gpu.granularity(false).map_err(|code| format!("no granularity: {code}"))?;
         Ok(gpu)
-    }
-
-    pub(crate) fn attribute(&self, number: sys::CUdevice_attribute) -> i32 {
-        self.context.attribute(number).unwrap_or(-1)
     }
 
     pub(crate) fn granularity(&self, recommended: bool) -> Answer<usize> {
@@ -57,7 +54,9 @@ impl Gpu {
         };
         let mut size = 0;
         // SAFETY: both pointers are to locals.
-        answer(unsafe { sys::cuMemGetAllocationGranularity(&mut size, &self.properties(Home::Device), kind) })?;
+        answer(unsafe {
+            sys::cuMemGetAllocationGranularity(&mut size, &self.properties(Home::Device), kind)
+        })?;
         Ok(size)
     }
 
@@ -198,11 +197,8 @@ impl Gpu {
 
     pub(crate) fn capture(&self, stream: CUstream, relaxed: bool) -> Answer {
         use sys::CUstreamCaptureMode as Mode;
-        let mode = if relaxed {
-            Mode::CU_STREAM_CAPTURE_MODE_RELAXED
-        } else {
-            Mode::CU_STREAM_CAPTURE_MODE_GLOBAL
-        };
+        let mode =
+            if relaxed { Mode::CU_STREAM_CAPTURE_MODE_RELAXED } else { Mode::CU_STREAM_CAPTURE_MODE_GLOBAL };
         // SAFETY: the stream is alive.
         answer(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) })
     }

@@ -73,7 +73,8 @@ fn half_a_granule(gpu: &Gpu) -> Word {
 }
 
 fn map_half(gpu: &Gpu) -> Word {
-    let (handle, at) = (gpu.create(Home::Device, gpu.granule).map_err(code)?, gpu.reserve(gpu.granule).map_err(code)?);
+    let (handle, at) =
+        (gpu.create(Home::Device, gpu.granule).map_err(code)?, gpu.reserve(gpu.granule).map_err(code)?);
     // SAFETY: the driver checks the sizes.
     said(answer(unsafe { sys::cuMemMap(at, gpu.granule / 2, 0, handle, 0) }))
 }
@@ -118,9 +119,11 @@ fn access_over_a_run(gpu: &Gpu) -> Word {
 fn read_only_is_accepted(gpu: &Gpu) -> Word {
     let (at, _) = gpu.mapped().map_err(code)?;
     gpu.set(at, 7, gpu.granule).map_err(code)?;
-    said(gpu.access(at, gpu.granule, false).and_then(|()| gpu.byte(at)).and_then(|byte| {
-        if byte == 7 { Ok(()) } else { Err(0) }
-    }))
+    said(
+        gpu.access(at, gpu.granule, false)
+            .and_then(|()| gpu.byte(at))
+            .and_then(|byte| if byte == 7 { Ok(()) } else { Err(0) }),
+    )
 }
 
 fn write_read_only(gpu: &Gpu) -> Word {
@@ -235,7 +238,8 @@ fn first_bytes_arrive(gpu: &Gpu, bytes: &mut [u8]) -> Result<bool, String> {
     bytes.fill(1);
     gpu.busy(stream, 100).map_err(code)?;
     // SAFETY: both have this length, and the stream is waited for below.
-    answer(unsafe { sys::cuMemcpyHtoDAsync_v2(target, bytes.as_ptr().cast(), bytes.len(), stream) }).map_err(code)?;
+    answer(unsafe { sys::cuMemcpyHtoDAsync_v2(target, bytes.as_ptr().cast(), bytes.len(), stream) })
+        .map_err(code)?;
     bytes.fill(2);
     gpu.wait_for(stream).map_err(code)?;
     Ok(gpu.byte(target).map_err(code)? == 1)
