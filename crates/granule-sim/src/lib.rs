@@ -12,6 +12,8 @@
 //! # Ok::<(), &str>(())
 //! ```
 
+pub mod emulator_build;
+
 use std::ffi::{CStr, c_void};
 use std::fmt;
 

@@ -11,6 +11,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)  // everything else in a library of emulated kernels is hidden
+#endif
 
 // What granule_emu_abi answers for this header.
 #define GRANULE_EMU_ABI 1u
@@ -23,7 +26,7 @@ enum {
     GRANULE_EMU_RACE = 3,                  // two threads, no barrier between them, one writes (checked build)
     GRANULE_EMU_UNINITIALIZED_SHARED = 4,  // a read of shared memory that no thread wrote (checked build)
     GRANULE_EMU_REFUSED = 5,               // hooks->access answered non-zero
-    GRANULE_EMU_TRAP = 6,                  // __trap, assert, or a C++ exception in a kernel
+    GRANULE_EMU_TRAP = 6,                  // __trap, __builtin_trap, a failed assert, an integer division by zero
     GRANULE_EMU_BAD_LAUNCH = 7             // grid, block or shared memory outside CUDA's limits, or bad arguments
 };
 
@@ -81,6 +84,9 @@ const granule_emu_kernel *granule_emu_kernel_at(uint32_t index);
 // floating-point environment and signal handlers are as before; kernels run in the default environment.
 int32_t granule_emu_run(const granule_emu_kernel *kernel, const granule_emu_launch *launch, granule_emu_result *result);
 
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif

@@ -14,6 +14,19 @@
 // The builder preprocesses each file once this way and reads the kernels' names behind the marker.
 #define __global__ __granule_emulated_kernel__
 #else
+#if defined(GRANULE_EMULATED_CHECKED) && defined(GRANULE_EMULATED)
+// g++ expands copies of a constant size without telling -fsanitize=thread. Under these names each one is a call that the
+// emulator sees (-fno-builtin-memcpy and so on keep it from knowing better).
+using size_t = decltype(sizeof 0);
+extern "C" {
+void* memcpy(void*, const void*, size_t) noexcept __asm__("granule_emu_memcpy");
+void* memmove(void*, const void*, size_t) noexcept __asm__("granule_emu_memmove");
+void* memset(void*, int, size_t) noexcept __asm__("granule_emu_memset");
+}
+#define __builtin_memcpy memcpy
+#define __builtin_memmove memmove
+#define __builtin_memset memset
+#endif
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -27,7 +40,7 @@
 #define __launch_bounds__(...)
 #define __forceinline__ inline __attribute__((always_inline))
 #define __noinline__ __attribute__((noinline))
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 // Shared variables are function-local statics: blocks run one after another, and the emulator finds them (name, address,
 // size) in the library's symbol table, poisons them before each block and, in the checked build, watches every byte.
 #define __shared__ static

@@ -1,0 +1,61 @@
+// The message of a launch that went wrong: kernel, thread, what happened, source lines.
+#include <cstdarg>
+#include <cstdio>
+#include <cstring>
+
+#include "machine.h"
+
+namespace granule_emu {
+namespace {
+
+void record(int code, const char* format, va_list arguments) {
+    granule_emu_result& result = machine.result;
+    if (result.code != GRANULE_EMU_OK) return;
+    result.code = code;
+    int used = 0;
+    if (machine.current != nullptr) {
+        const granule_emu_where at = where_is(*machine.current);
+        used = snprintf(result.message, sizeof result.message,
+                        "kernel %s, thread (%u,%u,%u) of block (%u,%u,%u): ", machine.kernel->public_part.name,
+                        at.thread[0], at.thread[1], at.thread[2], at.block[0], at.block[1], at.block[2]);
+    }
+    if (used >= 0 && static_cast<size_t>(used) < sizeof result.message) {
+        vsnprintf(result.message + used, sizeof result.message - static_cast<size_t>(used), format, arguments);
+    }
+}
+
+}  // namespace
+
+granule_emu_where where_is(const Thread& thread) {
+    const granule_emu_index& size = machine.block_size;
+    const uint32_t row = thread.index / size.x;
+    return {{machine.block.x, machine.block.y, machine.block.z}, {thread.index % size.x, row % size.y, row / size.y}};
+}
+
+void fail(int code, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    record(code, format, arguments);
+    va_end(arguments);
+    leave();
+}
+
+void fail_at(int code, const void* first, const void* second, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    record(code, format, arguments);
+    va_end(arguments);
+    machine.places[0] = first;
+    machine.places[1] = second;
+    leave();
+}
+
+}  // namespace granule_emu
+
+using namespace granule_emu;
+
+void granule_emu_trap(const char* file, int line) { fail(GRANULE_EMU_TRAP, "__trap at %s:%d", file, line); }
+
+void granule_emu_assert_failed(const char* what, const char* file, int line) {
+    fail(GRANULE_EMU_TRAP, "assertion failed at %s:%d: %s", file, line, what);
+}
