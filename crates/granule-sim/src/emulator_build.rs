@@ -170,6 +170,8 @@ struct Unit {
 fn common_flags(mode: Mode) -> Vec<String> {
     let flags = [
         "-std=c++20",
+        // Version 4: binutils' addr2line takes the first included file of version 5 for the file itself.
+        "-gdwarf-4",
         "-g1",
         "-fPIC",
         "-fvisibility=hidden",

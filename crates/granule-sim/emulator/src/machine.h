@@ -104,7 +104,9 @@ bool run_block();
 // Where and who a thread is, for the hook and for messages.
 granule_emu_where where_is(const Thread& thread);
 
-// Ends the launch: records code and message unless there is one already, and continues at granule_emu_run.
+// Writes a message that begins with the kernel and the running thread.
+void describe(granule_emu_result& result, const char* format, ...) __attribute__((format(printf, 2, 3)));
+// Ends the launch with that code and message, and continues at granule_emu_run.
 [[noreturn]] void fail(int code, const char* format, ...) __attribute__((format(printf, 2, 3)));
 // The same with code addresses whose source lines are added to the message.
 [[noreturn]] void fail_at(int code, const void* first, const void* second, const char* format, ...)

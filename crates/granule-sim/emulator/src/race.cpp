@@ -29,6 +29,15 @@ struct LaneTimes {
 };
 constinit std::vector<LaneTimes> lane_times;
 
+// The block's first read of shared memory that nobody had written. The writer may only be late, and then it is a race: so
+// it is told at the end of the interval, or in place of whatever goes wrong because of it.
+struct Unwritten {
+    bool read;
+    const void* code;
+    granule_emu_result result;
+};
+constinit Unwritten unwritten = {};
+
 // What an access is, while it is checked.
 struct Now {
     Thread& thread;
@@ -70,6 +79,7 @@ const char* verb(Access access) {
     } else {
         snprintf(what, sizeof what, "global memory 0x%zx", static_cast<size_t>(now.address));
     }
+    unwritten.read = false;
     const granule_emu_where where = where_is(machine.threads[by]);
     const void* const earlier_code = code_at(code);
     if (of < block_began) {
@@ -163,12 +173,14 @@ void join(const Now& now, Crowd& crowd) {
 }
 
 void check_initialized(const Now& now, const Cell& cell) {
-    if (!now.shared || now.access == Access::write) return;
+    if (!now.shared || now.access == Access::write || unwritten.read) return;
     if (cell.writer.interval >= block_began) return;
     if (cell.atomics != 0 && atomics_of(cell).updates.interval >= block_began) return;
-    fail_at(GRANULE_EMU_UNINITIALIZED_SHARED, now.code_address, nullptr,
-            "it %s %u bytes of %s, which no thread of the block has written", verb(now.access), now.size,
-            name_shared(now.address).text);
+    unwritten.read = true;
+    unwritten.code = now.code_address;
+    unwritten.result.code = GRANULE_EMU_UNINITIALIZED_SHARED;
+    describe(unwritten.result, "it %s %u bytes of %s, which no thread of the block has written", verb(now.access), now.size,
+             name_shared(now.address).text);
 }
 
 void check_cell(const Now& now, Cell& cell) {
@@ -210,9 +222,21 @@ void begin_block_races() {
     block_began = ++interval;
     blocks.push_back({interval, machine.block});
     lane_times.clear();
+    unwritten.read = false;
 }
 
-void order_block() { ++interval; }
+void settle_unwritten() {
+    if (!unwritten.read) return;
+    machine.result = unwritten.result;
+    machine.places[0] = unwritten.code;
+    machine.places[1] = nullptr;
+    leave();
+}
+
+void order_block() {
+    settle_unwritten();
+    ++interval;
+}
 
 void order_lanes(uint32_t warp, uint32_t lanes) {
     Thread* const threads = &machine.threads[warp * warp_lanes];

@@ -12,6 +12,9 @@ namespace granule_emu {
 
 void begin_launch_races();
 void begin_block_races();
+// Ends the launch if a thread has read shared memory that nobody has written so far: at the block's end, and before
+// anything else that ends it.
+void settle_unwritten();
 // The running block's barrier is complete.
 void order_block();
 // `lanes` of the warp have met.
@@ -20,7 +23,7 @@ void order_lanes(uint32_t warp, uint32_t lanes);
 enum class Access : uint8_t { read, write, atomic_read, atomic_update };
 
 // One access of the running thread, all of it in shared memory or all in global memory. Ends the launch where it races
-// with an earlier one, or reads shared memory that nobody wrote in this block.
+// with an earlier one; remembers it where it reads shared memory that nobody has written in this block.
 void check_races(uintptr_t address, size_t size, Access access, bool shared, const void* code);
 
 }  // namespace granule_emu

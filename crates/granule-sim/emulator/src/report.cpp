@@ -4,14 +4,12 @@
 #include <cstring>
 
 #include "machine.h"
+#include "race.h"
 
 namespace granule_emu {
 namespace {
 
-void record(int code, const char* format, va_list arguments) {
-    granule_emu_result& result = machine.result;
-    if (result.code != GRANULE_EMU_OK) return;
-    result.code = code;
+void write_message(granule_emu_result& result, const char* format, va_list arguments) {
     int used = 0;
     if (machine.current != nullptr) {
         const granule_emu_where at = where_is(*machine.current);
@@ -24,6 +22,13 @@ void record(int code, const char* format, va_list arguments) {
     }
 }
 
+[[noreturn]] void end_launch(int code, const char* format, va_list arguments) {
+    if constexpr (checked) settle_unwritten();
+    machine.result.code = code;
+    write_message(machine.result, format, arguments);
+    leave();
+}
+
 }  // namespace
 
 granule_emu_where where_is(const Thread& thread) {
@@ -32,22 +37,25 @@ granule_emu_where where_is(const Thread& thread) {
     return {{machine.block.x, machine.block.y, machine.block.z}, {thread.index % size.x, row % size.y, row / size.y}};
 }
 
+void describe(granule_emu_result& result, const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    write_message(result, format, arguments);
+    va_end(arguments);
+}
+
 void fail(int code, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    record(code, format, arguments);
-    va_end(arguments);
-    leave();
+    end_launch(code, format, arguments);
 }
 
 void fail_at(int code, const void* first, const void* second, const char* format, ...) {
     va_list arguments;
     va_start(arguments, format);
-    record(code, format, arguments);
-    va_end(arguments);
     machine.places[0] = first;
     machine.places[1] = second;
-    leave();
+    end_launch(code, format, arguments);
 }
 
 }  // namespace granule_emu

@@ -51,7 +51,10 @@ void run_threads() {
         thread.state = State::ready;
         machine.kernel->call(machine.kernel, machine.launch->params);
         exit_thread(thread);
-        if (machine.n_exited == machine.n_threads) leave();
+        if (machine.n_exited == machine.n_threads) {
+            if constexpr (checked) settle_unwritten();
+            leave();
+        }
         Thread* const next = next_thread();
         if (next == nullptr) fail_nobody_runs();
         if (next->state == State::fresh) {

@@ -20,6 +20,8 @@
 #include <cstring>
 #include <vector>
 
+#include "granule_emulator_device.h"
+
 namespace granule_emu {
 namespace {
 

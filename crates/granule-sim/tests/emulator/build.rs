@@ -1,0 +1,88 @@
+//! The builder: what it refuses and how it says so, and that it does nothing where nothing changed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use granule_sim::emulator_build::{Error, Mode, build};
+
+use crate::library::{Library, Shape};
+
+fn write(folder: &Path, name: &str, content: &str) -> PathBuf {
+    let path = folder.join(name);
+    fs::write(&path, content).unwrap();
+    path
+}
+
+#[test]
+fn builds_only_what_changed() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out with a space");
+    let kernel = |by: u32| {
+        format!("#include \"granule_emulator_device.h\"\n#include \"by.cuh\"\n#define NAMED(x) add_##x\nextern \"C\" __global__ void NAMED({by})(unsigned* to) {{ *to += BY; }}\n")
+    };
+    let header = write(folder.path(), "by.cuh", "#define BY 1\n");
+    let sources = [write(folder.path(), "one.cu", &kernel(1)), write(folder.path(), "two.cu", &kernel(2))];
+    let includes = [folder.path().to_owned()];
+    let again = || build(&sources, &includes, Mode::Plain, &out).unwrap_or_else(|error| panic!("{error}"));
+    let modified = |name: &str| fs::metadata(out.join("plain").join(name)).unwrap().modified().unwrap();
+
+    let library = again();
+    let mut to = [0_u32];
+    for name in ["add_1", "add_2"] {
+        Library::open(&library).run(name, Shape::new(1, 1), &[(&mut to[..]).into()]).unwrap();
+    }
+    assert_eq!(to, [2]);
+    let times = || (modified("one.o"), modified("two.o"), fs::metadata(&library).unwrap().modified().unwrap());
+    let before = times();
+    again();
+    assert_eq!(times(), before, "nothing changed");
+
+    write(folder.path(), "two.cu", &kernel(3));
+    again();
+    let after = times();
+    assert!(after.0 == before.0 && after.1 > before.1 && after.2 > before.2, "one file changed");
+
+    fs::write(&header, "#define BY 10\n").unwrap();
+    again();
+    let last = times();
+    assert!(last.0 > after.0 && last.1 > after.1 && last.2 > after.2, "a header changed");
+}
+
+#[test]
+fn says_what_does_not_compile() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = write(folder.path(), "broken.cu", "extern \"C\" __global__ void broken() { nonsense; }\n");
+    let error = build(&[source], &[], Mode::Plain, folder.path()).unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, Error::Compiler { .. }), "{text}");
+    assert!(text.contains("broken.cu") && text.contains("nonsense"), "{text}");
+}
+
+#[test]
+fn says_which_kernel_cannot_be_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = write(folder.path(), "mangled.cu", "__global__ void __launch_bounds__(32) mangled(int* to) { *to = 1; }\n");
+    let text = build(&[source], &[], Mode::Plain, folder.path()).unwrap_err().to_string();
+    assert!(text.contains("mangled.cu: kernel mangled must be `extern \"C\" __global__`"), "{text}");
+}
+
+#[test]
+fn says_what_to_install() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "--nocapture", "build::without_a_compiler"])
+        .env("PATH", "")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout).into_owned();
+    assert!(child.status.success() && text.contains("apt install g++"), "{text}");
+}
+
+#[test]
+#[ignore = "needs an empty PATH: run by says_what_to_install"]
+fn without_a_compiler() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = build(&[], &[], Mode::Plain, folder.path()).unwrap_err();
+    assert!(matches!(error, Error::NoCompiler));
+    println!("{error}");
+}
