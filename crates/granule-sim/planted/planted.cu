@@ -29,11 +29,15 @@ extern "C" __global__ void planted_hand_over(uint32_t *to, uint32_t barrier) {
     to[i] = hands[(i + 1) % blockDim.x];
 }
 
-// to: blockDim.x u32, one block. A barrier that every second thread of a warp passes by (divergent != 0), or none.
+// to: blockDim.x u32, one block. Every second thread of a warp waits at another barrier than its neighbour
+// (divergent != 0), or all wait at one.
 extern "C" __global__ void planted_barrier(uint32_t *to, uint32_t divergent) {
     uint32_t i = threadIdx.x;
-    if (divergent == 0 || i % 2 == 0) {
+    if (divergent != 0 && i % 2 == 0) {
+        to[i] = 1;
         __syncthreads();
+    } else {
+        __syncthreads();
+        to[i] = 2;
     }
-    to[i] = i;
 }

@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Turn text into token ids
     Tokenize(TokenizeArgs),
+    /// List the devices: their memory, and what they can do
+    Devices(DevicesArgs),
 }
 
 /// How the model is loaded.
@@ -75,6 +77,14 @@ impl ContextArgs {
     pub(crate) fn type_v(&self) -> KvType {
         self.cache_type_v.or(self.kv_cache_type).unwrap_or(KvType::F16)
     }
+}
+
+/// `granule devices`
+#[derive(clap::Args)]
+pub(crate) struct DevicesArgs {
+    /// Write JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `granule run`

@@ -3,6 +3,7 @@
 mod args;
 mod bench;
 mod chat;
+mod devices;
 mod directory;
 mod info;
 mod interrupt;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
+        Command::Devices(args) => devices::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

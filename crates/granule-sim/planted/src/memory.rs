@@ -72,7 +72,7 @@ pub(crate) fn shared_race(cuda: &Cuda, fixed: bool) -> Result<()> {
     free_unless_broken(cuda, to, fixed)
 }
 
-/// Half of the threads pass by a barrier that the others wait at.
+/// Half of the threads of a warp wait at another barrier than the others.
 pub(crate) fn divergent_barrier(cuda: &Cuda, fixed: bool) -> Result<()> {
     let mut to = cuda.alloc(4096)?;
     let mut divergent = u32::from(!fixed);

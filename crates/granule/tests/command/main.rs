@@ -9,6 +9,7 @@
 
 mod bad_input;
 mod chat;
+mod devices;
 mod interrupts;
 mod measures;
 mod run;
