@@ -220,10 +220,10 @@ unsafe impl Memory for StreamBuffer {
 
 impl Drop for StreamBuffer {
     fn drop(&mut self) {
-        if let StreamMemory::Ordered { free, .. } = &mut self.memory {
-            if let Some(free) = free.take() {
-                free();
-            }
+        if let StreamMemory::Ordered { free, .. } = &mut self.memory
+            && let Some(free) = free.take()
+        {
+            free();
         }
     }
 }

@@ -349,7 +349,7 @@ impl Device {
     /// access, and is faster with it.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`]; [`Error::Unsupported`] on the host; [`Error::OtherDevice`]; [`Error::Driver`].
+    /// [`Error::LengthMismatch`]; [`Error::OtherDevice`] where one of the two is not CUDA's; [`Error::Driver`].
     pub fn copy_to_peer(
         &self,
         from: DeviceSlice<'_>,
@@ -359,7 +359,7 @@ impl Device {
         if from.len() != to.len() {
             return Err(Error::LengthMismatch { source_len: from.len(), target_len: to.len() });
         }
-        self.check_peer(peer)?;
+        self.check_peer(peer, "a slice")?;
         self.backend().copy_to_peer(from, peer, to)
     }
 
@@ -436,10 +436,10 @@ impl Device {
     }
 
     /// Refuses work across devices other than CUDA's.
-    pub(crate) fn check_peer(&self, peer: &Device) -> Result<(), Error> {
+    pub(crate) fn check_peer(&self, peer: &Device, what: &'static str) -> Result<(), Error> {
         match (self.kind(), peer.kind()) {
             (DeviceKind::Cuda, DeviceKind::Cuda) => Ok(()),
-            _ => Err(Error::OtherDevice { what: "a region" }),
+            _ => Err(Error::OtherDevice { what }),
         }
     }
 

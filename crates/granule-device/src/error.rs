@@ -248,9 +248,9 @@ pub enum Error {
     #[error("the stream is not being captured")]
     NotCapturing,
     /// A function that runs on a stream called the device, which it must not.
-    #[error("{call} cannot be called from a function that runs on a stream")]
+    #[error("{call} is not possible in a function that runs on a stream")]
     InHostFunction {
-        /// The driver's function that was not called.
+        /// What was asked for: the driver's function, or words.
         call: &'static str,
     },
     /// The driver does not take a module.

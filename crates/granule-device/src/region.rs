@@ -4,6 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::RangeBounds;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use crate::backend::RawStream;
 use crate::slice::{Home, checked_range};
@@ -100,6 +101,9 @@ pub struct Region<M> {
     writable: bool,
 }
 
+/// How long a waiting region lets streams be between two questions.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// How many operations on a region were given to streams and have not run.
 #[derive(Default)]
 pub(crate) struct Pending {
@@ -137,6 +141,9 @@ impl Pending {
                 return;
             }
             lazy.iter().for_each(|stream| stream.finish(self));
+            // Not asked again at once where others hold the rest.
+            let waited = self.changed.wait_timeout_while(self.counts(), MOMENT, |counts| busy(counts));
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
     }
 }
@@ -145,6 +152,19 @@ impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let counts = self.counts();
         write!(f, "Pending({} reads, {} writes)", counts.reads, counts.writes)
+    }
+}
+
+/// A region of any memory, for what holds several of them.
+#[cfg(feature = "cuda")]
+pub(crate) trait Lender {
+    fn lend(&self, write: bool) -> Ticket;
+}
+
+#[cfg(feature = "cuda")]
+impl<M: Memory> Lender for Region<M> {
+    fn lend(&self, write: bool) -> Ticket {
+        self.ticket(write)
     }
 }
 
@@ -269,6 +289,11 @@ impl<M: Memory> Region<M> {
             return Err(Error::ReadOnly { what: "the region's memory" });
         }
         checked_range(range, self.len)
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn home(&self) -> Home {
+        self.home
     }
 
     pub(crate) fn ptr_at(&self, offset: usize) -> DevicePtr {

@@ -81,7 +81,7 @@ impl Stream {
         if peer.is_same(self.device()) {
             return self.copy(from, from_range, to, to_range);
         }
-        self.device().check_peer(&peer)?;
+        self.device().check_peer(&peer, "a region")?;
         self.copy_across(from, from_range, to, to_range, Some(peer))
     }
 
@@ -156,14 +156,21 @@ impl Stream {
         Ok(Event::new(self.raw.record()?, self.device()))
     }
 
-    /// Lets nothing that is given from now on run before the event is done. On a CUDA device it may be another CUDA device's.
+    /// Lets nothing that is given from now on run before the event is done.
     ///
     /// # Errors
     /// [`Error::OtherDevice`]; [`Error::Os`] where the stream cannot run.
     pub fn wait(&self, event: &Event) -> Result<(), Error> {
-        if !event.device.is_same(self.device()) {
-            self.device().check_peer(&event.device).map_err(|_| Error::OtherDevice { what: "an event" })?;
-        }
+        self.check_device(&event.device, "an event")?;
+        self.raw.push(Op::Wait(Arc::clone(&event.moment)))
+    }
+
+    /// As [`Stream::wait`], for an event of any CUDA device on a stream of any CUDA device.
+    ///
+    /// # Errors
+    /// [`Error::OtherDevice`] where one of the two is not CUDA's; [`Error::Driver`].
+    pub fn wait_for_peer(&self, event: &Event) -> Result<(), Error> {
+        self.device().check_peer(&event.device, "an event")?;
         self.raw.push(Op::Wait(Arc::clone(&event.moment)))
     }
 

@@ -69,7 +69,7 @@ impl Graph {
     ///
     /// # Errors
     /// [`Error::Driver`].
-    pub fn len(&self) -> Result<usize, Error> {
+    pub fn nodes(&self) -> Result<usize, Error> {
         let _bound = self.context.bind()?;
         let mut count = 0;
         // SAFETY: the graph is alive; no list means that only the number is asked for.

@@ -5,18 +5,87 @@
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::ops::{Range, RangeBounds};
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdeviceptr;
 use cudarc::driver::{self, CudaStream, DeviceRepr, LaunchArgs, PushKernelArg, SyncOnDrop};
 
-use crate::{DeviceKind, DeviceSlice, DeviceSliceMut, Error};
+use super::launch::KernelArgument;
+use crate::backend::RawStream;
+use crate::region::Ticket;
+use crate::slice::checked_range;
+use crate::{DeviceKind, DeviceSlice, DeviceSliceMut, Error, Memory, Region, Stream};
+
+/// A region's memory, held until what was given to the stream with a view of it has run.
+struct Hold {
+    stream: Arc<dyn RawStream>,
+    /// `None` once it was handed to the stream.
+    ticket: Option<Ticket>,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if let (Some(queue), Some(ticket)) = (self.stream.as_cuda(), self.ticket.take()) {
+            queue.hold(ticket);
+        }
+    }
+}
+
+impl Stream {
+    /// A region's memory for cudarc's calls on this stream, to be read. The region's memory lives until what was given to the
+    /// stream while the view lived has run; looking at the region waits for that.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`], [`Error::OtherDevice`], [`Error::Capturing`]; [`Error::Launch`] where the bytes are no whole
+    /// number of aligned `T`s; [`Error::Unsupported`] on the host.
+    pub fn lend<'a, T: DeviceRepr + KernelArgument, M: Memory>(
+        &self,
+        region: &'a Region<M>,
+        range: impl RangeBounds<usize>,
+    ) -> Result<CudaView<'a, T>, Error> {
+        let range = checked_range(range, region.len())?;
+        let (ptr, len, stream, hold) = self.lent::<T, M>(region, range, false)?;
+        Ok(CudaView { ptr, len, stream, hold: Some(hold), memory: PhantomData })
+    }
+
+    /// As [`Stream::lend`], to be written too.
+    ///
+    /// # Errors
+    /// As [`Stream::lend`]; [`Error::ReadOnly`].
+    pub fn lend_mut<'a, T: DeviceRepr + KernelArgument, M: Memory>(
+        &self,
+        region: &'a mut Region<M>,
+        range: impl RangeBounds<usize>,
+    ) -> Result<CudaViewMut<'a, T>, Error> {
+        let range = region.checked_write(range)?;
+        let (ptr, len, stream, hold) = self.lent::<T, M>(region, range, true)?;
+        Ok(CudaViewMut { ptr, len, stream, hold: Some(hold), memory: PhantomData })
+    }
+
+    fn lent<T, M: Memory>(
+        &self,
+        region: &Region<M>,
+        range: Range<usize>,
+        write: bool,
+    ) -> Result<(CUdeviceptr, usize, Arc<CudaStream>, Hold), Error> {
+        self.check_device(region.device(), "a region")?;
+        let queue = self.cuda_queue("a view for cudarc")?;
+        queue.refuse_in_capture("lending a region")?;
+        self.wait_until_ready(region)?;
+        let ptr = region.ptr_at(range.start).addr();
+        let len = elements::<T>(ptr, range.len(), region.home().kind)?;
+        let hold = Hold { stream: Arc::clone(self.raw()), ticket: Some(region.ticket(write)) };
+        Ok((ptr, len, Arc::clone(queue.share()), hold))
+    }
+}
 
 /// Memory that cudarc's calls may read, as `T`s.
 pub struct CudaView<'a, T> {
     ptr: CUdeviceptr,
     len: usize,
     stream: Arc<CudaStream>,
+    hold: Option<Hold>,
     memory: PhantomData<&'a [T]>,
 }
 
@@ -25,6 +94,7 @@ pub struct CudaViewMut<'a, T> {
     ptr: CUdeviceptr,
     len: usize,
     stream: Arc<CudaStream>,
+    hold: Option<Hold>,
     memory: PhantomData<&'a mut [T]>,
 }
 
@@ -58,7 +128,13 @@ impl<'a> DeviceSlice<'a> {
         stream: &Arc<CudaStream>,
     ) -> Result<CudaView<'a, T>, Error> {
         let len = elements::<T>(self.ptr().addr(), self.len(), self.kind())?;
-        Ok(CudaView { ptr: self.ptr().addr(), len, stream: Arc::clone(stream), memory: PhantomData })
+        Ok(CudaView {
+            ptr: self.ptr().addr(),
+            len,
+            stream: Arc::clone(stream),
+            hold: None,
+            memory: PhantomData,
+        })
     }
 }
 
@@ -77,7 +153,13 @@ impl<'a> DeviceSliceMut<'a> {
         stream: &Arc<CudaStream>,
     ) -> Result<CudaViewMut<'a, T>, Error> {
         let len = elements::<T>(self.ptr().addr(), self.len(), self.kind())?;
-        Ok(CudaViewMut { ptr: self.ptr().addr(), len, stream: Arc::clone(stream), memory: PhantomData })
+        Ok(CudaViewMut {
+            ptr: self.ptr().addr(),
+            len,
+            stream: Arc::clone(stream),
+            hold: None,
+            memory: PhantomData,
+        })
     }
 }
 
@@ -95,6 +177,19 @@ macro_rules! view {
             }
         }
 
+        impl<T> $name<'_, T> {
+            /// What cudarc does after a use on `stream`. For a slice, the maker of the view has promised that the memory
+            /// stays and is nobody else's. A region is held on the stream that it was lent on; on another one each use is
+            /// waited for.
+            fn after<'s>(&self, stream: &'s CudaStream) -> SyncOnDrop<'s> {
+                if self.hold.is_some() && stream.cu_stream() != self.stream.cu_stream() {
+                    SyncOnDrop::Sync(Some(stream))
+                } else {
+                    SyncOnDrop::Record(None)
+                }
+            }
+        }
+
         impl<T> driver::DeviceSlice<T> for $name<'_, T> {
             fn len(&self) -> usize {
                 self.len
@@ -105,10 +200,9 @@ macro_rules! view {
             }
         }
 
-        // The maker of the view has promised that the memory stays and is nobody else's: there is nothing to wait for.
         impl<T> driver::DevicePtr<T> for $name<'_, T> {
-            fn device_ptr<'s>(&'s self, _: &'s CudaStream) -> (CUdeviceptr, SyncOnDrop<'s>) {
-                (self.ptr, SyncOnDrop::Record(None))
+            fn device_ptr<'s>(&'s self, stream: &'s CudaStream) -> (CUdeviceptr, SyncOnDrop<'s>) {
+                (self.ptr, self.after(stream))
             }
         }
 
@@ -124,8 +218,8 @@ view!(CudaView);
 view!(CudaViewMut);
 
 impl<T> driver::DevicePtrMut<T> for CudaViewMut<'_, T> {
-    fn device_ptr_mut<'s>(&'s mut self, _: &'s CudaStream) -> (CUdeviceptr, SyncOnDrop<'s>) {
-        (self.ptr, SyncOnDrop::Record(None))
+    fn device_ptr_mut<'s>(&'s mut self, stream: &'s CudaStream) -> (CUdeviceptr, SyncOnDrop<'s>) {
+        (self.ptr, self.after(stream))
     }
 }
 

@@ -8,7 +8,7 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use super::module::Function;
-use crate::region::Ticket;
+use crate::region::Lender;
 use crate::slice::checked_range;
 use crate::{Bytes, DeviceKind, DeviceSlice, DeviceSliceMut, Error, Event, Memory, Region, Stream};
 
@@ -40,6 +40,7 @@ impl LaunchShape {
 /// # Safety
 /// - Its bytes mean the same to a kernel's parameter of the type that stands for it; a struct is `repr(C)` and made of such
 ///   values.
+/// - Any bytes are a value of it.
 pub unsafe trait KernelArgument: Copy + 'static {}
 
 macro_rules! kernel_arguments {
@@ -68,7 +69,8 @@ pub struct Launch<'a> {
     /// Each argument starts at a piece of its own, so that it is aligned as any kernel wants it.
     bytes: Vec<u128>,
     starts: Vec<usize>,
-    tickets: Vec<Ticket>,
+    /// The regions, and whether they are written: held from the moment when the kernel is given to a stream.
+    regions: Vec<(&'a dyn Lender, bool)>,
     ready: Vec<Event>,
     /// The first thing that was wrong, told when it is launched.
     refused: Option<Error>,
@@ -83,7 +85,7 @@ impl<'a> Launch<'a> {
             shape,
             bytes: Vec::new(),
             starts: Vec::new(),
-            tickets: Vec::new(),
+            regions: Vec::new(),
             ready: Vec::new(),
             refused: None,
             memory: PhantomData,
@@ -103,7 +105,7 @@ impl<'a> Launch<'a> {
     /// A pointer into a region that the kernel reads. The region's memory lives until the kernel has run.
     pub fn read_region<M: Memory>(
         mut self,
-        region: &Region<M>,
+        region: &'a Region<M>,
         range: impl RangeBounds<usize>,
     ) -> Launch<'a> {
         match checked_range(range, region.len()) {
@@ -118,7 +120,7 @@ impl<'a> Launch<'a> {
     /// A pointer into a region that the kernel writes, and may read. The region's memory lives until the kernel has run.
     pub fn write_region<M: Memory>(
         mut self,
-        region: &mut Region<M>,
+        region: &'a mut Region<M>,
         range: impl RangeBounds<usize>,
     ) -> Launch<'a> {
         match region.checked_write(range) {
@@ -147,12 +149,12 @@ impl<'a> Launch<'a> {
         self
     }
 
-    fn region<M: Memory>(&mut self, region: &Region<M>, offset: usize, write: bool) {
+    fn region<M: Memory>(&mut self, region: &'a Region<M>, offset: usize, write: bool) {
         if let Err(error) = self.function.device().check_same(region.device(), "a region") {
             self.refused.get_or_insert(error);
         }
         self.ready.extend(region.ready().cloned());
-        self.tickets.push(region.ticket(write));
+        self.regions.push((region, write));
         let start = self.bytes.len();
         self.bytes.push(u128::from(region.ptr_at(offset).addr()));
         self.starts.push(start);
@@ -204,7 +206,7 @@ impl Stream {
     pub unsafe fn launch(&self, mut launch: Launch<'_>) -> Result<(), Error> {
         let shared = launch.check(self)?;
         let queue = self.cuda_queue("a kernel")?;
-        if !launch.tickets.is_empty() {
+        if !launch.regions.is_empty() {
             queue.refuse_in_capture("a kernel on a region")?;
         }
         for ready in &launch.ready {
@@ -219,7 +221,8 @@ impl Stream {
             launch.starts.iter().map(|&start| (&raw mut arguments[start]).cast()).collect();
         let (LaunchShape { grid, block, .. }, function) = (launch.shape, launch.function);
         let module = Arc::clone(&function.module.inner) as Arc<dyn Any + Send + Sync>;
-        queue.give(std::mem::take(&mut launch.tickets), Some(module), |stream| {
+        let tickets = launch.regions.iter().map(|(region, write)| region.lend(*write)).collect();
+        queue.give(tickets, Some(module), |stream| {
             // SAFETY: the caller's promise; the module is kept until the stream has been waited for, the arguments are
             // copied by the call.
             unsafe {

@@ -84,8 +84,8 @@ pub(super) fn words(version: c_int) -> String {
 }
 
 fn find() -> Result<Library, Failure> {
-    let library = open()?;
-    let path = path_of(&library);
+    let (library, name) = open()?;
+    let path = path_of(name);
     let broken = |reason: String| Failure::Broken { path: path.clone(), reason };
     let has = |symbol: &str| {
         // SAFETY: the symbol is only looked up, as an address.
@@ -134,12 +134,12 @@ fn find() -> Result<Library, Failure> {
 }
 
 /// Opens the first library that can be opened. Where none can, one that is there and broken says more than one that is not.
-fn open() -> Result<libloading::Library, Failure> {
+fn open() -> Result<(libloading::Library, &'static str), Failure> {
     let mut broken = None;
     for name in NAMES {
         // SAFETY: this runs the initializers of what is named like NVIDIA's driver in the system's library path.
         match unsafe { libloading::Library::new(*name) } {
-            Ok(library) => return Ok(library),
+            Ok(library) => return Ok((library, name)),
             Err(error) => broken = broken.or_else(|| what_is_wrong(name, &said(&error))),
         }
     }
@@ -166,30 +166,13 @@ fn what_is_wrong(name: &str, message: &str) -> Option<Failure> {
     Some(Failure::Broken { path: PathBuf::from(path), reason: reason.to_owned() })
 }
 
-/// Where the library lies.
-#[cfg(unix)]
-fn path_of(library: &libloading::Library) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    // Any address inside it will do; a library without these two is not NVIDIA's and goes by its name.
-    for symbol in [&b"cuInit"[..], b"cuDriverGetVersion", b"_init", b"_fini"] {
-        // SAFETY: the symbol is only looked up, as an address.
-        let Ok(address) = (unsafe { library.get::<*const libc::c_void>(symbol) }) else { continue };
-        // SAFETY: the struct is plain pointers, for which zeros are valid; dladdr only reads the address.
-        let path = unsafe {
-            let mut about: libc::Dl_info = std::mem::zeroed();
-            if libc::dladdr(*address, &raw mut about) == 0 || about.dli_fname.is_null() {
-                continue;
-            }
-            std::ffi::CStr::from_ptr(about.dli_fname).to_bytes().to_vec()
-        };
-        return PathBuf::from(std::ffi::OsStr::from_bytes(&path));
-    }
-    PathBuf::from("libcuda.so")
-}
-
-#[cfg(not(unix))]
-fn path_of(_: &libloading::Library) -> PathBuf {
-    PathBuf::from(NAMES[0])
+/// Where the library lies, as far as the system tells; else what it was asked for.
+fn path_of(name: &str) -> PathBuf {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let stem = name.split('.').next().unwrap_or(name);
+    let named = |path: &&str| path.rsplit('/').next().is_some_and(|file| file.starts_with(stem));
+    let path = maps.lines().filter_map(|line| Some(&line[line.find('/')?..])).find(named);
+    PathBuf::from(path.unwrap_or(name))
 }
 
 impl Library {

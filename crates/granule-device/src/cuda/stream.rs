@@ -118,7 +118,11 @@ impl Queue {
         asked.is_ok() && status != CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE
     }
 
+    /// Refuses `what` while the stream is captured, and in a function that runs on a stream.
     pub(super) fn refuse_in_capture(&self, what: &'static str) -> Result<(), Error> {
+        if calls::in_host_function() {
+            return Err(Error::InHostFunction { call: what });
+        }
         if self.is_captured() || self.is_captured_by_others() {
             return Err(Error::Capturing { what });
         }
@@ -136,24 +140,38 @@ impl Queue {
         let moment = if tickets.is_empty() { None } else { Some(Unrecorded::new(&self.context)?) };
         let mut state = lock(&self.state);
         work(self.raw())?;
-        if let Some(kept) = kept {
-            if !state.kept.iter().any(|other| Arc::ptr_eq(other, &kept)) {
-                state.kept.push(kept);
-            }
+        if let Some(kept) = kept
+            && !state.kept.iter().any(|other| Arc::ptr_eq(other, &kept))
+        {
+            state.kept.push(kept);
         }
-        if let Some(moment) = moment {
-            for ticket in &tickets {
-                ticket.held_by(Weak::clone(&self.this) as Weak<dyn RawStream>);
-            }
-            state.loose.extend(tickets);
-            // The work is given and cannot be taken back. Where this fails, a later event is behind it as well.
-            if let Ok(moment) = moment.record(&self.context.driver, self.raw()) {
-                state.given += 1;
-                let (number, tickets) = (state.given, std::mem::take(&mut state.loose));
-                state.running.push_back(Batch { number, moment, tickets });
-            }
+        // The work is given and cannot be taken back. Where no event can be put behind it, a later one is behind it too.
+        state.loose.extend(tickets);
+        for ticket in &state.loose {
+            ticket.held_by(Weak::clone(&self.this) as Weak<dyn RawStream>);
+        }
+        if let Some(moment) = moment
+            && let Ok(moment) = moment.record(&self.context.driver, self.raw())
+        {
+            state.given += 1;
+            let (number, tickets) = (state.given, std::mem::take(&mut state.loose));
+            state.running.push_back(Batch { number, moment, tickets });
         }
         Ok(())
+    }
+
+    /// Keeps what was used by work that somebody else has given to the stream, until that has run.
+    pub(super) fn hold(&self, ticket: Ticket) {
+        let bound = self.context.bind().ok().filter(|_| self.refuse_in_capture("").is_ok());
+        let moment = bound.as_ref().and_then(|_| Unrecorded::new(&self.context).ok());
+        ticket.held_by(Weak::clone(&self.this) as Weak<dyn RawStream>);
+        let mut state = lock(&self.state);
+        state.loose.push(ticket);
+        if let Some(Ok(moment)) = moment.map(|moment| moment.record(&self.context.driver, self.raw())) {
+            state.given += 1;
+            let (number, tickets) = (state.given, std::mem::take(&mut state.loose));
+            state.running.push_back(Batch { number, moment, tickets });
+        }
     }
 
     /// Lets go of what finished work held, without waiting.
@@ -335,10 +353,10 @@ impl RawStream for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        if self.is_captured() {
-            if let Ok((graph, _)) = self.end_capture() {
-                self.context.release(Leftover::Graph(graph));
-            }
+        if self.is_captured()
+            && let Ok((graph, _)) = self.end_capture()
+        {
+            self.context.release(Leftover::Graph(graph));
         }
         let (tickets, kept) = self.take_all();
         let stream = Some(Arc::clone(&self.stream));

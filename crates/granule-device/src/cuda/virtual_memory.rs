@@ -379,10 +379,8 @@ impl Context {
         let flags = self.virtual_memory.flags(access);
         // SAFETY: the caller's promise.
         unsafe { grant(&self.driver, at.addr(), size, flags, &reserved.devices)? };
-        for place in &mut reserved.places[first..first + size / granule] {
-            if let Some((_, current)) = place {
-                *current = access;
-            }
+        for (_, current) in reserved.places[first..first + size / granule].iter_mut().flatten() {
+            *current = access;
         }
         Ok(())
     }
