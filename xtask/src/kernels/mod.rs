@@ -4,6 +4,7 @@
 mod cubin;
 mod nvcc;
 mod nvrtc;
+mod planted;
 mod ptx;
 mod table;
 mod toolchain;
@@ -128,8 +129,9 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     let toolchain = toolchain.context("no compilers")?;
     let mut built = Vec::new();
     steps.call("compile", || {
-        built = compile_all(&sources, &toolchain)?;
-        Ok(())
+        let nvrtc = Nvrtc::load(&toolchain.nvrtc())?;
+        built = compile_all(&sources, &toolchain, &nvrtc)?;
+        planted::build(&sources, &nvrtc, args.check)
     })?;
 
     let mut files = BTreeMap::new();
@@ -162,8 +164,7 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
 }
 
 /// Every operation for every target, on all processors.
-fn compile_all(sources: &Sources, toolchain: &Toolchain) -> Result<Vec<Built>> {
-    let nvrtc = Nvrtc::load(&toolchain.nvrtc())?;
+fn compile_all(sources: &Sources, toolchain: &Toolchain, nvrtc: &Nvrtc) -> Result<Vec<Built>> {
     let scratch = tempfile::tempdir().context("a folder for what the compilers write")?;
     let jobs: Vec<_> = TARGETS
         .iter()
@@ -172,7 +173,7 @@ fn compile_all(sources: &Sources, toolchain: &Toolchain) -> Result<Vec<Built>> {
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some((target, (op, text))) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let built = compile(target, op, text, sources, &nvrtc, toolchain, scratch.path())
+            let built = compile(target, op, text, sources, nvrtc, toolchain, scratch.path())
                 .with_context(|| format!("kernels/{op}.cu for sm_{}", target.arch));
             done.lock().map(|mut done| done.push(built)).ok();
         }

@@ -141,7 +141,7 @@ pub(crate) fn mapping_during_capture(_: &Cuda, fixed: bool) -> Result<()> {
     let granule = device.create_granule()?;
     let stream = stream()?;
     if fixed {
-        range.map(0, &[granule.clone()], Access::ReadWrite)?;
+        range.map(0, std::slice::from_ref(&granule), Access::ReadWrite)?;
     }
     let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_GLOBAL;
     // SAFETY: the stream is alive.
