@@ -9,9 +9,12 @@ pub(crate) struct Code(pub(crate) u32);
 
 macro_rules! codes {
     ($($name:ident = $number:literal, $text:literal;)*) => {
+        #[expect(dead_code, reason = "the table is the API's: a fault may be any of them")]
         impl Code {
             $(pub(crate) const $name: Code = Code($number);)*
+        }
 
+        impl Code {
             /// `CUDA_ERROR_…` and a sentence; `None` for a number that the API does not define.
             pub(crate) fn described(self) -> Option<(&'static CStr, &'static CStr)> {
                 match self.0 {

@@ -185,7 +185,7 @@ impl Machine {
         Some(start)
     }
 
-    /// Takes a range back that [`Machine::reserve`] gave.
+    /// Gives addresses that [`Machine::reserve`] took back to the system.
     pub(crate) fn unreserve(&mut self, at: u64, len: u64) {
         unmap(at, len);
     }
@@ -196,25 +196,20 @@ impl Machine {
         map(at, len, libc::PROT_NONE, flags, self.stores[store].file, offset).is_ok()
     }
 
-    /// Puts nothing back at `at`, inside a reservation.
+    /// Puts nothing back at `at`, inside a reservation: its memory is gone, its addresses stay ours.
     pub(crate) fn unmap(&mut self, at: u64, len: u64) {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
         // A refusal leaves the old pages without access: the model knows that nothing is mapped there.
         let _ = map(at, len, libc::PROT_NONE, flags, -1, 0);
     }
 
-    /// Memory that program and devices share, whole pages, zero-filled.
+    /// Memory that program and devices share, whole pages, zero-filled; [`Machine::unmap`] and
+    /// [`Machine::unreserve`] take it back.
     pub(crate) fn host_memory(&mut self, len: u64) -> Option<Extent> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let len = len.next_multiple_of(Self::PAGE);
         let at = map(0, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).ok()?;
         Some(Extent { at, len })
-    }
-
-    /// Takes memory back that [`Machine::host_memory`] gave; its addresses stay reserved, so that a pointer kept too
-    /// long finds nothing.
-    pub(crate) fn host_memory_back(&mut self, memory: Extent) {
-        self.unmap(memory.at, memory.len);
     }
 
     /// Lets the host itself reach a mapping: `CUmemAccess_flags`, 0 nothing, 1 read, 3 read and write.

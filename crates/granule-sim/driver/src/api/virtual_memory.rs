@@ -13,6 +13,12 @@ pub struct Location {
     id: i32,
 }
 
+impl Location {
+    pub(super) fn pair(self) -> (i32, i32) {
+        (self.kind, self.id)
+    }
+}
+
 /// `CUmemAllocationProp`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -38,9 +44,20 @@ impl AllocationProperties {
     unsafe fn read(from: *const AllocationProperties) -> Result<Properties, Code> {
         // SAFETY: the caller's promise.
         let raw = unsafe { take(from) }?;
-        let location = (raw.location.kind, raw.location.id);
-        Ok(Properties { kind: raw.kind, shared_as: raw.shared_as, location, flags: raw.flags })
+        Ok(Properties { kind: raw.kind, shared_as: raw.shared_as, location: raw.location.pair(), flags: raw.flags })
     }
+}
+
+/// The entries of a list of access descriptors.
+///
+/// # Safety
+/// `access` is null or has `count` entries.
+pub(super) unsafe fn access_list(
+    access: *const AccessDescriptor,
+    count: usize,
+) -> Result<Vec<((i32, i32), i32)>, Code> {
+    // SAFETY: the caller's promise.
+    (0..count).map(|n| unsafe { take(access.wrapping_add(n)) }.map(|one| (one.location.pair(), one.flags))).collect()
 }
 
 driver! {
@@ -92,20 +109,16 @@ driver! {
 
     cuMemSetAccess(pointer: u64, size: usize, access: *const AccessDescriptor, count: usize) = Initialized,
     |state, caller| {
-        let mut list = Vec::new();
-        for n in 0..count {
-            // SAFETY: the caller says that there are `count` of them.
-            let one = unsafe { take(access.wrapping_add(n)) }?;
-            list.push(((one.location.kind, one.location.id), one.flags));
-        }
+        // SAFETY: the caller's list.
+        let list = unsafe { access_list(access, count) }?;
         state.sim.set_access(caller, (pointer, size as u64), &list)
     };
 
     cuMemGetAccess(flags: *mut u64, location: *const Location, pointer: u64) = Initialized, |state, caller| {
         // SAFETY: the caller's pointers.
         unsafe {
-            let location = take(location)?;
-            put(flags, state.sim.get_access((location.kind, location.id), pointer)?)
+            let location = take(location)?.pair();
+            put(flags, state.sim.get_access(location, pointer)?)
         }
     };
 

@@ -202,14 +202,24 @@ impl Simulation {
             self.reports.add(Kind::LeakAtContextRelease, message);
         }
         self.races.forget(&a.span);
-        self.memory.gone.bury(Gone { start, len: a.len, made: a.made, ended });
+        if !matches!(a.holder, Holder::Registered(_)) {
+            self.memory.gone.bury(Gone { start, len: a.len, made: a.made, ended });
+        }
         match a.holder {
             Holder::Device | Holder::Pool(_) => {
+                if let Holder::Pool(pool) = a.holder {
+                    self.pool_shrinks(pool, a.len);
+                }
                 self.devices[a.device].used -= a.len.next_multiple_of(Self::ROUNDING);
                 let len = a.len.next_multiple_of(Machine::PAGE) + Machine::PAGE;
                 self.machine.discard(a.device, a.span.start - Memory::RED_ZONE, len);
             }
-            Holder::Managed | Holder::Pinned(_) => self.machine.host_memory_back(a.extent),
+            Holder::Managed | Holder::Pinned(_) => {
+                let whole = a.len.next_multiple_of(Machine::PAGE);
+                self.machine.unmap(start, whole);
+                self.keep_away(start, whole);
+            }
+            // Still the program's memory.
             Holder::Registered(_) => {}
         }
     }

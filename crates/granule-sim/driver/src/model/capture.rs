@@ -37,6 +37,7 @@ impl Mode {
 /// An operation of a graph, and the nodes that it waits for.
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
+    pub(crate) context: u64,
     pub(crate) action: Action,
     pub(crate) any_device: bool,
     pub(crate) after: Vec<usize>,
@@ -131,15 +132,47 @@ impl Simulation {
     }
 
     /// Adds a node behind everything that the stream has captured.
-    pub(crate) fn capture_node(&mut self, stream: u64, action: Action, any_device: bool) -> Result<()> {
+    pub(crate) fn capture_node(
+        &mut self,
+        stream: u64,
+        context: u64,
+        action: Action,
+        any_device: bool,
+    ) -> Result<()> {
         let id = self.stream(stream)?.capture.ok_or(Code::ILLEGAL_STATE)?;
         let capture = self.captures.active.get_mut(&id).ok_or(Code::ILLEGAL_STATE)?;
         let frontier = capture.frontier.entry(stream).or_default();
         let after = frontier.iter().copied().collect();
         let number = capture.nodes.len();
         *frontier = BTreeSet::from([number]);
-        capture.nodes.push(Node { action, any_device, after });
+        capture.nodes.push(Node { context, action, any_device, after });
         Ok(())
+    }
+
+    /// Adds all nodes of a graph behind everything that the stream has captured; its next node waits for all of them.
+    pub(crate) fn capture_graph(&mut self, stream: u64, nodes: &[Node]) -> Result<()> {
+        let id = self.stream(stream)?.capture.ok_or(Code::ILLEGAL_STATE)?;
+        let capture = self.captures.active.get_mut(&id).ok_or(Code::ILLEGAL_STATE)?;
+        let frontier = capture.frontier.entry(stream).or_default();
+        let first = capture.nodes.len();
+        for node in nodes {
+            let mut after: Vec<usize> = node.after.iter().map(|n| n + first).collect();
+            if after.is_empty() {
+                after.extend(frontier.iter());
+            }
+            capture.nodes.push(Node { after, ..node.clone() });
+        }
+        if !nodes.is_empty() {
+            *frontier = (first..capture.nodes.len()).collect();
+        }
+        Ok(())
+    }
+
+    /// The captures of a context that goes are over.
+    pub(crate) fn end_captures_of_context(&mut self, context: u64) {
+        self.captures.active.retain(|_, c| c.context != context);
+        let active = &self.captures.active;
+        self.streams.values_mut().for_each(|s| s.capture = s.capture.filter(|id| active.contains_key(id)));
     }
 
     /// The nodes that an event recorded now in a capturing stream stands for.

@@ -30,11 +30,6 @@ impl Clock {
     pub(crate) fn covers(&self, lane: Lane, tick: u64) -> bool {
         self.0.get(&lane).is_some_and(|&known| known >= tick)
     }
-
-    /// Drops lanes that `keep` no longer needs.
-    pub(crate) fn retain(&mut self, keep: impl Fn(Lane) -> bool) {
-        self.0.retain(|&lane, _| keep(lane));
-    }
 }
 
 #[cfg(test)]

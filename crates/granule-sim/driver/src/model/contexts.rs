@@ -106,6 +106,7 @@ impl Simulation {
         if device.primary == Some(handle) {
             device.primary = None;
         }
+        self.end_captures_of_context(handle);
         self.streams.retain(|_, s| s.context != handle);
         self.events.retain(|_, e| e.context != handle);
         self.modules.retain(|_, m| m.context != handle);

@@ -14,6 +14,7 @@ pub(crate) struct Device {
     /// The primary context, once it was retained.
     pub(crate) primary: Option<u64>,
     pub(crate) primary_flags: u32,
+    /// The pool that the device came with, and the one that `cuMemAllocAsync` takes from; made when first asked for.
     pub(crate) default_pool: Option<u64>,
     pub(crate) current_pool: Option<u64>,
 }

@@ -44,7 +44,7 @@ impl Simulation {
                 Ok(())
             }
             Action::Launch(launch) => self.run_launch(op, launch),
-            Action::Free { start } => {
+            Action::Free { start, .. } => {
                 self.drop_allocation(op.call, *start);
                 Ok(())
             }
@@ -98,8 +98,8 @@ impl Simulation {
             End::Pageable(extent) => return Ok(vec![Piece::Host(extent.part(0, len))]),
             End::Snapshot(_) => return Ok(Vec::new()),
         };
-        let everyone: Vec<usize> = (0..self.config.devices).collect();
-        let who = Toucher { device: op.device, peers: &everyone, call: op.call };
+        // Whether this device may touch it was asked when the operation was issued.
+        let who = Toucher { device: op.device, peers: &[], any_device: true, call: op.call };
         match self.memory.resolve(&self.machine, who, (at, len), write) {
             Ok(spots) => Ok(spots.into_iter().map(Piece::Known).collect()),
             Err(violation) => {

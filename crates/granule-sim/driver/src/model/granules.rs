@@ -49,6 +49,10 @@ impl Mapping {
     pub(crate) fn access_of_device(&self, device: usize) -> u8 {
         self.access.get(&(1, device as i32)).copied().unwrap_or(0)
     }
+
+    pub(crate) fn access_of_any_device(&self) -> u8 {
+        self.access.values().fold(0, |all, one| all | one)
+    }
 }
 
 /// All of virtual memory.

@@ -1,6 +1,6 @@
 //! Launches of emulated kernels: what is checked at the call, and what is watched while the kernel runs.
 
-use super::memory::{Memory, Spot, Toucher};
+use super::memory::{Allocation, Holder, Memory, Spot, Toucher};
 use super::modules::Function;
 use super::queue::{Action, Op};
 use super::races::Trace;
@@ -120,9 +120,12 @@ impl Simulation {
 
     /// Opens what a kernel on a device may reach, and nothing else.
     fn open_memory(&mut self, device: usize, peers: &[usize]) {
-        let held = self.memory.live.values().filter(|a| !a.holder.on_host());
-        let plain =
-            held.filter(|a| a.device == device || peers.contains(&a.device)).map(|a| (a.start, a.len, true));
+        let reached = |a: &&Allocation| match a.holder {
+            Holder::Device => a.device == device || peers.contains(&a.device),
+            Holder::Pool(pool) => a.device == device || self.memory.pool_access.contains(&(pool, device)),
+            Holder::Managed | Holder::Pinned(_) | Holder::Registered(_) => false,
+        };
+        let plain = self.memory.live.values().filter(reached).map(|a| (a.start, a.len, true));
         let mapped = self.memory.granules.mappings.values().filter_map(|m| {
             let access = m.access_of_device(device);
             let host_is_in = m.access.iter().any(|((kind, _), flags)| *kind != 1 && *flags != 0);
@@ -134,7 +137,7 @@ impl Simulation {
 
     /// What a checked kernel touched takes part in the happens-before check.
     fn note_touched(&mut self, op: &Op, peers: &[usize], touched: &[Touched; 3]) {
-        let who = Toucher { device: op.device, peers, call: op.call };
+        let who = Toucher { device: op.device, peers, any_device: false, call: op.call };
         let mut traces = Vec::new();
         for (set, (write, atomic)) in touched.iter().zip([(false, false), (true, false), (true, true)]) {
             for (at, len) in set.runs() {
@@ -184,7 +187,7 @@ impl Watch<'_> {
         let spot = match self.last.filter(inside) {
             Some(spot) => spot,
             None => {
-                let who = Toucher { device: self.op.device, peers: self.peers, call: self.op.call };
+                let who = Toucher { device: self.op.device, peers: self.peers, any_device: false, call: self.op.call };
                 let pieces =
                     self.memory.resolve(self.machine, who, (at, len), write).map_err(|v| (v.kind, v.why))?;
                 match &pieces[..] {

@@ -2,6 +2,7 @@
 
 use super::Simulation;
 use super::call::Call;
+use super::memory::Holder;
 use super::report::Kind;
 
 /// One thing that the program holds.
@@ -26,11 +27,11 @@ impl Simulation {
         }
         for a in self.memory.live.values().filter(|a| a.freed.is_none()) {
             let what = match a.holder {
-                super::memory::Holder::Device => "allocation",
-                super::memory::Holder::Pool(_) => "stream-ordered allocation",
-                super::memory::Holder::Managed => "managed allocation",
-                super::memory::Holder::Pinned(_) => "pinned allocation",
-                super::memory::Holder::Registered(_) => "registration",
+                Holder::Device => "allocation",
+                Holder::Pool(_) => "stream-ordered allocation",
+                Holder::Managed => "managed allocation",
+                Holder::Pinned(_) => "pinned allocation",
+                Holder::Registered(_) => "registration",
             };
             add(what, a.made, a.len, Some(a.context));
         }
@@ -42,6 +43,15 @@ impl Simulation {
         }
         for m in self.modules.values() {
             add("module", m.made, 0, Some(m.context));
+        }
+        for p in self.pools.values().filter(|p| !p.default) {
+            add("pool", p.made, 0, None);
+        }
+        for g in self.graphs.values() {
+            add("graph", g.made, 0, None);
+        }
+        for e in self.executables.values() {
+            add("executable graph", e.made, 0, None);
         }
         for r in self.memory.granules.reservations.values() {
             add("reservation", r.made, r.len, None);

@@ -7,7 +7,7 @@ use super::report::Kind;
 use super::span::{Place, Span};
 use crate::code::Code;
 use crate::machine::{Extent, Machine};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// What kind of allocation an address belongs to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -76,6 +76,11 @@ impl Graveyard {
         self.0.push_back(gone);
     }
 
+    /// The addresses may be anybody's from now on.
+    pub(crate) fn forget(&mut self, start: u64, len: u64) {
+        self.0.retain(|g| g.start + g.len <= start || start + len <= g.start);
+    }
+
     pub(crate) fn find(&self, at: u64) -> Option<&Gone> {
         self.0.iter().rev().find(|g| g.start <= at && at < g.start + g.len)
     }
@@ -95,6 +100,8 @@ pub(crate) struct Toucher<'a> {
     pub(crate) device: usize,
     /// Devices whose plain memory it reaches besides its own.
     pub(crate) peers: &'a [usize],
+    /// It reaches every device, as `cuMemcpyPeer` does.
+    pub(crate) any_device: bool,
     /// The call that asked for it: memory that had been given back before does not count as held.
     pub(crate) call: Call,
 }
@@ -124,6 +131,10 @@ pub(crate) struct Memory {
     pub(crate) gone: Graveyard,
     pub(crate) granules: Granules,
     pub(crate) leases: Leases,
+    /// Devices that a pool's owner let in (`cuMemPoolSetAccess`).
+    pub(crate) pool_access: BTreeSet<(u64, usize)>,
+    /// Addresses outside the stores that were given back and are kept from everybody, so that their next user is seen.
+    tombs: VecDeque<(u64, u64)>,
 }
 
 impl Memory {
@@ -132,6 +143,20 @@ impl Memory {
     pub(crate) const RED: u8 = 0xfd;
     pub(crate) const FRESH: u8 = 0xa5;
     pub(crate) const FREED: u8 = 0xdd;
+
+    /// Keeps addresses that were given back from everybody; the oldest such range beyond a limit is answered, for the
+    /// system to use again.
+    pub(crate) fn entomb(&mut self, start: u64, len: u64) -> Option<(u64, u64)> {
+        self.tombs.push_back((start, len));
+        let all: u64 = self.tombs.iter().map(|(_, len)| len).sum();
+        if self.tombs.len() <= 4096 && all <= 1 << 42 {
+            return None;
+        }
+        let (start, len) = self.tombs.pop_front()?;
+        self.gone.forget(start, len);
+        self.granules.gone.forget(start, len);
+        Some((start, len))
+    }
 
     /// The allocation around an address.
     pub(crate) fn around(&self, at: u64) -> Option<&Allocation> {
@@ -147,7 +172,13 @@ impl Memory {
                     why: format!("{at:#x} was freed by {freed} ({} bytes of {})", a.len, a.made),
                 });
             }
-            if !a.holder.on_host() && a.device != who.device && !who.peers.contains(&a.device) {
+            let reached = match a.holder {
+                _ if who.any_device || a.device == who.device => true,
+                Holder::Device => who.peers.contains(&a.device),
+                Holder::Pool(pool) => self.pool_access.contains(&(pool, who.device)),
+                Holder::Managed | Holder::Pinned(_) | Holder::Registered(_) => true,
+            };
+            if !reached {
                 return Err(Violation {
                     kind: Kind::NoAccess,
                     why: format!(
@@ -159,7 +190,7 @@ impl Memory {
             return Ok(Spot { at: a.start, span: a.span, extent: a.extent, writable: true });
         }
         if let Some(m) = self.granules.mapping(at) {
-            let access = m.access_of_device(who.device);
+            let access = if who.any_device { m.access_of_any_device() } else { m.access_of_device(who.device) };
             if access == 0 {
                 return Err(Violation {
                     kind: Kind::NoAccess,

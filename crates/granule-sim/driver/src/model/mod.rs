@@ -8,6 +8,7 @@ mod contexts;
 mod copies;
 mod devices;
 mod execute;
+mod graphs;
 mod granules;
 mod launches;
 mod leases;
@@ -16,6 +17,7 @@ mod ledger;
 mod memory;
 mod modules;
 mod pointers;
+mod pools;
 mod ptx;
 mod queue;
 mod races;
@@ -33,6 +35,7 @@ pub(crate) use copies::Manner;
 pub(crate) use ledger::Held;
 pub(crate) use memory::Holder;
 pub(crate) use report::{Kind, Reports};
+pub(crate) use pools::PoolAttribute;
 pub(crate) use virtual_memory::Properties;
 
 use crate::code::Code;
@@ -73,6 +76,9 @@ pub(crate) struct Simulation {
     modules: BTreeMap<u64, modules::Module>,
     functions: BTreeMap<u64, modules::Function>,
     captures: capture::Captures,
+    graphs: BTreeMap<u64, graphs::Graph>,
+    executables: BTreeMap<u64, graphs::Executable>,
+    pools: BTreeMap<u64, pools::Pool>,
     kernels: Kernels,
     memory: Memory,
     /// Written bytes, store by store; kept where a checked kernel may ask.
@@ -104,6 +110,9 @@ impl Simulation {
             modules: BTreeMap::new(),
             functions: BTreeMap::new(),
             captures: capture::Captures::default(),
+            graphs: BTreeMap::new(),
+            executables: BTreeMap::new(),
+            pools: BTreeMap::new(),
             kernels,
             memory: Memory::default(),
             queue: Queue::default(),

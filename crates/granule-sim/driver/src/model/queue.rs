@@ -39,6 +39,7 @@ pub(crate) enum Action {
     /// The end of an allocation in stream order.
     Free {
         start: u64,
+        len: u64,
     },
 }
 
@@ -48,8 +49,6 @@ pub(crate) struct Op {
     pub(crate) call: Call,
     pub(crate) context: u64,
     pub(crate) device: usize,
-    /// Reaches any device, as `cuMemcpyPeer` does.
-    pub(crate) any_device: bool,
     pub(crate) lane: Lane,
     pub(crate) tick: u64,
     /// What is certain to have run before it, itself included.
@@ -164,7 +163,6 @@ mod tests {
             call: Call { number: 0, name: "test" },
             context: 0,
             device: 0,
-            any_device: false,
             lane: Lane(0),
             tick: 0,
             clock: Clock::default(),

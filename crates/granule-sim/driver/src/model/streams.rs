@@ -130,9 +130,8 @@ impl Simulation {
         stream: u64,
         work: Work,
         after: &[(u64, Clock)],
-    ) -> Result<u64> {
+    ) -> Result<(u64, Clock)> {
         let (context, lane) = self.stream(stream).map(|s| (s.context, s.lane))?;
-        let device = self.contexts.get(&context).ok_or(Code::CONTEXT_IS_DESTROYED)?.device;
         let mut clock = self.host.clone();
         let mut before: Vec<u64> = after.iter().map(|(op, _)| *op).collect();
         after.iter().for_each(|(_, c)| clock.join(c));
@@ -142,6 +141,23 @@ impl Simulation {
                 before.extend(s.tail);
             }
         }
+        let (id, clock) = self.push_on(caller, (context, lane), work, before, clock)?;
+        let s = self.stream_mut(stream)?;
+        s.tail = Some(id);
+        s.clock = clock.clone();
+        Ok((id, clock))
+    }
+
+    /// Appends an operation to a lane, behind `before`; `clock` is what is certain to be done by then.
+    pub(crate) fn push_on(
+        &mut self,
+        caller: &Caller,
+        (context, lane): (u64, Lane),
+        work: Work,
+        before: Vec<u64>,
+        mut clock: Clock,
+    ) -> Result<(u64, Clock)> {
+        let device = self.contexts.get(&context).ok_or(Code::CONTEXT_IS_DESTROYED)?.device;
         let tick = clock.advance(lane);
         self.check_races((caller.call, lane, tick), &clock, &work.traces);
         let source = self.pinned_source(&work.action, &before);
@@ -149,7 +165,6 @@ impl Simulation {
             call: caller.call,
             context,
             device,
-            any_device: work.any_device,
             lane,
             tick,
             clock: clock.clone(),
@@ -158,11 +173,7 @@ impl Simulation {
             leases: self.memory.leases.clone(),
             source,
         };
-        let id = self.queue.push(op);
-        let s = self.stream_mut(stream)?;
-        s.tail = Some(id);
-        s.clock = clock;
-        Ok(id)
+        Ok((self.queue.push(op), clock))
     }
 
     /// Reports every operation that races with a new one (or with one whose touches became known just now).
@@ -195,57 +206,51 @@ impl Simulation {
         action: Action,
         any_device: bool,
     ) -> Result<Option<u64>> {
+        let context = self.stream(stream)?.context;
         if self.capture_of(stream)?.is_some() {
-            self.capture_node(stream, action, any_device)?;
+            // Resolved again at each launch of the graph; here only to refuse what is wrong now.
+            self.work(caller.call, context, action.clone(), any_device)?;
+            self.capture_node(stream, context, action, any_device)?;
             return Ok(None);
         }
         self.capture_forbids_legacy(stream)?;
-        let work = self.work(caller.call, stream, action, any_device)?;
-        self.push(caller, stream, work, &[]).map(Some)
+        let work = self.work(caller.call, context, action, any_device)?;
+        self.push(caller, stream, work, &[]).map(|(id, _)| Some(id))
     }
 
     /// Resolves what an action touches; a touch that must not be is reported and refused.
-    pub(crate) fn work(&mut self, call: Call, stream: u64, action: Action, any_device: bool) -> Result<Work> {
-        let context = self.stream(stream)?.context;
+    pub(crate) fn work(&mut self, call: Call, context: u64, action: Action, any_device: bool) -> Result<Work> {
         let mut traces = Vec::new();
         for (at, len, write) in touches(&action) {
-            match at {
-                At::Known(at) => {
-                    let all: Vec<usize>;
-                    let c = self.contexts.get(&context).ok_or(Code::CONTEXT_IS_DESTROYED)?;
-                    let peers = if any_device {
-                        all = (0..self.config.devices).collect();
-                        &all
-                    } else {
-                        &c.peers
-                    };
-                    let who = Toucher { device: c.device, peers, call };
-                    let found = self
-                        .memory
-                        .resolve(&self.machine, who, (at, len), write)
-                        .and_then(|pieces| Memory::leased(&self.memory.leases, at, len).map(|()| pieces));
-                    match found {
-                        Ok(pieces) => traces.extend(pieces.iter().map(|p| Trace {
-                            touch: Touch { span: p.span, write, atomic: false },
-                            at: p.at,
-                        })),
-                        Err(violation) => {
-                            let doing = if write { "writes to" } else { "reads from" };
-                            let message =
-                                format!("{call} {doing} memory that it must not touch: {}", violation.why);
-                            let code = Memory::code_of(violation.kind);
-                            self.reports.add(violation.kind, message);
-                            return Err(code);
-                        }
-                    }
-                }
+            let at = match at {
+                At::Known(at) => at,
                 At::Host(at) => {
                     let span = Span { place: Place::Host, start: at, len };
                     traces.push(Trace { touch: Touch { span, write, atomic: false }, at });
+                    continue;
+                }
+            };
+            let c = self.contexts.get(&context).ok_or(Code::CONTEXT_IS_DESTROYED)?;
+            let who = Toucher { device: c.device, peers: &c.peers, any_device, call };
+            let found = self.memory.resolve(&self.machine, who, (at, len), write).and_then(|pieces| {
+                let whole = matches!(action, Action::Free { .. });
+                let leased = if whole { Ok(()) } else { Memory::leased(&self.memory.leases, at, len) };
+                leased.map(|()| pieces)
+            });
+            match found {
+                Ok(pieces) => {
+                    let touch = |span| Touch { span, write, atomic: false };
+                    traces.extend(pieces.iter().map(|p| Trace { touch: touch(p.span), at: p.at }));
+                }
+                Err(violation) => {
+                    let doing = if write { "writes to" } else { "reads from" };
+                    let message = format!("{call} {doing} memory that it must not touch: {}", violation.why);
+                    self.reports.add(violation.kind, message);
+                    return Err(Memory::code_of(violation.kind));
                 }
             }
         }
-        Ok(Work { action, traces, any_device })
+        Ok(Work { action, traces })
     }
 
     /// Has the operations run, in some order that the rules allow, and then the host knows that they did.
@@ -346,8 +351,8 @@ impl Simulation {
             Some(capture) => Recorded::InCapture { capture, nodes: self.capture_frontier(capture, stream)? },
             None => {
                 self.capture_forbids_legacy(stream)?;
-                let op = self.push(caller, stream, Work::mark(), &[])?;
-                Recorded::On { op, clock: self.stream(stream)?.clock.clone() }
+                let (op, clock) = self.push(caller, stream, Work::mark(), &[])?;
+                Recorded::On { op, clock }
             }
         };
         if let Some(event) = self.events.get_mut(&handle) {
@@ -440,12 +445,11 @@ impl Simulation {
 pub(crate) struct Work {
     pub(crate) action: Action,
     pub(crate) traces: Vec<Trace>,
-    pub(crate) any_device: bool,
 }
 
 impl Work {
     pub(crate) fn mark() -> Work {
-        Work { action: Action::Mark, traces: Vec::new(), any_device: false }
+        Work { action: Action::Mark, traces: Vec::new() }
     }
 }
 
@@ -467,7 +471,7 @@ fn touches(action: &Action) -> Vec<(At, u64, bool)> {
             })
             .collect(),
         Action::Fill { to, len, .. } => vec![(At::Known(*to), *len, true)],
-        Action::Free { start } => vec![(At::Known(*start), 1, true)],
+        Action::Free { start, len } => vec![(At::Known(*start), *len, true)],
         Action::Mark | Action::Call(_) | Action::Launch(_) => Vec::new(),
     }
 }

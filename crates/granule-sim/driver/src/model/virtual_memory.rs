@@ -75,8 +75,15 @@ impl Simulation {
             self.reports.add(Kind::LeakAtContextRelease, message);
         }
         self.memory.gone.bury(Gone { start, len, made: r.made, ended: caller.call });
-        self.machine.unreserve(start, len);
+        self.keep_away(start, len);
         Ok(())
+    }
+
+    /// Nothing is mapped at these addresses, and for a good while nobody else gets them.
+    pub(crate) fn keep_away(&mut self, start: u64, len: u64) {
+        if let Some((start, len)) = self.memory.entomb(start, len) {
+            self.machine.unreserve(start, len);
+        }
     }
 
     pub(crate) fn create(
