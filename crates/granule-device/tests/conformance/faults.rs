@@ -64,7 +64,8 @@ fn walk(open: &dyn Fn() -> Device, plan: fn(u64) -> FaultPlan) {
         assert_eq!(device.memory().unwrap().free, free, "k = {k}");
         assert_eq!(script(&device).unwrap(), expected(), "the run after k = {k}");
         if !fired {
-            assert!(k > 20 && k <= calls + 1, "{k} faults for {calls} calls");
+            // How often a stream is asked whether its work is done depends on when it is.
+            assert!(k > 20 && k <= 2 * calls, "{k} faults for {calls} calls");
             break;
         }
     }
