@@ -115,8 +115,18 @@ pub enum Error {
 pub fn build(sources: &[PathBuf], includes: &[PathBuf], mode: Mode, folder: &Path) -> Result<PathBuf, Error> {
     let objects = folder.join(mode.folder());
     fs::create_dir_all(&objects).map_err(|source| Error::File { path: objects.clone(), source })?;
+    // Two processes that want the same library take turns; the second finds it up to date.
+    let lock = objects.join("lock");
+    let locked = fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
+    let _locked = locked.map_err(|source| Error::File { path: lock, source })?;
     let mut units = emulator_units(&objects, mode)?;
-    units.extend(sources.iter().map(|source| kernel_unit(source, includes, &objects, mode)));
+    let stem = |source: &PathBuf| source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    for (i, source) in sources.iter().enumerate() {
+        // Files of one name in two folders must not share an object, nor the name by which shared variables are found.
+        let same = sources[..i].iter().filter(|other| stem(other) == stem(source)).count();
+        let name = if same == 0 { stem(source) } else { format!("{}-{}", stem(source), same + 1) };
+        units.push(kernel_unit(source, &name, includes, &objects, mode));
+    }
     // The longest first: the emulator's files are short.
     units.reverse();
 
@@ -195,7 +205,8 @@ fn emulator_units(objects: &Path, mode: Mode) -> Result<Vec<Unit>, Error> {
     let mut units = Vec::new();
     for entry in fs::read_dir(&folder).map_err(unreadable)? {
         let source = entry.map_err(unreadable)?.path();
-        let (Some(stem), Some("cpp")) = (source.file_stem(), source.extension().and_then(|it| it.to_str())) else {
+        let (Some(stem), Some("cpp")) = (source.file_stem(), source.extension().and_then(|it| it.to_str()))
+        else {
             continue;
         };
         if stem == "watch" && mode != Mode::Checked {
@@ -210,14 +221,13 @@ fn emulator_units(objects: &Path, mode: Mode) -> Result<Vec<Unit>, Error> {
     Ok(units)
 }
 
-fn kernel_unit(source: &Path, includes: &[PathBuf], objects: &Path, mode: Mode) -> Unit {
+fn kernel_unit(source: &Path, name: &str, includes: &[PathBuf], objects: &Path, mode: Mode) -> Unit {
     let mut flags = common_flags(mode);
     flags.extend(mode.kernel_flags().iter().map(|flag| (*flag).to_owned()));
     flags.push("-DGRANULE_EMULATED".to_owned());
     flags.push(format!("-I{}", emulator().join("src").display()));
     flags.extend(includes.iter().map(|include| format!("-I{}", include.display())));
-    let stem = source.file_stem().unwrap_or_default().to_string_lossy();
-    Unit { source: source.to_owned(), object: objects.join(format!("{stem}.o")), flags, kernels: true }
+    Unit { source: source.to_owned(), object: objects.join(format!("{name}.o")), flags, kernels: true }
 }
 
 impl Unit {
@@ -238,9 +248,11 @@ impl Unit {
     fn is_up_to_date(&self, command: &str) -> bool {
         let modified = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).ok();
         let Some(made) = modified(&self.object) else { return false };
-        let same_flags = fs::read_to_string(self.object.with_extension("flags")).is_ok_and(|it| it == command);
+        let same_flags =
+            fs::read_to_string(self.object.with_extension("flags")).is_ok_and(|it| it == command);
         let Ok(rule) = fs::read_to_string(self.object.with_extension("d")) else { return false };
-        let needed = rule.split_once(": ").map_or("", |(_, needed)| needed).replace("\\\n", " ").replace("\\ ", "\0");
+        let needed =
+            rule.split_once(": ").map_or("", |(_, needed)| needed).replace("\\\n", " ").replace("\\ ", "\0");
         let mut needed = needed.split_ascii_whitespace().map(|path| path.replace('\0', " ")).peekable();
         same_flags
             && needed.peek().is_some()
@@ -251,10 +263,8 @@ impl Unit {
     fn generate(&self) -> Result<PathBuf, Error> {
         let mut compiler = Command::new("g++");
         compiler.args(&self.flags).args(["-DGRANULE_EMULATED_SCAN", "-E", "-P", "-x", "c++"]);
-        let text = run(
-            compiler.arg("-include").arg("granule_emulator_device.h").arg(&self.source),
-            &self.source,
-        )?;
+        let text =
+            run(compiler.arg("-include").arg("granule_emulator_device.h").arg(&self.source), &self.source)?;
         let mut registrations = String::new();
         for name in kernels_in(&text).map_err(|name| Error::NotExternC { file: self.source.clone(), name })? {
             registrations += &format!("GRANULE_EMU_KERNEL({name})\n");
@@ -285,7 +295,8 @@ fn kernels_in(text: &str) -> Result<BTreeSet<String>, String> {
         let mut rest = head;
         let name = loop {
             let Some((left, right)) = rest.split_once('(') else { break None };
-            let word = left.trim_end().rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
+            let word =
+                left.trim_end().rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default();
             if word != "__attribute__" && word != "alignas" {
                 break Some(word.to_owned());
             }
@@ -338,7 +349,10 @@ fn run(command: &mut Command, file: &Path) -> Result<String, Error> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    Err(Error::Compiler { file: file.to_owned(), output: String::from_utf8_lossy(&output.stderr).into_owned() })
+    Err(Error::Compiler {
+        file: file.to_owned(),
+        output: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
 }
 
 fn write(path: &Path, content: &str) -> Result<(), Error> {

@@ -4,10 +4,15 @@
 #include <cstddef>
 #include <cstdint>
 
+// Where there is no switch of our own, the C library's does the same, many times slower.
+#if !defined(GRANULE_EMU_OWN_SWITCH)
 #if defined(__x86_64__)
 #define GRANULE_EMU_OWN_SWITCH 1
 #else
 #define GRANULE_EMU_OWN_SWITCH 0
+#endif
+#endif
+#if !GRANULE_EMU_OWN_SWITCH
 #include <ucontext.h>
 #endif
 

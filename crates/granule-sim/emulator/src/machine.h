@@ -44,7 +44,8 @@ struct Thread {
     uint32_t index;  // x + y * block.x + z * block.x * block.y
     State state;
     Meeting meeting;
-    // Happens-before inside a warp (race.h): how far each lane of the warp is known to be over, and its own time.
+    // Happens-before inside a warp (race.h): its own time, and for each lane of the warp the first time that is not over.
+    // They go on from block to block, so nothing has to be put back.
     uint32_t clock;
     uint32_t known[warp_lanes];
 };

@@ -53,7 +53,7 @@ struct Now {
 // Was that access of this interval, by that thread at that time of its own, before this one?
 bool ordered(const Now& now, uint32_t thread, uint32_t clock) {
     if (thread == now.thread.index) return true;
-    return thread / warp_lanes == now.warp && clock <= now.thread.known[thread % warp_lanes];
+    return thread / warp_lanes == now.warp && clock < now.thread.known[thread % warp_lanes];
 }
 
 // Blocks of a launch share global memory and are not ordered.
@@ -146,7 +146,7 @@ void join(const Now& now, Crowd& crowd) {
         for (uint32_t rest = crowd.lanes; rest != 0; rest &= rest - 1) {
             const uint32_t lane = static_cast<uint32_t>(__builtin_ctz(rest));
             const uint32_t clock = crowd.kind == Crowd::times ? lane_times[crowd.clock].clock[lane] : crowd.clock;
-            if (lane == now.lane || clock <= now.thread.known[lane]) continue;
+            if (lane == now.lane || clock < now.thread.known[lane]) continue;
             lanes |= 1u << lane;
             times.clock[lane] = clock;
         }
@@ -244,7 +244,7 @@ void order_lanes(uint32_t warp, uint32_t lanes) {
     uint32_t latest = 0;
     for (uint32_t rest = lanes; rest != 0; rest &= rest - 1) {
         Thread& thread = threads[__builtin_ctz(rest)];
-        thread.known[thread.index % warp_lanes] = thread.clock;
+        thread.known[thread.index % warp_lanes] = thread.clock + 1;
         latest = std::max(latest, thread.clock);
         for (uint32_t i = 0; i < warp_lanes; ++i) known[i] = std::max(known[i], thread.known[i]);
     }

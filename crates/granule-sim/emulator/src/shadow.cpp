@@ -36,7 +36,8 @@ struct Recent {
     uintptr_t page;
     Cell* cells;
 };
-constinit Recent recent[256] = {};
+constexpr size_t n_recent = 4096;
+constinit Recent recent[n_recent] = {};
 
 // An address that lies in the library, from which code numbers count.
 const char anchor = 0;
@@ -51,7 +52,7 @@ Cell* find_page(uintptr_t page) {
         }
         cells = static_cast<Cell*>(memory);
     }
-    recent[page % 256] = {page, cells};
+    recent[page % n_recent] = {page, cells};
     return cells;
 }
 
@@ -59,7 +60,7 @@ Cell* find_page(uintptr_t page) {
 
 Cell& cell_at(uintptr_t address) {
     const uintptr_t page = address >> page_bits;
-    const Recent& last = recent[page % 256];
+    const Recent& last = recent[page % n_recent];
     Cell* const cells = last.page == page && last.cells != nullptr ? last.cells : find_page(page);
     return cells[address / 4 % words_of_page];
 }

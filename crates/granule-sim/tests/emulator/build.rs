@@ -19,7 +19,10 @@ fn builds_only_what_changed() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out with a space");
     let kernel = |by: u32| {
-        format!("#include \"granule_emulator_device.h\"\n#include \"by.cuh\"\n#define NAMED(x) add_##x\nextern \"C\" __global__ void NAMED({by})(unsigned* to) {{ *to += BY; }}\n")
+        format!(
+            "#include \"granule_emulator_device.h\"\n#include \"by.cuh\"\n#define NAMED(x) add_##x\n\
+             extern \"C\" __global__ void NAMED({by})(unsigned* to) {{ *to += BY; }}\n"
+        )
     };
     let header = write(folder.path(), "by.cuh", "#define BY 1\n");
     let sources = [write(folder.path(), "one.cu", &kernel(1)), write(folder.path(), "two.cu", &kernel(2))];
@@ -33,7 +36,8 @@ fn builds_only_what_changed() {
         Library::open(&library).run(name, Shape::new(1, 1), &[(&mut to[..]).into()]).unwrap();
     }
     assert_eq!(to, [2]);
-    let times = || (modified("one.o"), modified("two.o"), fs::metadata(&library).unwrap().modified().unwrap());
+    let times =
+        || (modified("one.o"), modified("two.o"), fs::metadata(&library).unwrap().modified().unwrap());
     let before = times();
     again();
     assert_eq!(times(), before, "nothing changed");
@@ -50,6 +54,31 @@ fn builds_only_what_changed() {
 }
 
 #[test]
+fn files_of_one_name_keep_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let sources: Vec<PathBuf> = ["a", "b"]
+        .iter()
+        .map(|name| {
+            let inner = folder.path().join(name);
+            fs::create_dir(&inner).unwrap();
+            // The same helper with another body, and a shared variable of the same name.
+            let content = format!(
+                "#include \"granule_emulator_device.h\"\n__device__ int helper() {{ return '{name}'; }}\n\
+                 extern \"C\" __global__ void get_{name}(int* to) {{ __shared__ int value; value = helper(); *to = value; }}\n"
+            );
+            write(&inner, "same.cu", &content)
+        })
+        .collect();
+    let library =
+        build(&sources, &[], Mode::Checked, folder.path()).unwrap_or_else(|error| panic!("{error}"));
+    for (name, expected) in [("get_a", b'a'), ("get_b", b'b')] {
+        let mut to = [0_u32];
+        Library::open(&library).run(name, Shape::new(1, 1), &[(&mut to[..]).into()]).unwrap();
+        assert_eq!(to, [u32::from(expected)]);
+    }
+}
+
+#[test]
 fn says_what_does_not_compile() {
     let folder = tempfile::tempdir().unwrap();
     let source = write(folder.path(), "broken.cu", "extern \"C\" __global__ void broken() { nonsense; }\n");
@@ -62,7 +91,11 @@ fn says_what_does_not_compile() {
 #[test]
 fn says_which_kernel_cannot_be_found() {
     let folder = tempfile::tempdir().unwrap();
-    let source = write(folder.path(), "mangled.cu", "__global__ void __launch_bounds__(32) mangled(int* to) { *to = 1; }\n");
+    let source = write(
+        folder.path(),
+        "mangled.cu",
+        "__global__ void __launch_bounds__(32) mangled(int* to) { *to = 1; }\n",
+    );
     let text = build(&[source], &[], Mode::Plain, folder.path()).unwrap_err().to_string();
     assert!(text.contains("mangled.cu: kernel mangled must be `extern \"C\" __global__`"), "{text}");
 }

@@ -159,8 +159,8 @@ fn numbers_threads_in_three_axes() {
         let mut expected = Vec::new();
         for (block, thread) in (0..12).flat_map(|block| (0..30).map(move |thread| (block, thread))) {
             expected.push(block << 16 | thread);
-            expected.push((thread % 5) << 16 | (thread / 5 % 2) << 8 | thread / 10);
-            expected.push((block % 2) << 16 | (block / 2 % 3) << 8 | block / 6);
+            expected.push((thread % 5) << 16 | (thread / 5 % 2) << 8 | (thread / 10));
+            expected.push((block % 2) << 16 | (block / 2 % 3) << 8 | (block / 6));
         }
         assert_eq!(to, expected);
     });

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use granule_sim::emulator_build::{self, Mode};
 
-use crate::library::{Failure, Param, Shape, library};
+use crate::library::{Failure, Param, Shape, library, path};
 
 /// Runs in both builds; the code and words must be there, and the next launch must be fine.
 fn stops(name: &str, shape: Shape, params: &[Param], code: i32, words: &[&str]) {
@@ -51,7 +51,14 @@ fn outside_of_shared_and_local_memory() {
     let mut memory = vec![0_u32; 64];
     let to = Param::from(&mut memory[..]);
     let shape = Shape::new(1, 1).shared(20);
-    stops_in(Mode::Checked, "past_dynamic", shape, &[5_u32.into()], 1, &["outside of shared memory", "of 20 bytes"]);
+    stops_in(
+        Mode::Checked,
+        "past_dynamic",
+        shape,
+        &[5_u32.into()],
+        1,
+        &["outside of shared memory", "of 20 bytes"],
+    );
     // Without watching, the end is where the next multiple of 16 is.
     stops_in(Mode::Plain, "past_dynamic", shape, &[8_u32.into()], 1, &["write to"]);
     library(Mode::Checked).run("past_dynamic", shape, &[4_u32.into()]).unwrap();
@@ -87,7 +94,9 @@ fn launches_that_cannot_be() {
     refused(Shape { block: [1, 1, 65], ..Shape::new(1, 1) }, "64 in z");
     refused(Shape { block: [32, 33, 1], ..Shape::new(1, 1) }, "1024 threads");
     refused(Shape::new(1, 1).shared(227 * 1024 + 1), "227 KiB");
-    library(Mode::Plain).run("past_dynamic", Shape::new(1, 1).shared(227 * 1024), &[58111_u32.into()]).unwrap();
+    library(Mode::Plain)
+        .run("past_dynamic", Shape::new(1, 1).shared(227 * 1024), &[58111_u32.into()])
+        .unwrap();
 }
 
 /// The name by which a test runs itself in a process of its own, for what a process survives only once.
@@ -134,8 +143,7 @@ fn faults_in_hook() {
 fn address_sanitizer_build() {
     let preload = emulator_build::address_sanitizer().unwrap_or_else(|error| panic!("{error}"));
     // Built here, where nothing slows the compiler down.
-    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-    emulator_build::build(&crate::library::sources(), &[], Mode::Asan, &folder).unwrap_or_else(|error| panic!("{error}"));
+    path(Mode::Asan);
     let run = |name| {
         alone(name).env("LD_PRELOAD", &preload).env("ASAN_OPTIONS", "detect_leaks=0").output().unwrap()
     };
@@ -143,7 +151,10 @@ fn address_sanitizer_build() {
     assert!(good.status.success(), "{}", String::from_utf8_lossy(&good.stderr));
     let bad = run("overflow_under_address_sanitizer");
     let report = String::from_utf8_lossy(&bad.stderr).into_owned();
-    assert!(!bad.status.success() && report.contains("heap-buffer-overflow") && report.contains("write_at"), "{report}");
+    assert!(
+        !bad.status.success() && report.contains("heap-buffer-overflow") && report.contains("write_at"),
+        "{report}"
+    );
     let bad = run("shared_overflow_under_address_sanitizer");
     let report = String::from_utf8_lossy(&bad.stderr).into_owned();
     assert!(!bad.status.success() && report.contains("global-buffer-overflow"), "{report}");
@@ -159,12 +170,18 @@ fn under_address_sanitizer() {
         library(Mode::Asan).run("block_sum", Shape::new(2, 1024).seed(seed), &params).unwrap();
         assert_eq!(to, [1024.0; 2]);
         // A launch that ends early leaves frames behind; the next must not stumble over them.
-        let failure = library(Mode::Asan).run("traps", Shape::new(1, 256).seed(seed), &[5_u32.into()]).unwrap_err();
+        let failure =
+            library(Mode::Asan).run("traps", Shape::new(1, 256).seed(seed), &[5_u32.into()]).unwrap_err();
         assert_eq!(failure.code, 6);
         let mut memory = vec![0_u32; 64];
         let far = [Param::from(&mut memory[..]), far_from(&memory).into()];
-        assert_eq!(library(Mode::Asan).run("write_at", Shape::new(1, 32).seed(seed), &far).unwrap_err().code, 1);
-        let two = library(Mode::Asan).run("two_barriers", Shape::new(1, 64), &[(&mut memory[..]).into()]).unwrap_err();
+        assert_eq!(
+            library(Mode::Asan).run("write_at", Shape::new(1, 32).seed(seed), &far).unwrap_err().code,
+            1
+        );
+        let two = library(Mode::Asan)
+            .run("two_barriers", Shape::new(1, 64), &[(&mut memory[..]).into()])
+            .unwrap_err();
         assert_eq!(two.code, 2);
     }
 }
@@ -172,7 +189,8 @@ fn under_address_sanitizer() {
 #[test]
 #[ignore = "needs LD_PRELOAD: run by address_sanitizer_build"]
 fn overflow_under_address_sanitizer() {
-    let mut to = vec![0_u32; 8];
+    // On the heap, where the sanitizer has put red zones.
+    let mut to: Box<[u32]> = Box::new([0; 8]);
     let params = [(&mut to[..]).into(), 8_u64.into()];
     let _ = library(Mode::Asan).run("write_at", Shape::new(1, 32), &params);
 }

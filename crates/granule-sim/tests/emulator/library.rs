@@ -125,19 +125,21 @@ pub(crate) struct Library {
     loaded: Loaded,
 }
 
-/// The kernels of `emulator/tests`, built once for each process and mode.
+/// The kernels of `emulator/tests`, built and loaded once for each process and mode.
 pub(crate) fn library(mode: Mode) -> &'static Library {
     static LIBRARIES: [OnceLock<Library>; 3] = [const { OnceLock::new() }; 3];
-    LIBRARIES[mode as usize].get_or_init(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-        let path = emulator_build::build(&sources(), &[], mode, &folder).unwrap_or_else(|error| panic!("{error}"));
-        Library::open(&path)
-    })
+    LIBRARIES[mode as usize].get_or_init(|| Library::open(&path(mode)))
 }
 
-pub(crate) fn sources() -> Vec<PathBuf> {
+/// The file of [`library`], built where it is not up to date.
+pub(crate) fn path(mode: Mode) -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
+    emulator_build::build(&sources(), &[], mode, &folder).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn sources() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("emulator/tests");
-    ["correct.cu", "planted.cu", "widths.cu"].map(|name| folder.join(name)).to_vec()
+    ["correct.cu", "planted.cu", "programs.cu", "widths.cu"].map(|name| folder.join(name)).to_vec()
 }
 
 impl Library {
@@ -161,7 +163,8 @@ impl Library {
 
     fn find(&self, name: &str) -> Option<&'static Kernel> {
         let name = CString::new(name).unwrap();
-        let found = self.function::<extern "C" fn(*const c_char) -> *const Kernel>("granule_emu_find")(name.as_ptr());
+        let found =
+            self.function::<extern "C" fn(*const c_char) -> *const Kernel>("granule_emu_find")(name.as_ptr());
         // SAFETY: null, or a kernel that lives as long as the library, which is never closed (-z nodelete).
         unsafe { found.as_ref() }
     }
@@ -169,9 +172,10 @@ impl Library {
     /// Every kernel's name.
     pub(crate) fn names(&self) -> Vec<String> {
         let at = self.function::<extern "C" fn(u32) -> *const Kernel>("granule_emu_kernel_at");
-        // SAFETY: as in `find`; names end with a zero.
-        let name = |kernel: &Kernel| unsafe { CStr::from_ptr(kernel.name) }.to_str().unwrap().to_owned();
-        (0..).map_while(|index| unsafe { at(index).as_ref() }.map(name)).collect()
+        // SAFETY: as in `find`.
+        let kernels = (0..).map_while(|index| unsafe { at(index).as_ref() });
+        // SAFETY: names end with a zero.
+        kernels.map(|kernel| unsafe { CStr::from_ptr(kernel.name) }.to_str().unwrap().to_owned()).collect()
     }
 
     pub(crate) fn param_sizes(&self, name: &str) -> Option<Vec<u32>> {
@@ -215,7 +219,8 @@ impl Library {
         let mut values: Vec<[u8; 8]> = params.iter().map(|param| param.bytes).collect();
         // A parameter's value must be aligned for its type.
         let mut aligned: Vec<u64> = values.drain(..).map(u64::from_ne_bytes).collect();
-        let mut pointers: Vec<*mut c_void> = aligned.iter_mut().map(|value| (&raw mut *value).cast()).collect();
+        let mut pointers: Vec<*mut c_void> =
+            aligned.iter_mut().map(|value| (&raw mut *value).cast()).collect();
         let launch = RawLaunch {
             grid: shape.grid,
             block: shape.block,
@@ -225,8 +230,9 @@ impl Library {
             hooks,
         };
         let mut result = RawResult { code: -1, message: [0; 512] };
-        let run = self
-            .function::<extern "C" fn(*const Kernel, *const RawLaunch, *mut RawResult) -> i32>("granule_emu_run");
+        let run = self.function::<extern "C" fn(*const Kernel, *const RawLaunch, *mut RawResult) -> i32>(
+            "granule_emu_run",
+        );
         assert_eq!(run(kernel, &raw const launch, &raw mut result), result.code);
         // SAFETY: the emulator ends the message with a zero.
         let message = unsafe { CStr::from_ptr(result.message.as_ptr()) }.to_str().unwrap().to_owned();

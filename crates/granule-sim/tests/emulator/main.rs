@@ -6,4 +6,5 @@ mod correct;
 mod faults;
 mod library;
 mod planted;
+mod programs;
 mod widths;

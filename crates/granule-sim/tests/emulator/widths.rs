@@ -39,7 +39,11 @@ fn seen(name: &str, more: &[Param]) -> (Vec<u64>, Vec<u64>) {
         .run_watched(name, Shape::new(1, 1), &params, |Access { address, size, write, atomic, at }| {
             assert!(!atomic && at.thread == [0; 3] && at.block == [0; 3], "{name}");
             let bytes = (0..u64::from(size)).map(|i| address + i);
-            if write { written.extend(bytes.map(|at| at - target)) } else { read.extend(bytes.map(|at| at - source)) }
+            if write {
+                written.extend(bytes.map(|at| at - target))
+            } else {
+                read.extend(bytes.map(|at| at - source))
+            }
             true
         })
         .unwrap();
@@ -102,10 +106,13 @@ fn a_refused_access_does_not_happen() {
         let end = to[64..].as_ptr() as u64;
         let params = [(&mut to[..]).into(), 64_u64.into()];
         let shape = Shape::new(1, 32).seed(seed);
-        let failure =
-            library(Mode::Checked).run_watched("write_at", shape, &params, |access| access.address < end).unwrap_err();
+        let failure = library(Mode::Checked)
+            .run_watched("write_at", shape, &params, |access| access.address < end)
+            .unwrap_err();
         assert_eq!(failure.code, 5);
-        let expected = format!("kernel write_at, thread (3,0,0) of block (0,0,0): write of 4 bytes at 0x{end:x} refused");
+        let expected = format!(
+            "kernel write_at, thread (3,0,0) of block (0,0,0): write of 4 bytes at 0x{end:x} refused"
+        );
         assert!(failure.message.starts_with(&expected), "{}", failure.message);
         assert!(failure.message.contains("planted.cu:"), "{}", failure.message);
         assert_eq!(to[64], 0);
