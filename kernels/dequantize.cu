@@ -2,8 +2,8 @@
 //
 // Every kernel takes `rows` rows of `blocks` blocks (32 elements each). Strides are bytes from one row to the next.
 //   x (ggml)      rows x blocks x 34 or 18 bytes; address and stride even
-//   quants        rows x blocks x 32 or 16 bytes; address and stride a multiple of 16
-//   scales        rows x blocks x 2 bytes, f16; address a multiple of 16, stride as of the quants
+//   x (planar)    rows; `quants` bytes into each are its blocks x 32 or 16 bytes of quants, `scales` bytes into it its
+//                 blocks x 2 bytes of f16 scales; address, stride and both offsets a multiple of 16
 //   y             rows x (blocks * 32) elements; address and stride a multiple of 16
 // Grid: x over tiles of 128 blocks, y over rows; any size does all of the work. Block: 256 threads.
 //
@@ -80,40 +80,40 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     dequantize<BlockQ4_0>(Ggml<BlockQ4_0, const u8>{x, x_stride}, y, y_stride, rows, blocks);
 }
 
-// planar layout; `x_stride` is of both planes
+// planar layout
 
 extern "C" __global__ void __launch_bounds__(THREADS) dequantize_planar_q8_0_f32(
-    const u8 *quants, const u8 *scales, u64 x_stride, float *y, u64 y_stride, u64 rows, u64 blocks)
+    const u8 *x, u64 x_stride, u64 quants, u64 scales, float *y, u64 y_stride, u64 rows, u64 blocks)
 {
-    dequantize<BlockQ8_0>(Planar<BlockQ8_0, const u8>{quants, scales, x_stride}, y, y_stride, rows, blocks);
+    dequantize<BlockQ8_0>(Planar<BlockQ8_0, const u8>{x, x_stride, quants, scales}, y, y_stride, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dequantize_planar_q8_0_f16(
-    const u8 *quants, const u8 *scales, u64 x_stride, f16 *y, u64 y_stride, u64 rows, u64 blocks)
+    const u8 *x, u64 x_stride, u64 quants, u64 scales, f16 *y, u64 y_stride, u64 rows, u64 blocks)
 {
-    dequantize<BlockQ8_0>(Planar<BlockQ8_0, const u8>{quants, scales, x_stride}, y, y_stride, rows, blocks);
+    dequantize<BlockQ8_0>(Planar<BlockQ8_0, const u8>{x, x_stride, quants, scales}, y, y_stride, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dequantize_planar_q8_0_bf16(
-    const u8 *quants, const u8 *scales, u64 x_stride, bf16 *y, u64 y_stride, u64 rows, u64 blocks)
+    const u8 *x, u64 x_stride, u64 quants, u64 scales, bf16 *y, u64 y_stride, u64 rows, u64 blocks)
 {
-    dequantize<BlockQ8_0>(Planar<BlockQ8_0, const u8>{quants, scales, x_stride}, y, y_stride, rows, blocks);
+    dequantize<BlockQ8_0>(Planar<BlockQ8_0, const u8>{x, x_stride, quants, scales}, y, y_stride, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dequantize_planar_q4_0_f32(
-    const u8 *quants, const u8 *scales, u64 x_stride, float *y, u64 y_stride, u64 rows, u64 blocks)
+    const u8 *x, u64 x_stride, u64 quants, u64 scales, float *y, u64 y_stride, u64 rows, u64 blocks)
 {
-    dequantize<BlockQ4_0>(Planar<BlockQ4_0, const u8>{quants, scales, x_stride}, y, y_stride, rows, blocks);
+    dequantize<BlockQ4_0>(Planar<BlockQ4_0, const u8>{x, x_stride, quants, scales}, y, y_stride, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dequantize_planar_q4_0_f16(
-    const u8 *quants, const u8 *scales, u64 x_stride, f16 *y, u64 y_stride, u64 rows, u64 blocks)
+    const u8 *x, u64 x_stride, u64 quants, u64 scales, f16 *y, u64 y_stride, u64 rows, u64 blocks)
 {
-    dequantize<BlockQ4_0>(Planar<BlockQ4_0, const u8>{quants, scales, x_stride}, y, y_stride, rows, blocks);
+    dequantize<BlockQ4_0>(Planar<BlockQ4_0, const u8>{x, x_stride, quants, scales}, y, y_stride, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) dequantize_planar_q4_0_bf16(
-    const u8 *quants, const u8 *scales, u64 x_stride, bf16 *y, u64 y_stride, u64 rows, u64 blocks)
+    const u8 *x, u64 x_stride, u64 quants, u64 scales, bf16 *y, u64 y_stride, u64 rows, u64 blocks)
 {
-    dequantize<BlockQ4_0>(Planar<BlockQ4_0, const u8>{quants, scales, x_stride}, y, y_stride, rows, blocks);
+    dequantize<BlockQ4_0>(Planar<BlockQ4_0, const u8>{x, x_stride, quants, scales}, y, y_stride, rows, blocks);
 }

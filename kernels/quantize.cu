@@ -3,8 +3,8 @@
 // Every kernel takes `rows` rows of `blocks` blocks (32 elements each). Strides are bytes from one row to the next.
 //   x             rows x (blocks * 32) elements; address and stride a multiple of 16
 //   y (ggml)      rows x blocks x 34 or 18 bytes; address and stride even
-//   quants        rows x blocks x 32 or 16 bytes; address and stride a multiple of 16
-//   scales        rows x blocks x 2 bytes, f16; address a multiple of 16, stride as of the quants
+//   y (planar)    rows; `quants` bytes into each are its blocks x 32 or 16 bytes of quants, `scales` bytes into it its
+//                 blocks x 2 bytes of f16 scales; address, stride and both offsets a multiple of 16
 //   flag          one word: bit 0 is set where an element is NaN or infinite, bit 1 where a scale overflows f16
 // Grid: x over tiles of 128 blocks, y over rows; any size does all of the work. Block: 256 threads.
 //
@@ -113,40 +113,40 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     quantize<BlockQ4_0>(x, x_stride, Ggml<BlockQ4_0, u8>{y, y_stride}, rows, blocks, flag);
 }
 
-// planar layout; `y_stride` is of both planes
+// planar layout
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_planar_q8_0_f32(
-    const float *x, u64 x_stride, u8 *quants, u8 *scales, u64 y_stride, u64 rows, u64 blocks, u32 *flag)
+    const float *x, u64 x_stride, u8 *y, u64 y_stride, u64 quants, u64 scales, u64 rows, u64 blocks, u32 *flag)
 {
-    quantize<BlockQ8_0>(x, x_stride, Planar<BlockQ8_0, u8>{quants, scales, y_stride}, rows, blocks, flag);
+    quantize<BlockQ8_0>(x, x_stride, Planar<BlockQ8_0, u8>{y, y_stride, quants, scales}, rows, blocks, flag);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_planar_q8_0_f16(
-    const f16 *x, u64 x_stride, u8 *quants, u8 *scales, u64 y_stride, u64 rows, u64 blocks, u32 *flag)
+    const f16 *x, u64 x_stride, u8 *y, u64 y_stride, u64 quants, u64 scales, u64 rows, u64 blocks, u32 *flag)
 {
-    quantize<BlockQ8_0>(x, x_stride, Planar<BlockQ8_0, u8>{quants, scales, y_stride}, rows, blocks, flag);
+    quantize<BlockQ8_0>(x, x_stride, Planar<BlockQ8_0, u8>{y, y_stride, quants, scales}, rows, blocks, flag);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_planar_q8_0_bf16(
-    const bf16 *x, u64 x_stride, u8 *quants, u8 *scales, u64 y_stride, u64 rows, u64 blocks, u32 *flag)
+    const bf16 *x, u64 x_stride, u8 *y, u64 y_stride, u64 quants, u64 scales, u64 rows, u64 blocks, u32 *flag)
 {
-    quantize<BlockQ8_0>(x, x_stride, Planar<BlockQ8_0, u8>{quants, scales, y_stride}, rows, blocks, flag);
+    quantize<BlockQ8_0>(x, x_stride, Planar<BlockQ8_0, u8>{y, y_stride, quants, scales}, rows, blocks, flag);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_planar_q4_0_f32(
-    const float *x, u64 x_stride, u8 *quants, u8 *scales, u64 y_stride, u64 rows, u64 blocks, u32 *flag)
+    const float *x, u64 x_stride, u8 *y, u64 y_stride, u64 quants, u64 scales, u64 rows, u64 blocks, u32 *flag)
 {
-    quantize<BlockQ4_0>(x, x_stride, Planar<BlockQ4_0, u8>{quants, scales, y_stride}, rows, blocks, flag);
+    quantize<BlockQ4_0>(x, x_stride, Planar<BlockQ4_0, u8>{y, y_stride, quants, scales}, rows, blocks, flag);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_planar_q4_0_f16(
-    const f16 *x, u64 x_stride, u8 *quants, u8 *scales, u64 y_stride, u64 rows, u64 blocks, u32 *flag)
+    const f16 *x, u64 x_stride, u8 *y, u64 y_stride, u64 quants, u64 scales, u64 rows, u64 blocks, u32 *flag)
 {
-    quantize<BlockQ4_0>(x, x_stride, Planar<BlockQ4_0, u8>{quants, scales, y_stride}, rows, blocks, flag);
+    quantize<BlockQ4_0>(x, x_stride, Planar<BlockQ4_0, u8>{y, y_stride, quants, scales}, rows, blocks, flag);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) quantize_planar_q4_0_bf16(
-    const bf16 *x, u64 x_stride, u8 *quants, u8 *scales, u64 y_stride, u64 rows, u64 blocks, u32 *flag)
+    const bf16 *x, u64 x_stride, u8 *y, u64 y_stride, u64 quants, u64 scales, u64 rows, u64 blocks, u32 *flag)
 {
-    quantize<BlockQ4_0>(x, x_stride, Planar<BlockQ4_0, u8>{quants, scales, y_stride}, rows, blocks, flag);
+    quantize<BlockQ4_0>(x, x_stride, Planar<BlockQ4_0, u8>{y, y_stride, quants, scales}, rows, blocks, flag);
 }

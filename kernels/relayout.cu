@@ -2,8 +2,8 @@
 //
 // Every kernel takes `rows` rows of `blocks` blocks (32 elements each). Strides are bytes from one row to the next.
 //   ggml          rows x blocks x 34 or 18 bytes; address and stride even
-//   quants        rows x blocks x 32 or 16 bytes; address and stride a multiple of 16
-//   scales        rows x blocks x 2 bytes, f16; address a multiple of 16, stride as of the quants
+//   planar        rows; `quants` bytes into each are its blocks x 32 or 16 bytes of quants, `scales` bytes into it its
+//                 blocks x 2 bytes of f16 scales; address, stride and both offsets a multiple of 16
 // Grid: x over tiles of 128 blocks, y over rows; any size does all of the work. Block: 256 threads.
 //
 // A permutation: nothing is computed, so every bit pattern is carried over. The planes' padding is not touched.
@@ -36,29 +36,29 @@ __device__ inline void relayout(From from, To to, u64 rows, u64 blocks)
 static_assert(TILE <= THREADS, "each thread moves one scale");
 
 extern "C" __global__ void __launch_bounds__(THREADS) relayout_q8_0_to_planar(
-    const u8 *ggml, u64 ggml_stride, u8 *quants, u8 *scales, u64 planar_stride, u64 rows, u64 blocks)
+    const u8 *ggml, u64 ggml_stride, u8 *planar, u64 planar_stride, u64 quants, u64 scales, u64 rows, u64 blocks)
 {
     relayout<BlockQ8_0>(Ggml<BlockQ8_0, const u8>{ggml, ggml_stride},
-                        Planar<BlockQ8_0, u8>{quants, scales, planar_stride}, rows, blocks);
+                        Planar<BlockQ8_0, u8>{planar, planar_stride, quants, scales}, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) relayout_q4_0_to_planar(
-    const u8 *ggml, u64 ggml_stride, u8 *quants, u8 *scales, u64 planar_stride, u64 rows, u64 blocks)
+    const u8 *ggml, u64 ggml_stride, u8 *planar, u64 planar_stride, u64 quants, u64 scales, u64 rows, u64 blocks)
 {
     relayout<BlockQ4_0>(Ggml<BlockQ4_0, const u8>{ggml, ggml_stride},
-                        Planar<BlockQ4_0, u8>{quants, scales, planar_stride}, rows, blocks);
+                        Planar<BlockQ4_0, u8>{planar, planar_stride, quants, scales}, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) relayout_q8_0_to_ggml(
-    const u8 *quants, const u8 *scales, u64 planar_stride, u8 *ggml, u64 ggml_stride, u64 rows, u64 blocks)
+    const u8 *planar, u64 planar_stride, u64 quants, u64 scales, u8 *ggml, u64 ggml_stride, u64 rows, u64 blocks)
 {
-    relayout<BlockQ8_0>(Planar<BlockQ8_0, const u8>{quants, scales, planar_stride},
+    relayout<BlockQ8_0>(Planar<BlockQ8_0, const u8>{planar, planar_stride, quants, scales},
                         Ggml<BlockQ8_0, u8>{ggml, ggml_stride}, rows, blocks);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) relayout_q4_0_to_ggml(
-    const u8 *quants, const u8 *scales, u64 planar_stride, u8 *ggml, u64 ggml_stride, u64 rows, u64 blocks)
+    const u8 *planar, u64 planar_stride, u64 quants, u64 scales, u8 *ggml, u64 ggml_stride, u64 rows, u64 blocks)
 {
-    relayout<BlockQ4_0>(Planar<BlockQ4_0, const u8>{quants, scales, planar_stride},
+    relayout<BlockQ4_0>(Planar<BlockQ4_0, const u8>{planar, planar_stride, quants, scales},
                         Ggml<BlockQ4_0, u8>{ggml, ggml_stride}, rows, blocks);
 }

@@ -1,4 +1,5 @@
-// The block structs of ggml, byte for byte: the only ones in the CUDA sources. Their definition is `granule_quant::block`.
+// The block structs of ggml, byte for byte, the only ones in the CUDA sources, and what is computed with them. The
+// definition is that of `granule-quant` (`src/block.rs`).
 #pragma once
 
 #include "intrinsics.cuh"
@@ -28,7 +29,7 @@ struct BlockQ4_0 {
 };
 static_assert(sizeof(BlockQ4_0) == 18 && alignof(BlockQ4_0) == 2);
 
-// What a kernel has to know of a format, apart from where its bytes are. Quants travel four to a word, one in each byte.
+// What a kernel has to know of a format, apart from where its bytes are. Quants travel four to a word, one to a byte.
 template <typename Block> struct Format;
 
 // `1/d`, or 0 where that is not finite: what an encoder multiplies by.
@@ -47,8 +48,8 @@ template <> struct Format<BlockQ8_0> {
     // The scale, before it is rounded to f16, for a block whose element of largest magnitude is `largest`.
     __device__ static float scale(float largest) { return float_of(bits_of(largest) & 0x7fffffff) / 127.0f; }
 
-    // The quant of x: `y = x * inverse`, rounded half away from zero. The number just below one half is what is added:
-    // a y just below n + 1/2 stays below n + 1, and the sum for y = n + 1/2 itself rounds to n + 1. So for all |y| < 2^22.
+    // The quant of x: `y = x * inverse`, rounded half away from zero. What is added is the number just below one half:
+    // with it a y just below n + 1/2 stays below n + 1, and n + 1/2 itself rounds up to it (for all |y| < 2^22).
     __device__ static u32 quant(float x, float inverse)
     {
         const float y = x * inverse;

@@ -77,7 +77,10 @@ template <typename T> __device__ inline void store(void *to, T value)
 }
 
 // Bytes by which an address is past a multiple of 16.
-__device__ inline u32 misalignment(const void *at) { return static_cast<u32>(reinterpret_cast<u64>(at) % sizeof(Wide)); }
+__device__ inline u32 misalignment(const void *at)
+{
+    return static_cast<u32>(reinterpret_cast<u64>(at) % sizeof(Wide));
+}
 
 // The bits of an f32.
 __device__ inline u32 bits_of(float x)

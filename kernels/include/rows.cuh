@@ -70,9 +70,10 @@ template <typename Block, typename Byte> struct Ggml {
 
 // Planar rows: all quants of a row in one plane, all its scales in another. What pads a plane is not touched.
 template <typename Block, typename Byte> struct Planar {
-    Byte *quants; // the quants of row 0; a multiple of 16
-    Byte *scales; // the scales of row 0; a multiple of 16
-    u64 stride;   // bytes from one row to the next, in both planes; a multiple of 16
+    Byte *base; // row 0; a multiple of 16
+    u64 stride; // bytes from one row to the next; a multiple of 16
+    u64 quants; // bytes from the start of a row to its quants; a multiple of 16
+    u64 scales; // bytes from the start of a row to its scales; a multiple of 16
 
     static constexpr u32 QUANTS = Format<Block>::QUANTS;
     static constexpr u32 TILE_BYTES = TILE * (QUANTS + sizeof(f16));
@@ -106,7 +107,8 @@ template <typename Block, typename Byte> struct Planar {
     // The tile of row `row` that begins with block `first`.
     __device__ Tile tile(u8 *memory, u64 row, u64 first) const
     {
-        return Tile{quants + row * stride + first * QUANTS, scales + row * stride + first * sizeof(f16), memory};
+        Byte *start = base + row * stride;
+        return Tile{start + quants + first * QUANTS, start + scales + first * sizeof(f16), memory};
     }
 };
 
@@ -144,7 +146,8 @@ template <> struct Floats<f16> {
     }
     __device__ static Wide pack(const float (&x)[COUNT])
     {
-        return Wide{{to_f16_pair(x[0], x[1]), to_f16_pair(x[2], x[3]), to_f16_pair(x[4], x[5]), to_f16_pair(x[6], x[7])}};
+        return Wide{
+            {to_f16_pair(x[0], x[1]), to_f16_pair(x[2], x[3]), to_f16_pair(x[4], x[5]), to_f16_pair(x[6], x[7])}};
     }
 };
 

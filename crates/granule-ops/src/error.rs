@@ -46,6 +46,80 @@ pub enum Error {
         /// What it is.
         got: usize,
     },
+    /// Rows of a type that the layout or the operation is not for.
+    #[error("{what} must be {must}, not {got}")]
+    Type {
+        /// Which argument.
+        what: &'static str,
+        /// What it must be.
+        must: &'static str,
+        /// What it is.
+        got: DType,
+    },
+    /// An operation that does not convert between these types.
+    #[error("{op} does not go from {from} to {to}")]
+    Types {
+        /// The operation.
+        op: &'static str,
+        /// The type of the rows to read.
+        from: DType,
+        /// The type of the rows to write.
+        to: DType,
+    },
+    /// A change of layout between rows that have the same one; a copy is what is wanted.
+    #[error("both sides have the same layout: copy the rows instead")]
+    SameLayout,
+    /// Memory that a kernel cannot read or write at its address, stride or offset.
+    #[error("{what} must be a multiple of {must} bytes, not {got:#x}")]
+    Alignment {
+        /// Which address, stride or offset.
+        what: &'static str,
+        /// What it must be a multiple of.
+        must: usize,
+        /// What it is.
+        got: u64,
+    },
+    /// The operation runs on a CUDA device and the bytes lie elsewhere.
+    #[error("{what} lies in memory that kernels cannot reach; this operation runs on a CUDA device")]
+    NotOnDevice {
+        /// Which argument.
+        what: &'static str,
+    },
+    /// Kernels of one device and a stream or memory of another.
+    #[error("{what} belongs to another device than the kernels")]
+    OtherDevice {
+        /// What is of another device.
+        what: &'static str,
+    },
+    /// What [`quantize::cuda`](crate::quantize) met since the last check: it cannot refuse numbers while it runs.
+    #[error(
+        "numbers that were quantized on {device} since the last check: {}",
+        match (not_finite, overflow) {
+            (true, true) => "some are NaN or infinite, some too large for the type",
+            (true, false) => "some are NaN or infinite",
+            _ => "some are too large for the type",
+        }
+    )]
+    Flagged {
+        /// The device.
+        device: String,
+        /// Whether an element was NaN or infinite; its block decodes to NaN.
+        not_finite: bool,
+        /// Whether a block's scale went beyond f16; it is infinite now.
+        overflow: bool,
+    },
+    /// There is no kernel for this device or driver.
+    #[cfg(feature = "cuda")]
+    #[error("{device}: {source}")]
+    NoKernel {
+        /// The device.
+        device: String,
+        /// What is missing.
+        source: granule_kernels::NotFound,
+    },
+    /// The device did not do what it was asked.
+    #[error(transparent)]
+    Device(#[from] granule_device::Error),
     /// Encoding or decoding failed (NaN or infinity, a row length that is no whole number of blocks).
     #[error(transparent)]
     Quant(#[from] granule_quant::Error),

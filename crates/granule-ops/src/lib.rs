@@ -1,6 +1,6 @@
 //! A transformer's arithmetic on quantized weights and a quantized KV cache.
 //!
-//! One folder per operation; inside it, `cpu.rs` is the host's way. Temporaries are handed in by the caller, so
+//! One folder per operation; inside it, `cpu.rs` is the host's way and `cuda.rs` launches the kernel. Temporaries are handed in by the caller, so
 //! nothing here allocates in a decode step. Shapes stand on every argument and are checked before anything is
 //! written; all arrays are row-major, the last dimension dense.
 //!
@@ -14,6 +14,11 @@
 //! | [`attention`] | causal attention that reads the cache's types directly through a [`KvView`] |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
 //! | [`softmax`] | probabilities |
+//! | [`quantize`], [`dequantize`] | [rows](Rows) of floats into rows of blocks, and back |
+//! | [`relayout`] | rows of blocks between the plain and the planar layout |
+//! | [`fill`], [`compare`] | a pattern over memory; how two stretches of memory differ |
+//!
+//! The last five run on CUDA devices too (feature `cuda`): `quantize::cpu` and `quantize::cuda` are twins.
 //!
 //! ```
 //! use granule_ops::{Threads, rms_norm};
@@ -31,14 +36,24 @@
 
 mod add;
 mod attention;
+pub mod compare;
+pub mod dequantize;
 mod embed;
 mod error;
+pub mod fill;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod kv_store;
 mod kv_view;
+#[cfg(feature = "cuda")]
+mod launch;
 mod matmul;
 mod matrix;
 mod norm;
+pub mod quantize;
+pub mod relayout;
 mod rope;
+mod rows;
 mod softmax;
 mod swiglu;
 mod threads;
@@ -47,12 +62,15 @@ pub use add::add;
 pub use attention::{AttentionShape, attention, scratch_len as attention_scratch_len};
 pub use embed::embed;
 pub use error::Error;
+#[cfg(feature = "cuda")]
+pub use kernels::Kernels;
 pub use kv_store::kv_store;
 pub use kv_view::{KvRowLayout, KvView, KvViewMut};
 pub use matmul::{Activations, QuantScratch, matmul};
 pub use matrix::Matrix;
 pub use norm::rms_norm;
 pub use rope::{Rope, rotate};
+pub use rows::{PLANE_ALIGN, Planes, RowShape, Rows, RowsMut};
 pub use softmax::{log_softmax_at, softmax};
 pub use swiglu::swiglu;
 pub use threads::Threads;

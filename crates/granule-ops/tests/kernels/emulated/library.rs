@@ -1,0 +1,159 @@
+//! A library of emulated kernels, called through its C interface (`granule_emulator.h` in granule-sim).
+
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::ptr;
+
+use granule_sim::emulator_build::{self, Mode};
+use libloading::Library;
+
+/// A kernel of a library: `granule_emu_kernel`.
+#[repr(C)]
+pub(crate) struct Kernel {
+    name: *const c_char,
+    n_params: u32,
+    param_sizes: *const u32,
+}
+
+/// `granule_emu_hooks`.
+#[repr(C)]
+struct Hooks {
+    context: *mut c_void,
+    access: extern "C" fn(*mut c_void, u64, u32, u32, u32, *const c_void) -> c_int,
+}
+
+/// `granule_emu_launch`.
+#[repr(C)]
+struct LaunchArguments {
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared_bytes: u32,
+    seed: u64,
+    params: *mut *mut c_void,
+    hooks: *const Hooks,
+}
+
+/// `granule_emu_result`.
+#[repr(C)]
+struct Outcome {
+    code: i32,
+    message: [u8; 512],
+}
+
+type Find = unsafe extern "C" fn(*const c_char) -> *const Kernel;
+type Run = unsafe extern "C" fn(*const Kernel, *const LaunchArguments, *mut Outcome) -> i32;
+type Number = unsafe extern "C" fn() -> u32;
+
+/// Emulated kernels.
+pub(crate) struct Emulated {
+    find: Find,
+    run: Run,
+    _library: Library,
+}
+
+/// One parameter of a kernel.
+#[derive(Clone, Copy)]
+pub(crate) enum Param {
+    U64(u64),
+}
+
+/// Memory that a kernel may touch in a checked run, and whether it may write it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowed {
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    pub(crate) write: bool,
+}
+
+/// What a checked run is allowed, and the first access that was not.
+struct Watch<'a> {
+    allowed: &'a [Allowed],
+    strayed: Option<(u64, u32, bool)>,
+}
+
+extern "C" fn watch(
+    context: *mut c_void,
+    address: u64,
+    size: u32,
+    write: u32,
+    _: u32,
+    _: *const c_void,
+) -> c_int {
+    // SAFETY: `Emulated::launch` hands over its own `Watch` and touches it again only after the launch.
+    let watch = unsafe { &mut *context.cast::<Watch<'_>>() };
+    let inside = |allowed: &Allowed| {
+        let end = address.saturating_add(size.into());
+        address >= allowed.start && end <= allowed.start + allowed.len && (allowed.write || write == 0)
+    };
+    let strayed = !watch.allowed.iter().any(inside);
+    if strayed {
+        watch.strayed = Some((address, size, write != 0));
+    }
+    c_int::from(strayed)
+}
+
+impl Emulated {
+    /// Builds what is not up to date and loads it.
+    pub(crate) fn build(mode: Mode) -> Emulated {
+        let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels");
+        let mut sources: Vec<PathBuf> =
+            std::fs::read_dir(&kernels).unwrap().map(|entry| entry.unwrap().path()).collect();
+        sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+        sources.sort();
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
+        let path = emulator_build::build(&sources, &[kernels.join("include")], mode, &folder).unwrap();
+        // SAFETY: the library is our own and has no code that runs on load beyond its own registration; the types are those
+        // of its header.
+        unsafe {
+            let library = Library::new(path).unwrap();
+            let number = |name: &str| library.get::<Number>(name).unwrap()();
+            assert_eq!(number("granule_emu_abi"), 1);
+            assert_eq!(number("granule_emu_checked"), u32::from(mode == Mode::Checked));
+            let find = *library.get::<Find>("granule_emu_find").unwrap();
+            let run = *library.get::<Run>("granule_emu_run").unwrap();
+            Emulated { find, run, _library: library }
+        }
+    }
+
+    /// Runs a kernel to its end. With `allowed`, on a checked library, every access of it has to be inside.
+    pub(crate) fn launch(
+        &self,
+        name: &str,
+        grid: [u32; 3],
+        seed: u64,
+        params: &[Param],
+        allowed: Option<&[Allowed]>,
+    ) -> Result<(), String> {
+        let c_name = CString::new(name).unwrap();
+        // SAFETY: the name ends with a zero.
+        let kernel = unsafe { (self.find)(c_name.as_ptr()).as_ref() }.ok_or("no such kernel")?;
+        // SAFETY: the kernel's description lives as long as the library.
+        let sizes = unsafe { std::slice::from_raw_parts(kernel.param_sizes, kernel.n_params as usize) };
+        assert_eq!(sizes, vec![8; params.len()], "{name}: every parameter has 8 bytes");
+        let mut values: Vec<u64> = params.iter().map(|Param::U64(value)| *value).collect();
+        let mut pointers: Vec<*mut c_void> =
+            values.iter_mut().map(|value| ptr::from_mut(value).cast()).collect();
+        let mut watching = Watch { allowed: allowed.unwrap_or_default(), strayed: None };
+        let hooks = Hooks { context: ptr::from_mut(&mut watching).cast(), access: watch };
+        let launch = LaunchArguments {
+            grid,
+            block: [granule_kernels::THREADS, 1, 1],
+            shared_bytes: 0,
+            seed,
+            params: pointers.as_mut_ptr(),
+            hooks: if allowed.is_some() { &hooks } else { ptr::null() },
+        };
+        let mut outcome = Outcome { code: 0, message: [0; 512] };
+        // SAFETY: parameters are as many and as large as the kernel says; the memory they point to belongs to the caller.
+        let code = unsafe { (self.run)(kernel, &launch, &mut outcome) };
+        if let Some((address, size, write)) = watching.strayed {
+            let what = if write { "writes" } else { "reads" };
+            return Err(format!("{name} {what} {size} bytes at {address:#x}, outside {allowed:x?}"));
+        }
+        if code == 0 {
+            return Ok(());
+        }
+        let message = outcome.message.split(|&byte| byte == 0).next().unwrap_or_default();
+        Err(format!("{name}: {} (code {code})", String::from_utf8_lossy(message)))
+    }
+}
