@@ -54,11 +54,9 @@ struct granule_emu_index {
 };
 
 extern "C" {
-// The values do not change while a thread lives, so the compiler may ask once.
-granule_emu_index granule_emu_thread_index() __attribute__((const));
-granule_emu_index granule_emu_block_index() __attribute__((const));
-granule_emu_index granule_emu_block_size() __attribute__((const));
-granule_emu_index granule_emu_grid_size() __attribute__((const));
+// threadIdx.x, .y, .z, then the same of blockIdx, blockDim and gridDim. They do not change while a thread lives, so the
+// compiler may ask once.
+unsigned granule_emu_index_of(unsigned which) __attribute__((const));
 void* granule_emu_dynamic_shared() __attribute__((const));
 
 // Block barrier. Answers `count` (how many threads gave a true predicate), which serves all three __syncthreads_*.
@@ -83,10 +81,14 @@ void granule_emu_async_commit();
 void granule_emu_async_wait(unsigned groups_still_in_flight);
 }
 
-#define threadIdx granule_emu_thread_index()
-#define blockIdx granule_emu_block_index()
-#define blockDim granule_emu_block_size()
-#define gridDim granule_emu_grid_size()
+// Of the three calls only those remain whose answer is used.
+__forceinline__ granule_emu_index granule_emu_index_from(unsigned first) {
+    return {granule_emu_index_of(first), granule_emu_index_of(first + 1), granule_emu_index_of(first + 2)};
+}
+#define threadIdx granule_emu_index_from(0)
+#define blockIdx granule_emu_index_from(3)
+#define blockDim granule_emu_index_from(6)
+#define gridDim granule_emu_index_from(9)
 
 // `file` and `line` are where the kernel called: barriers at different lines are different barriers, and messages name them.
 #define GRANULE_EMU_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()

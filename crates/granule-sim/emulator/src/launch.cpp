@@ -94,13 +94,15 @@ void run_blocks() {
 
 using namespace granule_emu;
 
-granule_emu_index granule_emu_thread_index() {
-    const granule_emu_where where = where_is(*machine.current);
-    return {where.thread[0], where.thread[1], where.thread[2]};
+unsigned granule_emu_index_of(unsigned which) {
+    const Machine& m = machine;
+    const granule_emu_index& index = which < 3   ? m.current->place
+                                     : which < 6 ? m.block
+                                     : which < 9 ? m.block_size
+                                                 : m.grid_size;
+    const unsigned axis = which % 3;
+    return axis == 0 ? index.x : axis == 1 ? index.y : index.z;
 }
-granule_emu_index granule_emu_block_index() { return machine.block; }
-granule_emu_index granule_emu_block_size() { return machine.block_size; }
-granule_emu_index granule_emu_grid_size() { return machine.grid_size; }
 void granule_emu_fence(int) {}
 
 uint32_t granule_emu_abi(void) { return GRANULE_EMU_ABI; }

@@ -41,7 +41,8 @@ struct Thread {
     Context context;
     uintptr_t stack_low;  // of its fiber's stack, while it has one
     Stack* stack;
-    uint32_t index;  // x + y * block.x + z * block.x * block.y
+    granule_emu_index place;  // threadIdx
+    uint32_t index;           // x + y * block.x + z * block.x * block.y
     State state;
     Meeting meeting;
     // Happens-before inside a warp (race.h): its own time, and for each lane of the warp the first time that is not over.

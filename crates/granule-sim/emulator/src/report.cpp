@@ -32,9 +32,8 @@ void write_message(granule_emu_result& result, const char* format, va_list argum
 }  // namespace
 
 granule_emu_where where_is(const Thread& thread) {
-    const granule_emu_index& size = machine.block_size;
-    const uint32_t row = thread.index / size.x;
-    return {{machine.block.x, machine.block.y, machine.block.z}, {thread.index % size.x, row % size.y, row / size.y}};
+    const granule_emu_index &block = machine.block, &place = thread.place;
+    return {{block.x, block.y, block.z}, {place.x, place.y, place.z}};
 }
 
 void describe(granule_emu_result& result, const char* format, ...) {

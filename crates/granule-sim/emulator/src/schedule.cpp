@@ -103,10 +103,17 @@ bool run_block() {
         const uint32_t lanes = m.n_threads - warp * warp_lanes;
         m.warps[warp] = Warp{lanes < warp_lanes ? ~0u << lanes : 0u, 0};
     }
+    granule_emu_index place = {0, 0, 0};
     for (uint32_t i = 0; i < m.n_threads; ++i) {
         m.threads[i].state = State::fresh;
         m.threads[i].index = i;
+        m.threads[i].place = place;
         m.ready.push(i);
+        if (++place.x < m.block_size.x) continue;
+        place.x = 0;
+        if (++place.y < m.block_size.y) continue;
+        place.y = 0;
+        ++place.z;
     }
     if constexpr (checked) begin_block_races();
     Thread& first = *next_thread();
