@@ -9,7 +9,7 @@
 //! ```
 
 use granule_device::{DeviceSlice, DeviceSliceMut};
-use granule_quant::{DType, planar_bytes};
+use granule_quant::{DType, PlanarBytes, planar_bytes};
 
 use crate::Error;
 
@@ -73,7 +73,7 @@ impl RowShape {
     /// As [`RowShape::planar_at`].
     pub fn planar(dtype: DType, rows: usize, cols: usize) -> Result<RowShape, Error> {
         let too_large = || granule_quant::Error::TooLarge { dtype, len: cols };
-        let bytes = planar_bytes(dtype, cols)?;
+        let bytes = planes_of(dtype, cols)?;
         let scales = bytes.quants.checked_next_multiple_of(PLANE_ALIGN).ok_or_else(too_large)?;
         let end = scales.checked_add(bytes.scales).and_then(|end| end.checked_next_multiple_of(PLANE_ALIGN));
         let stride = end.ok_or_else(too_large)?;
@@ -92,10 +92,7 @@ impl RowShape {
         stride: usize,
         planes: Planes,
     ) -> Result<RowShape, Error> {
-        if !matches!(dtype, DType::Q8_0 | DType::Q4_0) {
-            return Err(Error::Type { what: "planar rows", must: "q8_0 or q4_0", got: dtype });
-        }
-        let bytes = planar_bytes(dtype, cols)?;
+        let bytes = planes_of(dtype, cols)?;
         let too_large = granule_quant::Error::TooLarge { dtype, len: cols };
         let quants_end = planes.quants.checked_add(bytes.quants).ok_or(too_large.clone())?;
         let end = planes.scales.checked_add(bytes.scales).ok_or(too_large)?;
@@ -173,6 +170,14 @@ impl RowShape {
             }
         }
     }
+}
+
+/// Bytes of the planes of a row.
+fn planes_of(dtype: DType, cols: usize) -> Result<PlanarBytes, Error> {
+    if !is_cached(dtype) {
+        return Err(Error::Type { what: "planar rows", must: "q8_0 or q4_0", got: dtype });
+    }
+    Ok(planar_bytes(dtype, cols)?)
 }
 
 fn check(shape: &RowShape, len: usize) -> Result<(), Error> {
