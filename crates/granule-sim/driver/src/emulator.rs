@@ -115,6 +115,11 @@ impl Kernels {
         self.0.iter().any(|l| l.checked)
     }
 
+    /// Whether every access of this kernel is shown.
+    pub(crate) fn shows_accesses(&self, kernel: &Kernel) -> bool {
+        self.0[kernel.library].checked
+    }
+
     pub(crate) fn find(&self, name: &str) -> Option<Kernel> {
         let text = CString::new(name).ok()?;
         self.0.iter().enumerate().find_map(|(library, l)| {

@@ -6,7 +6,7 @@ use crate::emulator::Kernels;
 use crate::model::{Call, Caller, Kind, Result, Simulation};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, Once};
 
 /// The machine, once the first call was made, or why there is none.
 static MACHINE: Mutex<Option<std::result::Result<Box<State>, String>>> = Mutex::new(None);
@@ -46,8 +46,11 @@ fn set_up() -> std::result::Result<Box<State>, String> {
         .map_err(|e| format!("GRANULE_SIM_KERNELS: {e}"))?;
     let sim =
         Simulation::new(config, kernels).map_err(|e| format!("no memory for the simulated devices: {e}"))?;
-    // SAFETY: `at_exit` takes no argument, and the library stays loaded until then (build.rs).
-    unsafe { libc::atexit(at_exit) };
+    static AT_EXIT: Once = Once::new();
+    AT_EXIT.call_once(|| {
+        // SAFETY: `at_exit` takes no argument, and the library stays loaded until then (build.rs).
+        unsafe { libc::atexit(at_exit) };
+    });
     Ok(Box::new(State { sim, initialized: false }))
 }
 
@@ -74,8 +77,10 @@ pub(super) fn with_machine<T>(f: impl FnOnce(&mut Simulation) -> T) -> Option<T>
 pub(super) fn reset() {
     let fresh = set_up();
     let mut guard = lock();
+    let handles = guard.as_ref().and_then(|old| old.as_ref().ok()).map_or(0, |old| old.sim.handles_made());
     *guard = Some(fresh.map(|mut state| {
-        state.initialized = true;
+        // A handle from before must not mean something new.
+        state.sim.skip_handles(handles);
         state
     }));
 }
@@ -158,13 +163,15 @@ extern "C" fn at_exit() {
 
 /// The calling thread's current context.
 pub(super) fn current() -> Option<u64> {
-    CONTEXTS.with_borrow(|c| c.last().copied()).filter(|&c| c != 0)
+    CONTEXTS.with_borrow(|c| c.last().copied())
 }
 
 pub(super) fn set_current(context: u64) {
     CONTEXTS.with_borrow_mut(|c| {
         c.pop();
-        c.push(context);
+        if context != 0 {
+            c.push(context);
+        }
     });
 }
 
@@ -173,7 +180,7 @@ pub(super) fn push_current(context: u64) {
 }
 
 pub(super) fn pop_current() -> Result<u64> {
-    CONTEXTS.with_borrow_mut(Vec::pop).filter(|&c| c != 0).ok_or(Code::INVALID_CONTEXT)
+    CONTEXTS.with_borrow_mut(Vec::pop).ok_or(Code::INVALID_CONTEXT)
 }
 
 /// Writes an answer through a pointer of the caller.

@@ -44,7 +44,12 @@ impl AllocationProperties {
     unsafe fn read(from: *const AllocationProperties) -> Result<Properties, Code> {
         // SAFETY: the caller's promise.
         let raw = unsafe { take(from) }?;
-        Ok(Properties { kind: raw.kind, shared_as: raw.shared_as, location: raw.location.pair(), flags: raw.flags })
+        Ok(Properties {
+            kind: raw.kind,
+            shared_as: raw.shared_as,
+            location: raw.location.pair(),
+            flags: raw.flags,
+        })
     }
 }
 
@@ -57,7 +62,9 @@ pub(super) unsafe fn access_list(
     count: usize,
 ) -> Result<Vec<((i32, i32), i32)>, Code> {
     // SAFETY: the caller's promise.
-    (0..count).map(|n| unsafe { take(access.wrapping_add(n)) }.map(|one| (one.location.pair(), one.flags))).collect()
+    (0..count)
+        .map(|n| unsafe { take(access.wrapping_add(n)) }.map(|one| (one.location.pair(), one.flags)))
+        .collect()
 }
 
 driver! {

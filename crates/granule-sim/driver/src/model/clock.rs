@@ -26,6 +26,16 @@ impl Clock {
         *tick
     }
 
+    /// How many operations of `lane` are known to be done.
+    pub(crate) fn tick(&self, lane: Lane) -> u64 {
+        self.0.get(&lane).copied().unwrap_or(0)
+    }
+
+    /// Whether everything that `other` knows is known here.
+    pub(crate) fn covers_all(&self, other: &Clock) -> bool {
+        other.0.iter().all(|(&lane, &tick)| self.covers(lane, tick))
+    }
+
     /// Whether operation number `tick` of `lane` is certain to be done.
     pub(crate) fn covers(&self, lane: Lane, tick: u64) -> bool {
         self.0.get(&lane).is_some_and(|&known| known >= tick)

@@ -40,6 +40,7 @@ impl Simulation {
             Action::Copy { to, from, len } => self.run_copy(op, to, from, *len),
             Action::Fill { to, len, pattern } => self.run_fill(op, *to, *len, pattern),
             Action::Call(function) => {
+                self.machine.close();
                 function.call();
                 Ok(())
             }

@@ -166,7 +166,12 @@ mod tests {
 
     #[test]
     fn a_chain_is_a_path_and_every_node_has_one() {
-        let node = |after: &[usize]| Node { context: 0, action: Action::Mark, any_device: false, after: after.to_vec() };
+        let node = |after: &[usize]| Node {
+            context: 0,
+            action: Action::Mark,
+            any_device: false,
+            after: after.to_vec(),
+        };
         // A fork and a join: 0 -> 1 -> 3, 0 -> 2 -> 3, and 4 beside them.
         let nodes = [node(&[]), node(&[0]), node(&[0]), node(&[1, 2]), node(&[])];
         assert_eq!(chains(&nodes), [0, 0, 1, 0, 2]);

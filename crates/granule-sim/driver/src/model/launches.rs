@@ -1,6 +1,6 @@
 //! Launches of emulated kernels: what is checked at the call, and what is watched while the kernel runs.
 
-use super::memory::{Allocation, Holder, Memory, Spot, Toucher};
+use super::memory::{Allocation, Holder, Memory, Spot, Toucher, Violation};
 use super::modules::Function;
 use super::queue::{Action, Op};
 use super::races::Trace;
@@ -103,11 +103,17 @@ impl Simulation {
         if let Some((kind, why)) = wrong {
             self.reports.add(kind, format!("{who}: {why}"));
         }
-        self.check_red_zones(op.call, None);
+        if !self.kernels.shows_accesses(&kernel) {
+            self.check_red_zones(op.call, None);
+        }
         let (kind, code) = match end {
             End::Fine => return Ok(()),
             End::Refused => return Err(Code::ILLEGAL_ADDRESS),
-            End::IllegalAddress => (Kind::OutsideMapping, Code::ILLEGAL_ADDRESS),
+            End::IllegalAddress => {
+                let violation = self.explain_fault(op, &said);
+                self.reports.add(violation.kind, format!("{who}: {said}; {}", violation.why));
+                return Err(Code::ILLEGAL_ADDRESS);
+            }
             End::BarrierDivergence => (Kind::BarrierDivergence, Code::LAUNCH_FAILED),
             End::SharedRace => (Kind::SharedRace, Code::LAUNCH_FAILED),
             End::UninitializedShared => (Kind::UninitializedRead, Code::LAUNCH_FAILED),
@@ -116,6 +122,27 @@ impl Simulation {
         };
         self.reports.add(kind, format!("{who}: {said}"));
         Err(code)
+    }
+
+    /// What lies at the address where the processor stopped a kernel; the emulator's message names it.
+    fn explain_fault(&self, op: &Op, said: &str) -> Violation {
+        let digits = said.split("0x").nth(1).map(|rest| rest.split(|c: char| !c.is_ascii_hexdigit()).next());
+        let at = digits.flatten().and_then(|digits| u64::from_str_radix(digits, 16).ok());
+        let Some(at) = at else {
+            return Violation { kind: Kind::OutsideMapping, why: "nobody knows where".into() };
+        };
+        let peers = self.contexts.get(&op.context).map_or(&[][..], |c| &c.peers);
+        let who = Toucher { device: op.device, peers, any_device: false, call: op.call };
+        match self.memory.spot(&self.machine, who, at) {
+            Err(violation) => violation,
+            Ok(spot) if !spot.writable => Violation {
+                kind: Kind::WriteThroughReadOnly,
+                why: format!("{at:#x} is mapped to be read only"),
+            },
+            Ok(_) => {
+                Violation { kind: Kind::OutOfBounds, why: format!("the access leaves what lies at {at:#x}") }
+            }
+        }
     }
 
     /// Opens what a kernel on a device may reach, and nothing else.
@@ -148,7 +175,9 @@ impl Simulation {
             }
         }
         let clock = op.clock.clone();
-        self.check_races((op.call, op.lane, op.tick), &clock, &traces);
+        let after = self.queue.iter().filter(|other| other.clock.covers(op.lane, op.tick));
+        let following = after.map(|other| (other.lane, other.tick)).collect();
+        self.check_races((op.call, op.lane, op.tick), &clock, &traces, &following);
     }
 }
 
@@ -187,7 +216,12 @@ impl Watch<'_> {
         let spot = match self.last.filter(inside) {
             Some(spot) => spot,
             None => {
-                let who = Toucher { device: self.op.device, peers: self.peers, any_device: false, call: self.op.call };
+                let who = Toucher {
+                    device: self.op.device,
+                    peers: self.peers,
+                    any_device: false,
+                    call: self.op.call,
+                };
                 let pieces =
                     self.memory.resolve(self.machine, who, (at, len), write).map_err(|v| (v.kind, v.why))?;
                 match &pieces[..] {

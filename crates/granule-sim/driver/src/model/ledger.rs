@@ -35,7 +35,7 @@ impl Simulation {
             };
             add(what, a.made, a.len, Some(a.context));
         }
-        for s in self.streams.values().filter(|s| !s.default) {
+        for s in self.streams.values().filter(|s| !s.default && !s.destroyed) {
             add("stream", s.made, 0, Some(s.context));
         }
         for e in self.events.values() {
@@ -96,7 +96,7 @@ impl Simulation {
 
     fn report_leak(&mut self, held: &Held, when: &str) {
         let size = if held.bytes > 0 { format!(" of {} bytes", held.bytes) } else { String::new() };
-        let message = format!("{when}, a {}{size} is still held; made by {}", held.what, held.made);
+        let message = format!("still held {when}: {}{size}, made by {}", held.what, held.made);
         self.reports.add(Kind::LeakAtContextRelease, message);
     }
 }

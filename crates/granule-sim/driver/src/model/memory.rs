@@ -190,7 +190,8 @@ impl Memory {
             return Ok(Spot { at: a.start, span: a.span, extent: a.extent, writable: true });
         }
         if let Some(m) = self.granules.mapping(at) {
-            let access = if who.any_device { m.access_of_any_device() } else { m.access_of_device(who.device) };
+            let access =
+                if who.any_device { m.access_of_any_device() } else { m.access_of_device(who.device) };
             if access == 0 {
                 return Err(Violation {
                     kind: Kind::NoAccess,

@@ -8,8 +8,8 @@ mod contexts;
 mod copies;
 mod devices;
 mod execute;
-mod graphs;
 mod granules;
+mod graphs;
 mod launches;
 mod leases;
 mod leasing;
@@ -34,8 +34,8 @@ pub(crate) use capture::Mode;
 pub(crate) use copies::Manner;
 pub(crate) use ledger::Held;
 pub(crate) use memory::Holder;
-pub(crate) use report::{Kind, Reports};
 pub(crate) use pools::PoolAttribute;
+pub(crate) use report::{Kind, Reports};
 pub(crate) use virtual_memory::Properties;
 
 use crate::code::Code;
@@ -48,7 +48,7 @@ use queue::Queue;
 use races::Races;
 use random::Random;
 use shadow::Shadow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 pub(crate) type Result<T> = std::result::Result<T, Code>;
@@ -85,6 +85,7 @@ pub(crate) struct Simulation {
     shadows: Option<Vec<Shadow>>,
     queue: Queue,
     races: Races,
+    vain_waits: VecDeque<streams::VainWait>,
     /// What the host knows to be done.
     host: Clock,
     handles: u64,
@@ -117,6 +118,7 @@ impl Simulation {
             memory: Memory::default(),
             queue: Queue::default(),
             races: Races::default(),
+            vain_waits: VecDeque::new(),
             host: Clock::default(),
             handles: 0,
             config,
@@ -131,6 +133,15 @@ impl Simulation {
     fn new_handle(&mut self) -> u64 {
         self.handles += 1;
         0xc0de_0000_0000_0000 | self.handles << 4
+    }
+
+    pub(crate) fn handles_made(&self) -> u64 {
+        self.handles
+    }
+
+    /// Handles begin behind the first `count`.
+    pub(crate) fn skip_handles(&mut self, count: u64) {
+        self.handles = count;
     }
 
     fn bad_handle<T>(&mut self, caller: &Caller, what: &str, handle: u64) -> Result<T> {

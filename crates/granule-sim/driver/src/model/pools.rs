@@ -77,7 +77,12 @@ impl Simulation {
         self.pools.get_mut(&pool).ok_or(Code::INVALID_HANDLE)
     }
 
-    pub(crate) fn create_pool(&mut self, caller: &Caller, (kind, device): Location, most: u64) -> Result<u64> {
+    pub(crate) fn create_pool(
+        &mut self,
+        caller: &Caller,
+        (kind, device): Location,
+        most: u64,
+    ) -> Result<u64> {
         self.pools_exist()?;
         if kind != 1 {
             return Err(Code::NOT_SUPPORTED);
@@ -100,7 +105,12 @@ impl Simulation {
     }
 
     /// One `CUmemPool_attribute`.
-    pub(crate) fn pool_attribute(&mut self, caller: &Caller, pool: u64, attribute: i32) -> Result<PoolAttribute> {
+    pub(crate) fn pool_attribute(
+        &mut self,
+        caller: &Caller,
+        pool: u64,
+        attribute: i32,
+    ) -> Result<PoolAttribute> {
         let p = self.pool(caller, pool)?;
         Ok(match attribute {
             1..=3 => PoolAttribute::Switch(p.reuse[attribute as usize - 1]),
@@ -129,7 +139,12 @@ impl Simulation {
         Ok(())
     }
 
-    pub(crate) fn set_pool_access(&mut self, caller: &Caller, pool: u64, access: &[(Location, i32)]) -> Result<()> {
+    pub(crate) fn set_pool_access(
+        &mut self,
+        caller: &Caller,
+        pool: u64,
+        access: &[(Location, i32)],
+    ) -> Result<()> {
         let owner = self.pool(caller, pool)?.device;
         for &((kind, id), flags) in access {
             let device = self.device(id)?;

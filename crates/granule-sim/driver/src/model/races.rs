@@ -17,6 +17,15 @@ impl Trace {
     }
 }
 
+/// The other side of a race, and where the two meet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Race {
+    pub(crate) call: Call,
+    pub(crate) lane: Lane,
+    pub(crate) tick: u64,
+    pub(crate) span: Span,
+}
+
 #[derive(Clone, Debug)]
 struct Record {
     call: Call,
@@ -44,16 +53,21 @@ impl Races {
         clock: &Clock,
         traces: &[Trace],
         later: impl Fn(Lane, u64) -> bool,
-    ) -> Vec<(Call, Span)> {
-        let mut found: Vec<(Call, Span)> = Vec::new();
+    ) -> Vec<Race> {
+        let mut found: Vec<Race> = Vec::new();
         for record in &self.records {
             let ordered = clock.covers(record.lane, record.tick) || later(record.lane, record.tick);
-            if ordered || found.iter().any(|(c, _)| *c == record.call) {
+            if ordered || found.iter().any(|race| race.call == record.call) {
                 continue;
             }
             let pairs = record.traces.iter().flat_map(|old| traces.iter().map(move |new| (old, new)));
             let hit = pairs.into_iter().find(|(old, new)| old.touch.conflicts(&new.touch));
-            found.extend(hit.map(|(_, new)| (record.call, new.touch.span)));
+            found.extend(hit.map(|(_, new)| Race {
+                call: record.call,
+                lane: record.lane,
+                tick: record.tick,
+                span: new.touch.span,
+            }));
         }
         if traces.is_empty() {
             return found;
@@ -125,7 +139,7 @@ mod tests {
         let mut blind = Clock::default();
         let tick = blind.advance(b);
         let found = races.add((call(2), b, tick), &blind, &[trace(32, 64, false)], |_, _| false);
-        assert_eq!(found.iter().map(|(c, _)| c.number).collect::<Vec<_>>(), [1]);
+        assert_eq!(found.iter().map(|race| race.call.number).collect::<Vec<_>>(), [1]);
 
         let mut waited = blind.clone();
         waited.join(&first);

@@ -1,0 +1,14 @@
+//! CUDA programs on the simulated driver, through an unmodified cudarc: right ones, and one wrong one for each report.
+//! They need the simulator in the library path and the emulated kernels of `planted.cu`: `cargo xtask test` has both.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod sim {
+    mod faults;
+    mod graphs;
+    mod launches;
+    mod memory;
+    mod order;
+    mod pools;
+    mod support;
+    mod virtual_memory;
+}

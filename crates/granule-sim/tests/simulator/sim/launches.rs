@@ -1,0 +1,184 @@
+//! Modules and launches of the emulated kernels of `planted.cu`, whose PTX stands here in its shortest form.
+
+use super::support::{Bench, LEN, alloc, arg, copy, destroy, fill, free, ok, read, stream, synchronize};
+use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
+use std::ffi::{CString, c_void};
+use std::ptr::null_mut;
+
+const PTX: &str = "
+.version 7.0
+.target sm_80
+.address_size 64
+.visible .entry planted_write(.param .u64 a, .param .u32 n) { ret; }
+.visible .entry planted_increment(.param .u64 a, .param .u64 b, .param .u32 n) { ret; }
+";
+
+fn load(text: &str) -> Result<CUmodule, CUresult> {
+    let text = CString::new(text).unwrap();
+    let mut module = null_mut();
+    match unsafe { sys::cuModuleLoadData(&mut module, text.as_ptr().cast()) } {
+        CUresult::CUDA_SUCCESS => Ok(module),
+        code => Err(code),
+    }
+}
+
+fn function(module: CUmodule, name: &str) -> Result<CUfunction, CUresult> {
+    let name = CString::new(name).unwrap();
+    let mut function = null_mut();
+    match unsafe { sys::cuModuleGetFunction(&mut function, module, name.as_ptr()) } {
+        CUresult::CUDA_SUCCESS => Ok(function),
+        code => Err(code),
+    }
+}
+
+fn launch(function: CUfunction, threads: u32, stream: CUstream, args: &mut [*mut c_void]) -> CUresult {
+    unsafe { sys::cuLaunchKernel(function, 1, 1, 1, threads, 1, 1, 0, stream, args.as_mut_ptr(), null_mut()) }
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_kernel_runs_in_stream_order_with_the_parameters_of_the_call() {
+    for seed in 0..20 {
+        let bench = Bench::new();
+        bench.sim.set_seed(seed);
+        let module = load(PTX).unwrap();
+        let (increment, stream) = (function(module, "planted_increment").unwrap(), stream());
+        let (mut a, mut b, mut n) = (alloc(LEN), alloc(LEN), 64_u32);
+        fill(a, 0, LEN, stream);
+        ok(launch(increment, 64, stream, &mut [arg(&mut a), arg(&mut b), arg(&mut n)]));
+        n = 1_000_000;
+        ok(unsafe { sys::cuMemcpyDtoDAsync_v2(a, b, 4 * 64, stream) });
+        synchronize(stream);
+        assert_eq!(n, 1_000_000);
+        assert_eq!(read(a, 256), 1_u32.to_le_bytes().repeat(64));
+        free(a);
+        free(b);
+        ok(unsafe { sys::cuModuleUnload(module) });
+        destroy(&[stream], &[]);
+        assert!(bench.end().is_empty());
+    }
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_module_that_the_driver_would_not_take_is_refused() {
+    let bench = Bench::new();
+    let ptx =
+        |version: &str, target: &str| format!(".version {version}\n.target {target}\n.address_size 64\n");
+    assert_eq!(load(&ptx("99.0", "sm_80")), Err(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION));
+    assert_eq!(load(&ptx("7.0", "sm_199")), Err(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
+    assert_eq!(load(&ptx("7.0", "sm_50a")), Err(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
+    assert_eq!(load("int main() {}"), Err(CUresult::CUDA_ERROR_INVALID_PTX));
+    assert_eq!(load("\x7fELF"), Err(CUresult::CUDA_ERROR_INVALID_IMAGE));
+    let module = load(PTX).unwrap();
+    assert_eq!(function(module, "nowhere"), Err(CUresult::CUDA_ERROR_NOT_FOUND));
+    assert!(bench.kinds().is_empty());
+    ok(unsafe { sys::cuModuleUnload(module) });
+    assert!(bench.end().is_empty());
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn parameters_that_ptx_and_kernel_do_not_agree_on_are_reported() {
+    let bench = Bench::new();
+    let module = load(&PTX.replace(".param .u32 n", ".param .u64 n")).unwrap();
+    assert_eq!(function(module, "planted_write"), Err(CUresult::CUDA_ERROR_INVALID_IMAGE));
+    let reports = bench.sim.take_reports();
+    assert_eq!(reports[0].kind, "BadArguments");
+    assert!(reports[0].message.contains("[8, 8]") && reports[0].message.contains("[8, 4]"), "{reports:?}");
+    ok(unsafe { sys::cuModuleUnload(module) });
+    assert!(bench.end().is_empty());
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn an_impossible_shape_is_refused() {
+    let bench = Bench::new();
+    let module = load(PTX).unwrap();
+    let write = function(module, "planted_write").unwrap();
+    let (mut a, mut n) = (alloc(LEN), 1_u32);
+    let mut args = [arg(&mut a), arg(&mut n)];
+    for threads in [0, 1025] {
+        assert_eq!(launch(write, threads, null_mut(), &mut args), CUresult::CUDA_ERROR_INVALID_VALUE);
+    }
+    let shared = unsafe {
+        sys::cuLaunchKernel(write, 1, 1, 1, 1, 1, 1, 49_153, null_mut(), args.as_mut_ptr(), null_mut())
+    };
+    assert_eq!(shared, CUresult::CUDA_ERROR_INVALID_VALUE);
+    let most = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    ok(unsafe { sys::cuFuncSetAttribute(write, most, 60_000) });
+    ok(unsafe {
+        sys::cuLaunchKernel(write, 1, 1, 1, 1, 1, 1, 49_153, null_mut(), args.as_mut_ptr(), null_mut())
+    });
+    ok(unsafe { sys::cuCtxSynchronize() });
+    free(a);
+    ok(unsafe { sys::cuModuleUnload(module) });
+    assert!(bench.end().is_empty());
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_kernel_that_writes_behind_its_buffer_is_reported() {
+    let bench = Bench::new();
+    let module = load(PTX).unwrap();
+    let write = function(module, "planted_write").unwrap();
+    let (mut a, mut n) = (alloc(512), 129_u32);
+    ok(launch(write, 256, null_mut(), &mut [arg(&mut a), arg(&mut n)]));
+    // The checked kernels stop at the access; with the others the red zone tells afterwards.
+    let _ = unsafe { sys::cuCtxSynchronize() };
+    let reports = bench.sim.take_reports();
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert_eq!(reports[0].kind, "OutOfBounds");
+    assert!(reports[0].message.contains("cuLaunchKernel #"), "{reports:?}");
+    assert!(reports[0].message.contains("cuMemAlloc_v2 #"), "{reports:?}");
+    let _ = bench.end();
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_kernel_in_freed_memory_is_reported_and_the_context_is_lost() {
+    let bench = Bench::new();
+    let module = load(PTX).unwrap();
+    let write = function(module, "planted_write").unwrap();
+    let (mut a, mut n) = (alloc(LEN), 4_u32);
+    free(a);
+    ok(launch(write, 4, null_mut(), &mut [arg(&mut a), arg(&mut n)]));
+    assert_eq!(unsafe { sys::cuCtxSynchronize() }, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    let mut b = 0;
+    assert_eq!(unsafe { sys::cuMemAlloc_v2(&mut b, 1) }, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, "for good");
+    let reports = bench.sim.take_reports();
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert_eq!(reports[0].kind, "UseAfterFree");
+    assert!(bench.end().is_empty(), "what a lost context held is no leak");
+    ok(unsafe { sys::cuDevicePrimaryCtxRetain(&mut null_mut(), 0) });
+    ok(unsafe { sys::cuDevicePrimaryCtxRelease_v2(0) });
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_graph_launches_kernels_again_and_again() {
+    let bench = Bench::new();
+    let module = load(PTX).unwrap();
+    let (increment, stream) = (function(module, "planted_increment").unwrap(), stream());
+    let (mut a, mut b, mut n) = (alloc(256), alloc(256), 64_u32);
+    fill(a, 0, 256, stream);
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    ok(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) });
+    ok(launch(increment, 64, stream, &mut [arg(&mut a), arg(&mut b), arg(&mut n)]));
+    copy(a, b, 256, stream);
+    let (mut graph, mut executable) = (null_mut(), null_mut());
+    ok(unsafe { sys::cuStreamEndCapture(stream, &mut graph) });
+    ok(unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) });
+    for _ in 0..5 {
+        ok(unsafe { sys::cuGraphLaunch(executable, stream) });
+    }
+    synchronize(stream);
+    assert_eq!(read(a, 256), 5_u32.to_le_bytes().repeat(64));
+    ok(unsafe { sys::cuGraphExecDestroy(executable) });
+    ok(unsafe { sys::cuGraphDestroy(graph) });
+    free(a);
+    free(b);
+    ok(unsafe { sys::cuModuleUnload(module) });
+    destroy(&[stream], &[]);
+    assert!(bench.end().is_empty());
+}
