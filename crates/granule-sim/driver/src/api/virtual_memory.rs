@@ -2,7 +2,7 @@
 
 use super::enter::{driver, put, take};
 use crate::code::Code;
-use crate::model::Properties;
+use crate::model::{Access, Properties};
 use std::ffi::c_void;
 
 /// `CUmemLocation`: its type and, whatever the version of the header calls it, one number.
@@ -60,7 +60,7 @@ impl AllocationProperties {
 pub(super) unsafe fn access_list(
     access: *const AccessDescriptor,
     count: usize,
-) -> Result<Vec<((i32, i32), i32)>, Code> {
+) -> Result<Vec<Access>, Code> {
     // SAFETY: the caller's promise.
     (0..count)
         .map(|n| unsafe { take(access.wrapping_add(n)) }.map(|one| (one.location.pair(), one.flags)))

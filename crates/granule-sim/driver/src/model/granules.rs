@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 /// `CUmemLocation`: type and id. Types: 1 a device, 2 the host, 3 a NUMA node, 4 this thread's node.
 pub(crate) type Location = (i32, i32);
 
+/// `CUmemAccessDesc`: a location and its `CUmemAccess_flags`, 0 nothing, 1 read, 3 read and write.
+pub(crate) type Access = (Location, i32);
+
 /// Addresses without memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reservation {

@@ -241,11 +241,11 @@ impl Watch<'_> {
         Memory::leased(&self.op.leases, at, len).map_err(|v| (v.kind, v.why))?;
         if let (Some(shadows), Place::Store(store)) = (&mut self.shadows, spot.span.place) {
             let start = spot.span.start + (at - spot.at);
-            if !write || atomic {
-                if let Some(unset) = shadows[store].first_unset(start, len) {
-                    let why = format!("nothing wrote the byte at {:#x}", at + (unset - start));
-                    return Err((Kind::UninitializedRead, why));
-                }
+            if (!write || atomic)
+                && let Some(unset) = shadows[store].first_unset(start, len)
+            {
+                let why = format!("nothing wrote the byte at {:#x}", at + (unset - start));
+                return Err((Kind::UninitializedRead, why));
             }
             if write {
                 shadows[store].set(start, len);

@@ -32,6 +32,7 @@ mod virtual_memory;
 pub(crate) use call::{Call, Calls};
 pub(crate) use capture::Mode;
 pub(crate) use copies::Manner;
+pub(crate) use granules::Access;
 pub(crate) use ledger::Held;
 pub(crate) use memory::Holder;
 pub(crate) use pools::PoolAttribute;

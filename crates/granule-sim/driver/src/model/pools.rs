@@ -1,7 +1,7 @@
 //! Stream-ordered allocation: memory that begins and ends at points of streams.
 
 use super::call::Call;
-use super::granules::Location;
+use super::granules::{Access, Location};
 use super::memory::Holder;
 use super::queue::Action;
 use super::races::Trace;
@@ -143,7 +143,7 @@ impl Simulation {
         &mut self,
         caller: &Caller,
         pool: u64,
-        access: &[(Location, i32)],
+        access: &[Access],
     ) -> Result<()> {
         let owner = self.pool(caller, pool)?.device;
         for &((kind, id), flags) in access {

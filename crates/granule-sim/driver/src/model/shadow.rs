@@ -83,7 +83,7 @@ impl Shadow {
             }
             at = stop;
             while at < end && shadow.first_unset(at, 1).is_some() {
-                let whole_page_missing = at % PAGE == 0 && !shadow.0.contains_key(&(at / PAGE));
+                let whole_page_missing = at.is_multiple_of(PAGE) && !shadow.0.contains_key(&(at / PAGE));
                 at = if whole_page_missing { end.min(at + PAGE) } else { at + 1 };
             }
         }

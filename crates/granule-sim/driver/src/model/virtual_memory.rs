@@ -1,7 +1,7 @@
 //! Virtual memory calls. They take effect at once: nothing of this is ordered with any stream.
 
 use super::call::Call;
-use super::granules::{Handle, Location, Mapping, Reservation};
+use super::granules::{Access, Handle, Location, Mapping, Reservation};
 use super::memory::Gone;
 use super::memory::Memory;
 use super::report::Kind;
@@ -200,7 +200,7 @@ impl Simulation {
         &mut self,
         caller: &Caller,
         (start, len): (u64, u64),
-        access: &[(Location, i32)],
+        access: &[Access],
     ) -> Result<()> {
         self.virtual_memory(caller)?;
         let mappings = self.memory.granules.whole_mappings(start, len)?;
@@ -225,7 +225,7 @@ impl Simulation {
         for &place in &mappings {
             let Some(m) = self.memory.granules.mappings.get(&place) else { continue };
             let store = m.store as i32;
-            let foreign = |&((kind, id), _): &(Location, i32)| kind == 1 && id != store;
+            let foreign = |&((kind, id), _): &Access| kind == 1 && id != store;
             let owned = m.store < self.config.devices;
             if owned && !self.config.peers && access.iter().any(foreign) {
                 return Err(Code::INVALID_DEVICE);
