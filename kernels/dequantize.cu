@@ -33,8 +33,8 @@ __device__ inline void dequantize(Rows x, Float *y, u64 y_stride, u64 rows, u64 
             float v[COUNT];
             UNROLLED for (u32 i = 0; i < COUNT; i += 4) {
                 u32 word = tile.quants(block, (at + i) % Format<Block>::QUANTS);
-                if (Format<Block>::NIBBLES && at + i >= BLOCK_LEN / 2) word >>= 4;
-                UNROLLED for (u32 k = 0; k < 4; k++) v[i + k] = Format<Block>::value(d, word, k);
+                if (Format<Block>::NIBBLES) word = (at < BLOCK_LEN / 2 ? word : word >> 4) & 0x0f0f0f0f;
+                Format<Block>::values(d, word, v + i);
             }
             store(to + piece * sizeof(Wide), Floats<Float>::pack(v));
         }

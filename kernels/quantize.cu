@@ -17,56 +17,96 @@
 constexpr u32 NOT_FINITE = 1;
 constexpr u32 OVERFLOW = 2;
 
+// The larger of two magnitudes with its sign, the first of equal ones; NaN and infinity lie above all the rest.
+__device__ inline u32 larger(u32 first, u32 second)
+{
+    return (second & 0x7fffffff) > (first & 0x7fffffff) ? second : first;
+}
+
+// The first element of largest magnitude among the COUNT that each of GROUP neighbouring lanes has, by its bits, for all of
+// them; a NaN where there is one. Lower lanes have earlier elements. All lanes of the warp take part.
+template <u32 COUNT, u32 GROUP> __device__ inline u32 first_largest(const float *x)
+{
+    float found = x[0], magnitude = x[0];
+    UNROLLED for (u32 i = 1; i < COUNT; i++) {
+        // False for a NaN, which the magnitude does not lose.
+        if (magnitude_of(x[i]) > magnitude_of(found)) found = x[i];
+        magnitude = larger_magnitude(magnitude, x[i]);
+    }
+    u32 largest = magnitude == magnitude ? bits_of(found) : bits_of(magnitude);
+    UNROLLED for (u32 step = 1; step < GROUP; step *= 2) {
+        const u32 other = __shfl_xor_sync(ALL_LANES, largest, step);
+        largest = (threadIdx.x & step) == 0 ? larger(largest, other) : larger(other, largest);
+    }
+    return largest;
+}
+
+// The largest magnitude among the COUNT elements of each of GROUP neighbouring lanes, as above.
+template <u32 COUNT, u32 GROUP> __device__ inline u32 largest_magnitude(const float *x)
+{
+    float magnitude = larger_magnitude(x[0], x[1]);
+    UNROLLED for (u32 i = 2; i < COUNT; i++) magnitude = larger_magnitude(magnitude, x[i]);
+    u32 largest = bits_of(magnitude) & 0x7fffffff;
+    UNROLLED for (u32 step = 1; step < GROUP; step *= 2) {
+        largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, step));
+    }
+    return largest;
+}
+
 template <typename Block, typename Rows, typename Float>
 __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, u64 blocks, u32 *flag)
 {
-    constexpr u32 COUNT = Floats<Float>::COUNT;  // elements that a thread reads at once
-    constexpr u32 GROUP = BLOCK_LEN / COUNT;    // neighbouring lanes that have a block among them
+    // A lane has two pieces of a block: COUNT elements of its first half and, 16 further on, COUNT of its second; GROUP
+    // neighbouring lanes have all of it.
+    constexpr u32 COUNT = Floats<Float>::COUNT;
+    constexpr u32 HALF = BLOCK_LEN / 2;
+    constexpr u32 GROUP = HALF / COUNT;
     constexpr u32 ROUNDS = TILE * GROUP / THREADS;
     alignas(16) __shared__ u8 memory[Rows::TILE_BYTES];
 
     for_each_tile(rows, blocks, [&](u64 row, u64 first, u32 n) {
         const auto tile = y.tile(memory, row, first);
         const u8 *from = reinterpret_cast<const u8 *>(x) + row * x_stride + first * (BLOCK_LEN * sizeof(Float));
-        Wide held[ROUNDS];
+        Wide held[ROUNDS][2];
         UNROLLED for (u32 round = 0; round < ROUNDS; round++) {
-            const u32 piece = round * THREADS + threadIdx.x;
-            held[round] = piece / GROUP < n ? load<Wide>(from + piece * sizeof(Wide)) : Wide{};
+            const u32 i = round * THREADS + threadIdx.x;
+            const u8 *piece = from + (i / GROUP * BLOCK_LEN + i % GROUP * COUNT) * sizeof(Float);
+            // Blocks past the end of the row take part in the shuffles as zeros.
+            const bool inside = i / GROUP < n;
+            held[round][0] = inside ? load<Wide>(piece) : Wide{};
+            held[round][1] = inside ? load<Wide>(piece + HALF * sizeof(Float)) : Wide{};
         }
         UNROLLED for (u32 round = 0; round < ROUNDS; round++) {
-            const u32 piece = round * THREADS + threadIdx.x;
-            const u32 block = piece / GROUP, lane = piece % GROUP;
-            float v[COUNT];
-            UNROLLED for (u32 i = 0; i < COUNT; i++) v[i] = Floats<Float>::get(held[round], i);
+            const u32 i = round * THREADS + threadIdx.x;
+            const u32 block = i / GROUP, at = i % GROUP * COUNT;
+            float v[2 * COUNT];
+            UNROLLED for (u32 k = 0; k < 2 * COUNT; k++) v[k] = Floats<Float>::get(held[round][k / COUNT], k % COUNT);
 
-            // The first element of largest magnitude, by its bits, in which NaN lies above infinity above the rest.
-            u32 largest = bits_of(v[0]);
-            UNROLLED for (u32 i = 1; i < COUNT; i++) {
-                if ((bits_of(v[i]) & 0x7fffffff) > (largest & 0x7fffffff)) largest = bits_of(v[i]);
-            }
-            UNROLLED for (u32 step = 1; step < GROUP; step *= 2) {
-                const u32 other = __shfl_xor_sync(ALL_LANES, largest, step);
-                const u32 magnitude = other & 0x7fffffff, mine = largest & 0x7fffffff;
-                if (magnitude > mine || (magnitude == mine && (lane & step) != 0)) largest = other;
+            u32 largest;
+            if constexpr (Format<Block>::SIGNED) {
+                largest = larger(first_largest<COUNT, GROUP>(v), first_largest<COUNT, GROUP>(v + COUNT));
+            } else {
+                largest = largest_magnitude<2 * COUNT, GROUP>(v);
             }
             const bool finite = (largest & 0x7fffffff) < 0x7f800000;
             const float scale = finite ? Format<Block>::scale(float_of(largest)) : 0.0f;
             const float inverse = inverse_of(scale);
             const f16 d = finite ? to_f16(scale) : f16{0x7fff};
+            if (block >= n) continue;
 
-            // Blocks past the end of the row take part in the shuffles and write nothing.
-            if (lane == 0 && block < n) {
+            if (at == 0) {
                 tile.set_scale(block, d);
                 if ((d.bits & 0x7fff) >= 0x7c00) atomicOr(flag, finite ? OVERFLOW : NOT_FINITE);
             }
-            UNROLLED for (u32 i = 0; i < COUNT; i += 4) {
-                u32 word = 0;
-                UNROLLED for (u32 k = 0; k < 4; k++) {
-                    word |= Format<Block>::quant(finite ? v[i + k] : 0.0f, inverse) << (8 * k);
+            UNROLLED for (u32 k = 0; k < COUNT; k += 4) {
+                u32 low = Format<Block>::quants(v + k, inverse), high = Format<Block>::quants(v + COUNT + k, inverse);
+                if (!finite) low = high = Format<Block>::ZEROS;
+                if constexpr (Format<Block>::NIBBLES) {
+                    tile.set_quants(block, at + k, low | high << 4);
+                } else {
+                    tile.set_quants(block, at + k, low);
+                    tile.set_quants(block, HALF + at + k, high);
                 }
-                const u32 at = lane * COUNT + i; // the four are elements at, at + 1, at + 2, at + 3
-                if (Format<Block>::NIBBLES) word |= __shfl_xor_sync(ALL_LANES, word, GROUP / 2) << 4;
-                if (block < n && at < Format<Block>::QUANTS) tile.set_quants(block, at, word);
             }
         }
         __syncthreads();

@@ -44,23 +44,32 @@ template <> struct Format<BlockQ8_0> {
     static constexpr u32 QUANTS = BLOCK_LEN;
     // Each element has a byte of its own.
     static constexpr bool NIBBLES = false;
+    // The scale has no sign.
+    static constexpr bool SIGNED = false;
+    // Four quants of zero.
+    static constexpr u32 ZEROS = 0;
 
     // The scale, before it is rounded to f16, for a block whose element of largest magnitude is `largest`.
-    __device__ static float scale(float largest) { return float_of(bits_of(largest) & 0x7fffffff) / 127.0f; }
+    __device__ static float scale(float largest) { return magnitude_of(largest) / 127.0f; }
 
-    // The quant of x: `y = x * inverse`, rounded half away from zero. What is added is the number just below one half:
-    // with it a y just below n + 1/2 stays below n + 1, and n + 1/2 itself rounds up to it (for all |y| < 2^22).
-    __device__ static u32 quant(float x, float inverse)
+    // The quants of four elements, each `y = x * inverse` rounded half away from zero. What is added is the number just
+    // below one half: with it a y just below n + 1/2 stays below n + 1, and n + 1/2 itself rounds up to it (for all
+    // |y| < 2^22).
+    __device__ static u32 quants(const float *x, float inverse)
     {
-        const float y = x * inverse;
-        const float half = float_of((bits_of(y) & 0x80000000) | 0x3effffff);
-        return static_cast<u32>(static_cast<i32>(y + half)) & 0xff;
+        u32 q[4];
+        UNROLLED for (u32 k = 0; k < 4; k++) {
+            const float y = x[k] * inverse;
+            q[k] = static_cast<u32>(truncate(y + with_sign_of(y, 0x1.fffffep-2f)));
+        }
+        return low_bytes(q[0], q[1], q[2], q[3]);
     }
 
-    // Element `k` of the four whose quants are `word`.
-    __device__ static float value(float d, u32 word, u32 k)
+    // Four elements from the bytes of their quants.
+    __device__ static void values(float d, u32 word, float *x)
     {
-        return d * static_cast<float>(static_cast<i8>(word >> (8 * k)));
+        const u32 biased = word ^ 0x80808080; // q + 128
+        UNROLLED for (u32 k = 0; k < 4; k++) x[k] = d * (byte_above_2_23(biased, k) - (8388608.0f + 128.0f));
     }
 };
 
@@ -69,20 +78,26 @@ template <> struct Format<BlockQ4_0> {
     static constexpr u32 QUANTS = BLOCK_LEN / 2;
     // Elements j (low) and j + 16 (high) share byte j.
     static constexpr bool NIBBLES = true;
+    // The scale has the sign of the first element of largest magnitude, reversed.
+    static constexpr bool SIGNED = true;
+    // Four quants of zero.
+    static constexpr u32 ZEROS = 0x08080808;
 
     // As above. A division by -8, which is exact or rounds as this product does.
     __device__ static float scale(float largest) { return largest * -0.125f; }
 
-    // The quant of x: `min(15, trunc(x * inverse + 8.5))`; the sum is never negative.
-    __device__ static u32 quant(float x, float inverse)
+    // The quants of four elements, each `min(15, trunc(x * inverse + 8.5))`; the sum is from 0 to below 17.
+    __device__ static u32 quants(const float *x, float inverse)
     {
-        const i32 whole = static_cast<i32>(x * inverse + 8.5f);
-        return static_cast<u32>(whole < 15 ? whole : 15);
+        u32 q[4];
+        UNROLLED for (u32 k = 0; k < 4; k++) q[k] = static_cast<u32>(truncate(x[k] * inverse + 8.5f));
+        const u32 word = low_bytes(q[0], q[1], q[2], q[3]);
+        return word - (word >> 4 & 0x01010101); // 16 becomes 15
     }
 
-    // Element `k` of the four whose quants are `word`.
-    __device__ static float value(float d, u32 word, u32 k)
+    // Four elements from their quants, one to a byte.
+    __device__ static void values(float d, u32 word, float *x)
     {
-        return d * static_cast<float>(static_cast<i32>(word >> (8 * k) & 15) - 8);
+        UNROLLED for (u32 k = 0; k < 4; k++) x[k] = d * (byte_above_2_23(word, k) - (8388608.0f + 8.0f));
     }
 };

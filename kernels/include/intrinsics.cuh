@@ -122,6 +122,74 @@ __device__ inline u32 lowest_one(u32 x)
 #endif
 }
 
+// The float 2^23 + byte `k` of `word`: its lowest bits are the byte's.
+__device__ inline float byte_above_2_23(u32 word, u32 k)
+{
+#ifdef GRANULE_EMULATED
+    return float_of(0x4b000000 | (word >> (8 * k) & 0xff));
+#else
+    return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 | k));
+#endif
+}
+
+// The lowest bytes of four words, in one.
+__device__ inline u32 low_bytes(u32 a, u32 b, u32 c, u32 d)
+{
+#ifdef GRANULE_EMULATED
+    return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
+#else
+    return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+#endif
+}
+
+// x without its sign.
+__device__ inline float magnitude_of(float x)
+{
+#ifdef GRANULE_EMULATED
+    return float_of(bits_of(x) & 0x7fffffff);
+#else
+    return fabsf(x); // instructions take it along for free
+#endif
+}
+
+// The larger magnitude; NaN where one of the two is NaN.
+__device__ inline float larger_magnitude(float x, float y)
+{
+    const float a = magnitude_of(x), b = magnitude_of(y);
+#ifdef GRANULE_EMULATED
+    if (a != a || b != b) return float_of(0x7fffffff);
+    return a > b ? a : b;
+#else
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
+    return larger;
+#endif
+}
+
+// `magnitude`, which has no sign, with the sign of x.
+__device__ inline float with_sign_of(float x, float magnitude)
+{
+#ifdef GRANULE_EMULATED
+    return float_of((bits_of(x) & 0x80000000) | bits_of(magnitude));
+#else
+    u32 bits;
+    asm("lop3.b32 %0, %1, 0x80000000, %2, 0xea;" : "=r"(bits) : "r"(bits_of(x)), "r"(bits_of(magnitude))); // a & b | c
+    return float_of(bits);
+#endif
+}
+
+// x without what is behind the point; 0 for NaN. |x| is below 2^31.
+__device__ inline i32 truncate(float x)
+{
+#ifdef GRANULE_EMULATED
+    return x != x ? 0 : static_cast<i32>(x);
+#else
+    i32 y;
+    asm("cvt.rzi.s32.f32 %0, %1;" : "=r"(y) : "f"(x));
+    return y;
+#endif
+}
+
 // The value of an f16, exactly. NaN gives the NaN 0x7fffffff.
 __device__ inline float to_f32(f16 x)
 {

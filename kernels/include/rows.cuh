@@ -10,14 +10,17 @@
 // Blocks of 32 elements in a tile. A multiple of 8, so that a tile's scales are whole 16-byte pieces.
 constexpr u32 TILE = 128;
 
-// Copies `bytes` (even) between two even addresses that are equally far past a multiple of 16; all threads take part.
-__device__ inline void copy_wide(u8 *to, const u8 *from, u32 bytes)
+// Copies `bytes` (even, at most MOST) between two even addresses that are equally far past a multiple of 16; all threads
+// take part.
+template <u32 MOST> __device__ inline void copy_wide(u8 *to, const u8 *from, u32 bytes)
 {
+    constexpr u32 ROUND = THREADS * sizeof(Wide);
     const u32 before = (sizeof(Wide) - misalignment(from)) % sizeof(Wide);
     const u32 head = before < bytes ? before : bytes;
     const u32 body = (bytes - head) / sizeof(Wide) * sizeof(Wide);
-    for (u32 i = head + threadIdx.x * sizeof(Wide); i < head + body; i += THREADS * sizeof(Wide)) {
-        store(to + i, load<Wide>(from + i));
+    UNROLLED for (u32 start = 0; start < MOST; start += ROUND) {
+        const u32 i = start + threadIdx.x * sizeof(Wide);
+        if (i < body) store(to + head + i, load<Wide>(from + head + i));
     }
     // At most 14 bytes before the body and 14 behind it.
     const u32 i = threadIdx.x * 2;
@@ -56,8 +59,8 @@ template <typename Block, typename Byte> struct Ggml {
         }
 
         // Global to shared memory and back, the first `blocks` of the tile; a barrier has to follow, or come before.
-        __device__ void fetch(u32 blocks) const { copy_wide(shared, global, blocks * sizeof(Block)); }
-        __device__ void write_back(u32 blocks) const { copy_wide(global, shared, blocks * sizeof(Block)); }
+        __device__ void fetch(u32 blocks) const { copy_wide<TILE_BYTES>(shared, global, blocks * sizeof(Block)); }
+        __device__ void write_back(u32 blocks) const { copy_wide<TILE_BYTES>(global, shared, blocks * sizeof(Block)); }
     };
 
     // The tile of row `row` that begins with block `first`.
@@ -94,13 +97,13 @@ template <typename Block, typename Byte> struct Planar {
         // Global to shared memory and back, the first `blocks` of the tile; a barrier has to follow, or come before.
         __device__ void fetch(u32 blocks) const
         {
-            copy_wide(shared, global_quants, blocks * QUANTS);
-            copy_wide(shared_scales(), global_scales, blocks * sizeof(f16));
+            copy_wide<TILE * QUANTS>(shared, global_quants, blocks * QUANTS);
+            copy_wide<TILE * sizeof(f16)>(shared_scales(), global_scales, blocks * sizeof(f16));
         }
         __device__ void write_back(u32 blocks) const
         {
-            copy_wide(global_quants, shared, blocks * QUANTS);
-            copy_wide(global_scales, shared_scales(), blocks * sizeof(f16));
+            copy_wide<TILE * QUANTS>(global_quants, shared, blocks * QUANTS);
+            copy_wide<TILE * sizeof(f16)>(global_scales, shared_scales(), blocks * sizeof(f16));
         }
     };
 
