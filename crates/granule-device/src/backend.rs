@@ -171,7 +171,9 @@ pub(crate) trait RawStream: Send + Sync {
     fn synchronize(&self) -> Result<(), Error>;
     /// Waits until nothing that was given to this stream holds the region any more. Only asked of streams that have
     /// [made themselves known](Ticket::held_by) to it.
-    fn finish(&self, _region: &Pending) {}
+    fn finish(&self, _region: &Pending) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// The stream itself, where it is CUDA's.
     #[cfg(feature = "cuda")]

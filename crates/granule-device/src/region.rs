@@ -124,12 +124,12 @@ impl Pending {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_while(&self, busy: impl Fn(&Counts) -> bool) {
+    fn wait_while(&self, busy: impl Fn(&Counts) -> bool) -> Result<(), Error> {
         loop {
             let lazy: Vec<_> = {
                 let mut counts = self.counts();
                 if !busy(&counts) {
-                    return;
+                    return Ok(());
                 }
                 counts.lazy.retain(|stream| stream.strong_count() > 0);
                 counts.lazy.iter().filter_map(Weak::upgrade).collect()
@@ -138,9 +138,9 @@ impl Pending {
                 // The others let go by themselves; so does a stream that somebody is dropping now.
                 let waited = self.changed.wait_while(self.counts(), |counts| busy(counts));
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
-                return;
+                return Ok(());
             }
-            lazy.iter().for_each(|stream| stream.finish(self));
+            lazy.iter().try_for_each(|stream| stream.finish(self))?;
             // Not asked again at once where others hold the rest.
             let waited = self.changed.wait_timeout_while(self.counts(), MOMENT, |counts| busy(counts));
             drop(waited.unwrap_or_else(PoisonError::into_inner));
@@ -235,14 +235,15 @@ impl<M: Memory> Region<M> {
 
     /// The bytes at `range`, to read, after the operations that write this region have run.
     ///
-    /// Called from a function that itself runs on a stream, it waits forever where such an operation is behind it.
+    /// Called from a function that itself runs on a stream, it waits forever where such an operation is behind it; on a CUDA
+    /// device, where such a function may wait for nothing, it is an error.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`].
+    /// [`Error::OutOfRange`], [`Error::InHostFunction`].
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
         let range = checked_range(range, self.len)?;
         self.wait_until_ready();
-        self.pending.wait_while(|counts| counts.writes > 0);
+        self.pending.wait_while(|counts| counts.writes > 0)?;
         // SAFETY: `Memory` promises the bytes to this value. No operation writes them, and giving one to a stream takes
         // `&mut self`.
         Ok(unsafe { DeviceSlice::from_raw(self.ptr.offset(range.start), range.len(), self.home) })
@@ -251,11 +252,11 @@ impl<M: Memory> Region<M> {
     /// The bytes at `range`, to write, after the operations that read or write this region have run.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`], [`Error::ReadOnly`].
+    /// [`Error::OutOfRange`], [`Error::ReadOnly`], [`Error::InHostFunction`].
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
         let range = self.checked_write(range)?;
+        self.pending.wait_while(|counts| counts.reads + counts.writes > 0)?;
         self.wait_until_ready();
-        self.pending.wait_while(|counts| counts.reads + counts.writes > 0);
         // SAFETY: `Memory` promises the bytes to this value. No operation is left that touches them, and giving one to a
         // stream takes a borrow of `self`, which is borrowed exclusively.
         Ok(unsafe { DeviceSliceMut::from_raw(self.ptr.offset(range.start), range.len(), self.home) })
@@ -264,9 +265,10 @@ impl<M: Memory> Region<M> {
     /// The memory itself, after all operations on it have run.
     ///
     /// # Errors
-    /// Never on a region whose operations have run; [`Error::Busy`] is there for what cannot be ruled out.
+    /// [`Error::InHostFunction`]. Never on a region whose operations have run; [`Error::Busy`] is there for what cannot be
+    /// ruled out.
     pub fn into_inner(self) -> Result<M, Error> {
-        self.pending.wait_while(|counts| counts.reads + counts.writes > 0);
+        self.pending.wait_while(|counts| counts.reads + counts.writes > 0)?;
         Arc::try_unwrap(self.memory).map_err(|_| Error::Busy { by: "an operation on a stream" })
     }
 

@@ -130,6 +130,10 @@ impl Stream {
 
     /// Runs a function of this process when its turn comes. It should be short, and must not wait for work that is behind it.
     ///
+    /// On a CUDA device it runs on a thread of the driver's, which may run such functions one after the other: it must not
+    /// wait for any work, and what it asks of the device is refused with [`Error::InHostFunction`]. What it drops is given
+    /// back later.
+    ///
     /// # Errors
     /// [`Error::Os`] where the stream cannot run. A panic in the function comes out of [`Stream::synchronize`].
     pub fn call(&self, function: impl FnOnce() + Send + 'static) -> Result<(), Error> {
@@ -192,7 +196,7 @@ impl Event {
         Event { moment, device: device.clone() }
     }
 
-    /// Whether it is done, without waiting.
+    /// Whether it is done, without waiting. In a function that runs on a CUDA stream: whether that was known before.
     pub fn is_done(&self) -> bool {
         self.moment.is_done()
     }

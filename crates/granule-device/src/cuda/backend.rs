@@ -47,8 +47,8 @@ impl Cuda {
         })
     }
 
-    fn has(&self, attribute: c_int) -> bool {
-        self.context.library.attribute(attribute, self.context.device) == (0, 1)
+    fn has(&self, attribute: c_int) -> Result<bool, Error> {
+        self.context.library.has(&self.context.driver, attribute, self.context.device)
     }
 
     /// One try at an allocation.
@@ -145,7 +145,7 @@ unsafe impl Backend for Cuda {
             host_granules: virtual_memory && self.context.host_node()?.is_some(),
             managed: self.context.managed,
             stream_ordered: self.context.stream_ordered,
-            register_read_only: self.has(attribute::READ_ONLY_HOST_REGISTER),
+            register_read_only: self.has(attribute::READ_ONLY_HOST_REGISTER)?,
             capture: true,
         })
     }
@@ -300,7 +300,7 @@ unsafe impl Backend for Cuda {
 
     unsafe fn register(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {
         self.context.refuse_in_capture("registering memory")?;
-        if !self.has(attribute::READ_ONLY_HOST_REGISTER) {
+        if !self.has(attribute::READ_ONLY_HOST_REGISTER)? {
             let why = "the driver does not register memory that may only be read";
             return Err(Error::Unsupported { what: "registering a mapped file", why });
         }
@@ -351,7 +351,7 @@ unsafe impl Backend for Cuda {
             drop(bound);
             return Err(self.context.explain(error, len));
         }
-        let (context, stream) = (Arc::clone(&self.context), Arc::clone(queue.cudarc()));
+        let (context, stream) = (Arc::clone(&self.context), Some(Arc::clone(queue.cudarc())));
         let ptr = DevicePtr::new(ptr);
         let free: Ending = Box::new(move || context.release(Leftover::Ordered { ptr, stream }));
         match ready.record(driver, queue.raw()) {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec,
     CUgraphNode, CUhostFn, CUjit_option, CUmemAccessDesc, CUmemAllocationGranularity_flags,
-    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmodule, CUstream, CUstreamCaptureMode,
-    CUstreamCaptureStatus, CUuuid,
+    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemLocation, CUmodule, CUstream,
+    CUstreamCaptureMode, CUstreamCaptureStatus, CUuuid,
 };
 
 use super::errors::check;
@@ -143,6 +143,7 @@ driver! {
         at: CUdeviceptr, len: usize, offset: usize, handle: CUmemGenericAllocationHandle, flags: c_ulonglong
     );
     fn cuMemUnmap(at: CUdeviceptr, len: usize);
+    fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const CUmemLocation, at: CUdeviceptr);
     fn cuMemSetAccess(at: CUdeviceptr, len: usize, for_whom: *const CUmemAccessDesc, count: usize);
 
     fn cuStreamSynchronize(stream: CUstream);

@@ -160,23 +160,25 @@ impl Context {
         options: &CudaOptions,
     ) -> Result<Arc<Context>, Error> {
         let device = owner.cu_device();
-        let has = |attribute| library.attribute(attribute, device) == (0, 1);
+        let has = |attribute| library.has(&driver, attribute, device);
         let bound = Bound { before: bind(&driver, owner.cu_ctx())?, driver: &driver };
         let copies = new_stream(&driver, &owner)?;
         let name = format!("cuda:{}", owner.ordinal());
-        let virtual_memory = if has(attribute::VIRTUAL_MEMORY_MANAGEMENT) {
+        let virtual_memory = if has(attribute::VIRTUAL_MEMORY_MANAGEMENT)? {
             VirtualMemory::probe(&driver, device, options.granule)?
         } else {
             VirtualMemory::none()
         };
+        let managed = has(attribute::MANAGED_MEMORY)? && has(attribute::CONCURRENT_MANAGED_ACCESS)?;
+        let stream_ordered = has(attribute::MEMORY_POOLS)?;
         drop(bound);
         Ok(Arc::new(Context {
             library,
             device,
             name,
             virtual_memory,
-            managed: has(attribute::MANAGED_MEMORY) && has(attribute::CONCURRENT_MANAGED_ACCESS),
-            stream_ordered: has(attribute::MEMORY_POOLS),
+            managed,
+            stream_ordered,
             ranges: Mutex::default(),
             leftovers: Mutex::default(),
             put_off: AtomicBool::new(false),

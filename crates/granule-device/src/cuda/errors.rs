@@ -2,8 +2,8 @@
 
 use crate::Error;
 
+pub(super) const INVALID_VALUE: u32 = 1;
 pub(super) const OUT_OF_MEMORY: u32 = 2;
-pub(super) const DEINITIALIZED: u32 = 4;
 pub(super) const STUB_LIBRARY: u32 = 34;
 pub(super) const NO_DEVICE: u32 = 100;
 pub(super) const INVALID_DEVICE: u32 = 101;
@@ -11,6 +11,8 @@ pub(super) const INVALID_IMAGE: u32 = 200;
 pub(super) const NOT_FOUND: u32 = 500;
 pub(super) const NOT_READY: u32 = 600;
 pub(super) const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;
+pub(super) const NOT_PERMITTED: u32 = 800;
+pub(super) const NOT_SUPPORTED: u32 = 801;
 
 /// Code, name as in cuda.h, and what it means for the person who must act.
 const TABLE: &[(u32, &str, &str)] = &[

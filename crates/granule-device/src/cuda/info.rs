@@ -81,11 +81,10 @@ fn describe(library: &Library, driver: &Driver, ordinal: usize, all: &[c_int]) -
         driver.cuDeviceTotalMem_v2(&raw mut total, device)?;
         CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
     };
-    let number = |attribute| match library.attribute(attribute, device) {
-        (0, value) => u32::try_from(value).ok(),
-        _ => None,
+    let number = |attribute| -> Result<Option<u32>, Error> {
+        Ok(library.attribute(driver, attribute, device)?.and_then(|value| u32::try_from(value).ok()))
     };
-    let has = |attribute| number(attribute) == Some(1);
+    let has = |attribute| library.has(driver, attribute, device);
     let mut peers = Vec::with_capacity(all.len());
     for &other in all {
         let mut can = c_int::from(other == device);
@@ -95,22 +94,22 @@ fn describe(library: &Library, driver: &Driver, ordinal: usize, all: &[c_int]) -
         }
         peers.push(can == 1);
     }
-    let virtual_memory = has(attribute::VIRTUAL_MEMORY_MANAGEMENT);
+    let virtual_memory = has(attribute::VIRTUAL_MEMORY_MANAGEMENT)?;
     let granularity = virtual_memory.then(|| virtual_memory::granularity(driver, device)).transpose()?;
     Ok(CudaInfo {
         ordinal,
         name,
         uuid: uuid_text(uuid.bytes.map(|byte| byte as u8)),
         compute_capability: ComputeCapability {
-            major: number(attribute::COMPUTE_CAPABILITY_MAJOR).unwrap_or(0),
-            minor: number(attribute::COMPUTE_CAPABILITY_MINOR).unwrap_or(0),
+            major: number(attribute::COMPUTE_CAPABILITY_MAJOR)?.unwrap_or(0),
+            minor: number(attribute::COMPUTE_CAPABILITY_MINOR)?.unwrap_or(0),
         },
         driver: library::words(library.version),
         total: Bytes::from_usize(total),
         granularity: granularity.map(Bytes::from_usize),
-        host_granules: number(attribute::HOST_NUMA_VIRTUAL_MEMORY).map(|value| value == 1),
-        managed: has(attribute::MANAGED_MEMORY) && has(attribute::CONCURRENT_MANAGED_ACCESS),
-        stream_ordered: has(attribute::MEMORY_POOLS),
+        host_granules: number(attribute::HOST_NUMA_VIRTUAL_MEMORY)?.map(|value| value == 1),
+        managed: has(attribute::MANAGED_MEMORY)? && has(attribute::CONCURRENT_MANAGED_ACCESS)?,
+        stream_ordered: has(attribute::MEMORY_POOLS)?,
         peers,
     })
 }

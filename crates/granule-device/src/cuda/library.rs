@@ -8,7 +8,8 @@ use std::ffi::{c_int, c_uint};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use super::{calls, errors};
+use super::calls::{self, Driver};
+use super::errors;
 use crate::Error;
 
 /// The oldest driver that loads the PTX that Granule ships: CUDA 12.4 (Linux driver 550).
@@ -176,12 +177,26 @@ fn path_of(name: &str) -> PathBuf {
 }
 
 impl Library {
-    /// The driver's code, and a device's attribute.
-    pub(super) fn attribute(&self, attribute: c_int, device: c_int) -> (u32, c_int) {
+    /// A device's attribute; `None` where the driver is too old to know it.
+    pub(super) fn attribute(
+        &self,
+        driver: &Driver,
+        attribute: c_int,
+        device: c_int,
+    ) -> Result<Option<c_int>, Error> {
+        const CALL: &str = "cuDeviceGetAttribute";
+        driver.gate(CALL)?;
         let mut value = 0;
         // SAFETY: the function writes one int, and takes any numbers.
-        let code = unsafe { (self.get_attribute)(&raw mut value, attribute, device) };
-        (code, value)
+        match unsafe { (self.get_attribute)(&raw mut value, attribute, device) } {
+            errors::INVALID_VALUE => Ok(None),
+            code => errors::check(CALL, code).map(|()| Some(value)),
+        }
+    }
+
+    /// Whether a device has what an attribute of 0 or 1 stands for.
+    pub(super) fn has(&self, driver: &Driver, attribute: c_int, device: c_int) -> Result<bool, Error> {
+        self.attribute(driver, attribute, device).map(|value| value == Some(1))
     }
 
     /// A function that is not NVIDIA's: the simulator's own.

@@ -66,7 +66,8 @@ impl Moment for CudaMoment {
         if self.done.load(Ordering::Acquire) {
             return true;
         }
-        let done = outside(|| self.query().unwrap_or(false));
+        // In a function that runs on a stream the driver cannot be asked: what is not known to be done is not.
+        let done = self.query().unwrap_or(false);
         if done {
             self.done.store(true, Ordering::Release);
         }
@@ -79,10 +80,9 @@ impl Moment for CudaMoment {
         }
         outside(|| {
             let driver = &self.context.driver;
-            let waited = self.synchronize(driver);
-            // Waiting must not be cut short: past an injected fault it is asked for again. A driver that still refuses has
-            // lost the context, and with it the work.
-            let waited = waited.or_else(|_| self.synchronize(&driver.unfailing()));
+            // Waiting must not be cut short: past an injected fault, or the error of something else, it is asked for again.
+            // A driver that goes on refusing has lost the context, and with it the work.
+            let waited = self.synchronize(driver).or_else(|_| self.synchronize(&driver.unfailing()));
             let _ = waited.or_else(|_| self.synchronize(&driver.unfailing()));
         });
         self.done.store(true, Ordering::Release);

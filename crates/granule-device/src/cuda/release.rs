@@ -1,5 +1,9 @@
 //! Giving back: what the driver refuses, or may not be asked for now, is kept and tried again.
 //!
+//! Only what was not asked of the driver is tried again: an injected fault stands before the call, a context that cannot be
+//! made current too. An error of the driver's own is the end of it. Drivers answer a release with the error of earlier work,
+//! after having done it, and releasing twice could release what somebody else has got meanwhile.
+//!
 //! The driver may not be called inside a function that runs on a stream, and freeing memory spoils a capture. In both cases
 //! a release is put off until the next use of a stream or the end of the capture.
 
@@ -12,7 +16,6 @@ use cudarc::driver::sys;
 
 use super::calls;
 use super::context::{Context, Raw, lock};
-use super::errors;
 use crate::region::Ticket;
 use crate::{DevicePtr, Error};
 
@@ -21,7 +24,7 @@ pub(super) enum Leftover {
     Memory(DevicePtr),
     Pinned(DevicePtr),
     Registered(DevicePtr),
-    Ordered { ptr: DevicePtr, stream: Arc<CudaStream> },
+    Ordered { ptr: DevicePtr, stream: Option<Arc<CudaStream>> },
     Granule(u64),
     Reservation(DevicePtr),
     Event(Raw<sys::CUevent_st>),
@@ -35,6 +38,10 @@ pub(super) enum Leftover {
 pub(super) struct Abandoned {
     /// `None` once it is given back.
     pub(super) stream: Option<Arc<CudaStream>>,
+    /// Whether this crate made it.
+    pub(super) own: bool,
+    /// Whether its work is known to be done.
+    pub(super) waited: bool,
     pub(super) tickets: Vec<Ticket>,
     pub(super) kept: Vec<Arc<dyn Any + Send + Sync>>,
 }
@@ -77,16 +84,20 @@ impl Context {
         }
     }
 
+    /// An error means that the driver was not asked.
     fn give_back(&self, leftover: &mut Leftover) -> Result<(), Error> {
         let bound = self.bind()?;
         let driver = &self.driver;
         // SAFETY: each was answered by the driver and is given back once; its owner says that nothing uses it any more.
-        let done = unsafe {
+        let asked = unsafe {
             match leftover {
                 Leftover::Memory(ptr) => driver.cuMemFree_v2(ptr.addr()),
                 Leftover::Pinned(ptr) => driver.cuMemFreeHost(ptr.as_host_ptr().cast()),
                 Leftover::Registered(ptr) => driver.cuMemHostUnregister(ptr.as_host_ptr().cast()),
-                Leftover::Ordered { ptr, stream } => driver.cuMemFreeAsync(ptr.addr(), stream.cu_stream()),
+                Leftover::Ordered { ptr, stream } => match stream.as_ref().map(|stream| stream.cu_stream()) {
+                    Some(raw) => driver.cuMemFreeAsync(ptr.addr(), raw).inspect(|()| *stream = None),
+                    None => Ok(()),
+                },
                 Leftover::Granule(handle) => driver.cuMemRelease(*handle),
                 Leftover::Reservation(base) => self.free_range(*base),
                 Leftover::Event(event) => driver.cuEventDestroy_v2(event.0),
@@ -97,22 +108,30 @@ impl Context {
             }
         };
         drop(bound);
-        match done {
-            // The driver went first, at the end of the process: there is nobody to give it back to.
-            Err(error) if errors::code(&error) == Some(errors::DEINITIALIZED) => Ok(()),
-            done => done,
-        }
+        asked.or_else(was_asked)
     }
 
     fn give_back_stream(&self, abandoned: &mut Abandoned) -> Result<(), Error> {
-        if let Some(stream) = &abandoned.stream {
-            // SAFETY: the stream is alive.
-            unsafe { self.driver.cuStreamSynchronize(stream.cu_stream())? };
-            self.driver.gate("cuStreamDestroy_v2")?;
-            abandoned.stream = None;
+        if let Some(stream) = abandoned.stream.as_ref().filter(|_| !abandoned.waited) {
+            // SAFETY: the stream is alive. A driver that refuses has lost the context, and with it the work.
+            unsafe { self.driver.cuStreamSynchronize(stream.cu_stream()) }.or_else(was_asked)?;
+            abandoned.waited = true;
         }
         abandoned.tickets.clear();
         abandoned.kept.clear();
+        if abandoned.own {
+            self.driver.gate("cuStreamDestroy_v2")?;
+        }
+        // The last hold on the stream destroys it.
+        abandoned.stream = None;
         Ok(())
+    }
+}
+
+/// Whatever the driver answered, it was asked.
+pub(super) fn was_asked(error: Error) -> Result<(), Error> {
+    match error {
+        Error::Driver { .. } => Ok(()),
+        other => Err(other),
     }
 }

@@ -7,6 +7,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::ffi::c_void;
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -16,7 +17,7 @@ use cudarc::driver::sys::{self, CUstream, CUstreamCaptureMode_enum, CUstreamCapt
 
 use super::calls;
 use super::context::{Context, Raw, lock};
-use super::moment::{CudaMoment, Unrecorded, outside};
+use super::moment::{CudaMoment, Unrecorded};
 use super::release::{Abandoned, Leftover};
 use crate::Error;
 use crate::backend::{Moment, Op, RawStream};
@@ -24,7 +25,8 @@ use crate::region::{Pending, Ticket};
 
 pub(crate) struct Queue {
     context: Arc<Context>,
-    stream: Arc<CudaStream>,
+    /// Taken out when this is dropped.
+    stream: ManuallyDrop<Arc<CudaStream>>,
     /// Whether this crate made the stream.
     own: bool,
     /// Whether somebody else can reach it, and so may capture it.
@@ -65,7 +67,7 @@ impl Queue {
     pub(super) fn new(context: Arc<Context>, stream: Arc<CudaStream>, own: bool) -> Arc<Queue> {
         let queue = Arc::new_cyclic(|this| Queue {
             context,
-            stream,
+            stream: ManuallyDrop::new(stream),
             own,
             shared: AtomicBool::new(false),
             capturing: AtomicBool::new(false),
@@ -107,7 +109,12 @@ impl Queue {
 
     /// Whether somebody else captures it now.
     pub(super) fn is_captured_by_others(&self) -> bool {
-        if !self.shared.load(Ordering::Acquire) || calls::in_host_function() {
+        self.shared.load(Ordering::Acquire) && self.is_captured_now()
+    }
+
+    /// What the driver says.
+    fn is_captured_now(&self) -> bool {
+        if calls::in_host_function() {
             return false;
         }
         let mut status = CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
@@ -192,6 +199,19 @@ impl Queue {
         }
     }
 
+    /// Waits until all has run, past injected faults.
+    fn wait_for_all(&self) {
+        let driver = self.context.driver.unfailing();
+        let ask = || -> Result<(), Error> {
+            let _bound = self.context.bind_unfailing()?;
+            // SAFETY: the stream is alive.
+            unsafe { driver.cuStreamSynchronize(self.raw()) }
+        };
+        // Asked twice: an answer may be the error of something else. A driver that goes on refusing has lost the context,
+        // and with it the work.
+        let _ = ask().or_else(|_| ask());
+    }
+
     /// Everything the stream holds.
     fn take_all(&self) -> (Vec<Ticket>, Vec<Arc<dyn Any + Send + Sync>>) {
         let mut state = lock(&self.state);
@@ -240,10 +260,10 @@ impl Queue {
         let mut graph = std::ptr::null_mut();
         // SAFETY: the stream is alive; it is written into a local.
         let ended = unsafe { self.context.driver.cuStreamEndCapture(self.raw(), &raw mut graph) };
-        if let Err(error @ (Error::Injected { .. } | Error::InHostFunction { .. })) = ended {
-            return Err(error);
+        // A capture that was spoilt ends with an error, one that could not be ended goes on.
+        if ended.is_err() && self.is_captured_now() {
+            return ended.map(|()| (Raw(graph), Vec::new()));
         }
-        // Also where the driver answers with an error, the capture is over.
         self.capturing.store(false, Ordering::Release);
         self.context.captures.fetch_sub(1, Ordering::AcqRel);
         self.context.settle_put_off();
@@ -318,7 +338,10 @@ impl RawStream for Queue {
         lock(&self.panic).take().map_or(Ok(()), |message| Err(Error::HostFunction { message }))
     }
 
-    fn finish(&self, region: &Pending) {
+    fn finish(&self, region: &Pending) -> Result<(), Error> {
+        if calls::in_host_function() {
+            return Err(Error::InHostFunction { call: "waiting for work on a region" });
+        }
         let found = {
             let state = lock(&self.state);
             let holds = |tickets: &[Ticket]| tickets.iter().any(|ticket| ticket.is_of(region));
@@ -326,7 +349,7 @@ impl RawStream for Queue {
                 None
             } else {
                 let last = state.running.iter().rfind(|batch| holds(&batch.tickets));
-                let Some(last) = last else { return };
+                let Some(last) = last else { return Ok(()) };
                 Some((last.number, Arc::clone(&last.moment)))
             }
         };
@@ -334,16 +357,13 @@ impl RawStream for Queue {
             moment.wait();
             let finished = lock(&self.state).take_until(number);
             drop(finished);
-            return;
+            return Ok(());
         }
         // Work without an event behind it: waiting for all of the stream is all there is.
-        outside(|| {
-            let Ok(_bound) = self.context.bind_unfailing() else { return };
-            // SAFETY: the stream is alive. A driver that refuses has lost the context, and with it the work.
-            let _ = unsafe { self.context.driver.unfailing().cuStreamSynchronize(self.raw()) };
-        });
+        self.wait_for_all();
         let finished = self.take_all();
         drop(finished);
+        Ok(())
     }
 
     fn as_cuda(&self) -> Option<&Queue> {
@@ -358,30 +378,15 @@ impl Drop for Queue {
         {
             self.context.release(Leftover::Graph(graph));
         }
+        let waited = !calls::in_host_function();
+        if waited {
+            self.wait_for_all();
+        }
         let (tickets, kept) = self.take_all();
-        let stream = Some(Arc::clone(&self.stream));
-        if calls::in_host_function() {
-            self.context.release(Leftover::Stream(Abandoned { stream, tickets, kept }));
-            return;
-        }
-        if let Ok(_bound) = self.context.bind_unfailing() {
-            let driver = self.context.driver.unfailing();
-            // SAFETY: the stream is alive. It is asked twice; a driver that refuses has lost the context, and with it
-            // the work.
-            unsafe {
-                let _ = driver
-                    .cuStreamSynchronize(self.raw())
-                    .or_else(|_| driver.cuStreamSynchronize(self.raw()));
-            }
-        }
-        drop((tickets, kept));
-        if self.own {
-            self.context.release(Leftover::Stream(Abandoned {
-                stream,
-                tickets: Vec::new(),
-                kept: Vec::new(),
-            }));
-        }
+        // SAFETY: it is taken once, here, and nothing uses it afterwards.
+        let stream = unsafe { ManuallyDrop::take(&mut self.stream) };
+        let abandoned = Abandoned { stream: Some(stream), own: self.own, waited, tickets, kept };
+        self.context.release(Leftover::Stream(abandoned));
     }
 }
 

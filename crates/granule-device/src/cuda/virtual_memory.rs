@@ -9,11 +9,14 @@ use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use cudarc::driver::sys::{CUmemAccessDesc, CUmemAllocationGranularity_flags, CUmemAllocationProp};
+use cudarc::driver::sys::{
+    CUmemAccessDesc, CUmemAllocationGranularity_flags, CUmemAllocationProp, CUmemLocation,
+};
 
 use super::calls::Driver;
 use super::context::{Context, attribute, lock};
 use super::errors;
+use super::release::was_asked;
 use crate::backend::{MapFailure, RawGranule, ReplaceFailure};
 use crate::{Access, Bytes, DevicePtr, Error};
 
@@ -50,6 +53,7 @@ struct Grant {
 const _: () = assert!(
     size_of::<Properties>() == size_of::<CUmemAllocationProp>()
         && size_of::<Grant>() == size_of::<CUmemAccessDesc>()
+        && size_of::<Location>() == size_of::<CUmemLocation>()
 );
 
 fn properties(location: Location) -> Properties {
@@ -134,8 +138,9 @@ impl VirtualMemory {
         let handle = create(driver, size, Location { kind: ON_DEVICE, id: device })?;
         let read_only = try_granule(driver, handle, size, Access::ReadOnly, device);
         // SAFETY: it was made here and is mapped nowhere.
-        unsafe { driver.unfailing().cuMemRelease(handle)? };
-        Ok(VirtualMemory { granule: size, read_only: granted(read_only)?, host_node: OnceLock::new() })
+        let released = unsafe { driver.unfailing().cuMemRelease(handle) };
+        let read_only = released.and(granted(read_only))?;
+        Ok(VirtualMemory { granule: size, read_only, host_node: OnceLock::new() })
     }
 
     fn flags(&self, access: Access) -> c_int {
@@ -150,18 +155,16 @@ impl VirtualMemory {
 fn try_granule(driver: &Driver, handle: u64, len: usize, access: Access, device: c_int) -> Result<(), Error> {
     let base = reserve(driver, len, len)?;
     let unfailing = driver.unfailing();
-    // SAFETY: the addresses are this function's, and it gives them back.
+    // SAFETY: the addresses are this function's, and it gives them back whatever the driver answers.
     unsafe {
         let mapped = driver.cuMemMap(base, len, 0, handle, 0);
-        let done = match &mapped {
-            Ok(()) => grant(driver, base, len, if access == Access::ReadOnly { 1 } else { 3 }, &[device]),
-            Err(_) => Ok(()),
-        };
+        let mut done = Ok(());
         if mapped.is_ok() {
-            unfailing.cuMemUnmap(base, len)?;
+            let flags = if access == Access::ReadOnly { 1 } else { 3 };
+            done = grant(driver, base, len, flags, &[device]);
+            done = done.and(unfailing.cuMemUnmap(base, len));
         }
-        unfailing.cuMemAddressFree(base, len)?;
-        mapped.and(done)
+        mapped.and(done).and(unfailing.cuMemAddressFree(base, len))
     }
 }
 
@@ -170,8 +173,13 @@ fn granted(tried: Result<(), Error>) -> Result<bool, Error> {
     match tried {
         Ok(()) => Ok(true),
         Err(error) => match errors::code(&error) {
-            Some(errors::OUT_OF_MEMORY) | None => Err(error),
-            Some(_) => Ok(false),
+            Some(
+                errors::INVALID_VALUE
+                | errors::INVALID_DEVICE
+                | errors::NOT_PERMITTED
+                | errors::NOT_SUPPORTED,
+            ) => Ok(false),
+            _ => Err(error),
         },
     }
 }
@@ -219,11 +227,9 @@ impl Context {
             return Ok(node);
         }
         self.refuse_in_capture("trying a granule of host memory")?;
-        let node = match self.library.attribute(attribute::HOST_NUMA_ID, self.device) {
-            (0, node) if node >= 0 => node,
-            // A driver that does not know the attribute, or a machine without nodes: the first is the only one.
-            _ => 0,
-        };
+        // Where the driver does not know the attribute, or the machine has no nodes, the first is the only one.
+        let node = self.library.attribute(&self.driver, attribute::HOST_NUMA_ID, self.device)?;
+        let node = node.unwrap_or(0).max(0);
         let _bound = self.bind()?;
         let made = create(&self.driver, virtual_memory.granule, Location { kind: ON_HOST_NODE, id: node });
         let tried = match made {
@@ -231,8 +237,7 @@ impl Context {
                 let tried =
                     try_granule(&self.driver, handle, virtual_memory.granule, Access::ReadWrite, self.device);
                 // SAFETY: it was made here and is mapped nowhere.
-                unsafe { self.driver.unfailing().cuMemRelease(handle)? };
-                tried
+                tried.and(unsafe { self.driver.unfailing().cuMemRelease(handle) })
             }
             Err(error) => Err(error),
         };
@@ -261,8 +266,8 @@ impl Context {
         let len = reserved.places.len();
         // SAFETY: the caller gives the reservation back, so nothing uses it.
         unsafe {
-            reserved.unmap(&self.driver, base.addr(), granule, 0..len)?;
-            self.driver.cuMemAddressFree(base.addr(), len * granule)?;
+            reserved.unmap(&self.driver, base.addr(), granule, 0..len).or_else(was_asked)?;
+            self.driver.cuMemAddressFree(base.addr(), len * granule).or_else(was_asked)?;
         }
         ranges.0.remove(&base.addr());
         Ok(())
@@ -399,6 +404,14 @@ impl Ranges {
 }
 
 impl Reserved {
+    /// What the driver itself says.
+    fn is_mapped(&self, driver: &Driver, at: u64) -> bool {
+        let location = Location { kind: ON_DEVICE, id: self.devices[0] };
+        let mut flags = 0;
+        // SAFETY: the location has the driver's shape and lives through the call; it writes into a local.
+        unsafe { driver.unfailing().cuMemGetAccess(&raw mut flags, (&raw const location).cast(), at) }.is_ok()
+    }
+
     /// Unmaps what is mapped of these places, each run of them in one call; `at` is where the first one is.
     ///
     /// # Safety
@@ -417,7 +430,11 @@ impl Reserved {
             if run > 0 {
                 let start = at + ((next - first) * granule) as u64;
                 // SAFETY: these places are mapped, each as a whole, and the caller says that nothing uses them.
-                unsafe { driver.cuMemUnmap(start, run * granule)? };
+                match unsafe { driver.cuMemUnmap(start, run * granule) } {
+                    // Drivers answer with the error of earlier work too, after having done it.
+                    Err(Error::Driver { .. }) if !self.is_mapped(driver, start) => {}
+                    done => done?,
+                }
                 self.places[next..next + run].fill(None);
             }
             next += run.max(1);

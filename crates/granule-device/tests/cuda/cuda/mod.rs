@@ -1,0 +1,7 @@
+//! Tests for any CUDA driver.
+
+mod graphs;
+mod interop;
+mod kernels;
+mod memory;
+mod streams;

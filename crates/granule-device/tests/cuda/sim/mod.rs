@@ -1,0 +1,6 @@
+//! Tests that need the simulated driver: it has two devices, says what is held, and fails on demand.
+
+mod faults;
+mod held;
+mod peers;
+mod probing;
