@@ -96,4 +96,17 @@ driver! {
         // SAFETY: the caller's pointers; the second may be null.
         unsafe { put(status, found).and_then(|()| if id.is_null() { Ok(()) } else { put(id, number) }) }
     };
+
+    cuStreamGetCaptureInfo_v3(
+        stream: u64, status: *mut i32, id: *mut u64, graph: *mut u64, nodes: *mut *const c_void,
+        edges: *mut *const c_void, count: *mut usize
+    ) = Initialized, |state, caller| {
+        if !graph.is_null() || !nodes.is_null() || !edges.is_null() || !count.is_null() {
+            return Err(Code::NOT_SUPPORTED);
+        }
+        let stream = state.sim.stream_of(caller, stream)?;
+        let (found, number) = state.sim.capture_status(stream)?;
+        // SAFETY: the caller's pointers; the second may be null.
+        unsafe { put(status, found).and_then(|()| if id.is_null() { Ok(()) } else { put(id, number) }) }
+    };
 }

@@ -14,6 +14,8 @@ mod graph;
 mod lookup;
 mod memory;
 mod module;
+mod occupancy;
 mod pool;
 mod stream;
+mod unsupported;
 mod virtual_memory;

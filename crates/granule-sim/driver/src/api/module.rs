@@ -193,18 +193,4 @@ driver! {
         let values = unsafe { values(state, caller, function, parameters) }?;
         state.sim.launch(caller, stream, function, shape, values, false)
     };
-
-    cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks: *mut i32, function: u64, block: i32, dynamic: usize) = Initialized,
-    |state, caller| {
-        let found = state.sim.occupancy(caller, function, block, dynamic as u64)?;
-        // SAFETY: the caller's pointer.
-        unsafe { put(blocks, found) }
-    };
-
-    cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks: *mut i32, function: u64, block: i32, dynamic: usize, _flags: u32)
-        = Initialized, |state, caller| {
-        let found = state.sim.occupancy(caller, function, block, dynamic as u64)?;
-        // SAFETY: the caller's pointer.
-        unsafe { put(blocks, found) }
-    };
 }

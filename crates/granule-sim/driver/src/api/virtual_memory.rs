@@ -57,10 +57,7 @@ impl AllocationProperties {
 ///
 /// # Safety
 /// `access` is null or has `count` entries.
-pub(super) unsafe fn access_list(
-    access: *const AccessDescriptor,
-    count: usize,
-) -> Result<Vec<Access>, Code> {
+pub(super) unsafe fn access_list(access: *const AccessDescriptor, count: usize) -> Result<Vec<Access>, Code> {
     // SAFETY: the caller's promise.
     (0..count)
         .map(|n| unsafe { take(access.wrapping_add(n)) }.map(|one| (one.location.pair(), one.flags)))

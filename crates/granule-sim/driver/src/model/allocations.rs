@@ -180,6 +180,15 @@ impl Simulation {
                 Err(Code::INVALID_VALUE)
             }
             None => {
+                if let Some(a) = self.memory.around(start) {
+                    let message = format!(
+                        "{} cannot free {start:#x}: it lies inside the {} bytes at {:#x} of {}, or that call frees another \
+                         kind of memory",
+                        caller.call, a.len, a.start, a.made
+                    );
+                    self.reports.add(Kind::BadArguments, message);
+                    return Err(Code::INVALID_VALUE);
+                }
                 let violation = self.memory.nothing_at(start);
                 let message = format!("{} frees what is no allocation: {}", caller.call, violation.why);
                 self.reports.add(violation.kind, message);

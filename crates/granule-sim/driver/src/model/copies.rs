@@ -116,16 +116,11 @@ impl Simulation {
         Ok(())
     }
 
-    /// What a copy will read from pinned memory, and what it holds now, so that a change before the copy runs is seen.
-    /// `None` where the program may have a hand in it in stream order: a host function comes first.
-    pub(crate) fn pinned_source(&self, action: &Action, before: &[u64]) -> Option<(Extent, u64)> {
+    /// What a copy will read from pinned memory, and what that holds now, so that a change before the copy runs is seen.
+    pub(crate) fn pinned_source(&self, action: &Action) -> Option<(Extent, u64)> {
         let Action::Copy { from: End::Known(at), len, .. } = action else { return None };
-        let holder = self.memory.around(*at).map(|a| (a.holder, a.extent.part(at - a.start, *len)));
-        let extent = holder.filter(|(h, _)| matches!(h, Holder::Pinned(_) | Holder::Registered(_)))?.1;
-        let ancestors = self.queue.with_ancestors(before.iter().copied());
-        let hand = ancestors
-            .iter()
-            .any(|id| self.queue.get(*id).is_some_and(|op| matches!(op.action, Action::Call(_))));
-        (!hand).then(|| (extent, extent.checksum()))
+        let a = self.memory.around(*at)?;
+        let extent = a.extent.part(at - a.start, *len);
+        matches!(a.holder, Holder::Pinned(_) | Holder::Registered(_)).then(|| (extent, extent.checksum()))
     }
 }

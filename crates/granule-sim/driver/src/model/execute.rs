@@ -6,6 +6,7 @@ use super::queue::{Action, End, Op};
 use super::report::Kind;
 use super::span::Place;
 use crate::code::Code;
+use crate::machine::Extent;
 use std::collections::BTreeSet;
 
 impl Simulation {
@@ -26,15 +27,8 @@ impl Simulation {
         {
             self.report_reuse(op.call, source.address());
         }
-        let changes_host = match &op.action {
-            Action::Mark | Action::Free { .. } => false,
-            Action::Call(_) | Action::Launch(_) => true,
-            Action::Copy { to, .. } => self.end_is_on_host(to),
-            Action::Fill { to, .. } => self.end_is_on_host(&End::Known(*to)),
-        };
-        if changes_host {
-            self.check_sources(false);
-        }
+        let changes = self.host_memory_changed_by(op);
+        self.check_sources(&changes, false);
         let done = match &op.action {
             Action::Mark => Ok(()),
             Action::Copy { to, from, len } => self.run_copy(op, to, from, *len),
@@ -50,9 +44,7 @@ impl Simulation {
                 Ok(())
             }
         };
-        if changes_host {
-            self.check_sources(true);
-        }
+        self.check_sources(&changes, true);
         if let Err(code) = done
             && let Some(context) = self.contexts.get_mut(&op.context)
         {
@@ -60,11 +52,24 @@ impl Simulation {
         }
     }
 
-    fn end_is_on_host(&self, end: &End) -> bool {
-        match end {
-            End::Known(at) => self.memory.around(*at).is_some_and(|a| a.holder.on_host()),
-            End::Pageable(_) => true,
-            End::Snapshot(_) => false,
+    /// The host memory that an operation may write.
+    fn host_memory_changed_by(&self, op: &Op) -> Changes {
+        let allocation = |at: u64| {
+            let a = self.memory.around(at).filter(|a| a.holder.on_host());
+            a.map(|a| (a.start, a.len))
+        };
+        match &op.action {
+            Action::Mark | Action::Free { .. } => Changes::Within(Vec::new()),
+            Action::Call(_) => Changes::Anything,
+            // Whatever its pointers lead to.
+            Action::Launch(launch) => Changes::Within(launch.words().filter_map(allocation).collect()),
+            Action::Copy { to: End::Known(at), len, .. } | Action::Fill { to: at, len, .. } => {
+                Changes::Within(allocation(*at).map(|_| (*at, *len)).into_iter().collect())
+            }
+            Action::Copy { to: End::Pageable(extent), .. } => {
+                Changes::Within(vec![(extent.address(), extent.len())])
+            }
+            Action::Copy { to: End::Snapshot(_), .. } => Changes::Within(Vec::new()),
         }
     }
 
@@ -76,16 +81,20 @@ impl Simulation {
     }
 
     /// Before an operation that may change host memory, looks whether somebody else did; after it, takes what is there.
-    fn check_sources(&mut self, accept: bool) {
+    fn check_sources(&mut self, changes: &Changes, accept: bool) {
+        if matches!(changes, Changes::Within(ranges) if ranges.is_empty()) {
+            return;
+        }
         let mut changed = Vec::new();
         for op in self.queue.iter_mut() {
-            if let Some((source, sum)) = &mut op.source {
-                let now = source.checksum();
-                if now != *sum && !accept {
-                    changed.push((op.call, source.address()));
-                }
-                *sum = now;
+            let Some((source, sum)) = op.source.as_mut().filter(|(source, _)| changes.reach(source)) else {
+                continue;
+            };
+            let now = source.checksum();
+            if now != *sum && !accept {
+                changed.push((op.call, source.address()));
             }
+            *sum = now;
         }
         for (call, at) in changed {
             self.report_reuse(call, at);
@@ -175,14 +184,32 @@ impl Simulation {
     }
 }
 
+/// Host memory that an operation may write.
+#[derive(Debug)]
+enum Changes {
+    Anything,
+    /// Start and length.
+    Within(Vec<(u64, u64)>),
+}
+
+impl Changes {
+    fn reach(&self, memory: &Extent) -> bool {
+        let (start, end) = (memory.address(), memory.address() + memory.len());
+        match self {
+            Changes::Anything => true,
+            Changes::Within(ranges) => ranges.iter().any(|&(at, len)| at < end && start < at + len),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Piece {
     Known(Spot),
-    Host(crate::machine::Extent),
+    Host(Extent),
 }
 
 impl Piece {
-    fn extent(&self) -> crate::machine::Extent {
+    fn extent(&self) -> Extent {
         match self {
             Piece::Known(spot) => spot.extent,
             Piece::Host(extent) => *extent,

@@ -23,6 +23,14 @@ pub(crate) struct Launch {
     parameters: Vec<Vec<u8>>,
 }
 
+impl Launch {
+    /// Every word of the parameters that could be a pointer.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        let words = self.parameters.iter().flat_map(|p| p.chunks_exact(8));
+        words.filter_map(|w| w.try_into().ok().map(u64::from_ne_bytes))
+    }
+}
+
 impl Simulation {
     /// Whether the driver takes a launch of this shape.
     fn check_shape(&self, f: &Function, shape: &Shape, cooperative: bool) -> Result<()> {

@@ -16,6 +16,7 @@ mod leasing;
 mod ledger;
 mod memory;
 mod modules;
+mod occupancy;
 mod pointers;
 mod pools;
 mod ptx;
@@ -26,6 +27,8 @@ mod report;
 mod shadow;
 mod span;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod touched;
 mod virtual_memory;
 

@@ -153,21 +153,4 @@ impl Simulation {
             _ => Err(Code::INVALID_VALUE),
         }
     }
-
-    /// Blocks of a kernel that one multiprocessor holds: by threads and by shared memory, not by registers.
-    pub(crate) fn occupancy(
-        &mut self,
-        caller: &Caller,
-        function: u64,
-        block: i32,
-        dynamic: u64,
-    ) -> Result<i32> {
-        let f = self.function(caller, function)?;
-        let block =
-            u32::try_from(block).ok().filter(|b| (1..=1024).contains(b)).ok_or(Code::INVALID_VALUE)?;
-        let by_threads = Self::THREADS_A_MULTIPROCESSOR / block.next_multiple_of(32);
-        let shared = u64::from(f.entry.shared) + dynamic;
-        let by_shared = 167_936 / (shared + 1024);
-        Ok(u64::from(by_threads.min(32)).min(by_shared) as i32)
-    }
 }

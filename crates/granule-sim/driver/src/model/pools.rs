@@ -139,12 +139,7 @@ impl Simulation {
         Ok(())
     }
 
-    pub(crate) fn set_pool_access(
-        &mut self,
-        caller: &Caller,
-        pool: u64,
-        access: &[Access],
-    ) -> Result<()> {
+    pub(crate) fn set_pool_access(&mut self, caller: &Caller, pool: u64, access: &[Access]) -> Result<()> {
         let owner = self.pool(caller, pool)?.device;
         for &((kind, id), flags) in access {
             let device = self.device(id)?;

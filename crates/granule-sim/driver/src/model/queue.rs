@@ -2,6 +2,7 @@
 
 use super::call::Call;
 use super::clock::{Clock, Lane};
+use super::launches::Launch;
 use super::leases::Leases;
 use super::random::Random;
 use crate::machine::{Extent, HostFunction};
@@ -35,7 +36,7 @@ pub(crate) enum Action {
         pattern: Vec<u8>,
     },
     Call(HostFunction),
-    Launch(Arc<super::launches::Launch>),
+    Launch(Arc<Launch>),
     /// The end of an allocation in stream order.
     Free {
         start: u64,
@@ -60,6 +61,8 @@ pub(crate) struct Op {
     pub(crate) leases: Leases,
     /// Pinned memory that it reads, and what that held when the call was made.
     pub(crate) source: Option<(Extent, u64)>,
+    /// A host function comes before it, or came before it when it was issued.
+    pub(crate) behind_call: bool,
 }
 
 struct Waiting {
@@ -99,10 +102,6 @@ impl Queue {
         self.ops.contains_key(&id)
     }
 
-    pub(crate) fn get(&self, id: u64) -> Option<&Op> {
-        self.ops.get(&id).map(|w| &w.op)
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         self.ops.is_empty()
     }
@@ -113,6 +112,12 @@ impl Queue {
 
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Op> {
         self.ops.values_mut().map(|w| &mut w.op)
+    }
+
+    /// Whether a host function is among these operations, or came before one of them.
+    pub(crate) fn behind_call(&self, ids: &[u64]) -> bool {
+        let pending = ids.iter().filter_map(|id| self.ops.get(id));
+        pending.into_iter().any(|w| w.op.behind_call || matches!(w.op.action, Action::Call(_)))
     }
 
     /// The pending operations of `ids`, and everything that they wait for.
@@ -170,6 +175,7 @@ mod tests {
             action: Action::Mark,
             leases: Leases::default(),
             source: None,
+            behind_call: false,
         }
     }
 

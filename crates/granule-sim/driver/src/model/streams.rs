@@ -180,7 +180,9 @@ impl Simulation {
         let device = self.contexts.get(&context).ok_or(Code::CONTEXT_IS_DESTROYED)?.device;
         let tick = clock.advance(lane);
         self.check_races((caller.call, lane, tick), &clock, &work.traces, &HashSet::new());
-        let source = self.pinned_source(&work.action, &before);
+        let behind_call = self.queue.behind_call(&before);
+        // A host function may rightly write what a copy behind it reads.
+        let source = if behind_call { None } else { self.pinned_source(&work.action) };
         let op = Op {
             call: caller.call,
             context,
@@ -192,6 +194,7 @@ impl Simulation {
             action: work.action,
             leases: self.memory.leases.clone(),
             source,
+            behind_call,
         };
         Ok((self.queue.push(op), clock))
     }

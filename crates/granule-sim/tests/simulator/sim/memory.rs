@@ -236,3 +236,23 @@ fn peers_must_be_let_in() {
     ok(unsafe { sys::cuDevicePrimaryCtxRelease_v2(1) });
     assert!(bench.end().is_empty());
 }
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_host_that_follows_a_device_pointer_dies() {
+    let bench = Bench::new();
+    let at = alloc(LEN);
+    // In a child, which ends by the signal and by nothing else.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        unsafe {
+            std::ptr::read_volatile(at as *const u8);
+            libc::_exit(0);
+        }
+    }
+    let mut status = 0;
+    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
+    assert!(libc::WIFSIGNALED(status), "status {status}");
+    free(at);
+    assert!(bench.end().is_empty());
+}
