@@ -3,6 +3,7 @@
 use super::{Result, Simulation};
 use crate::code::Code;
 use crate::machine::Machine;
+use std::collections::BTreeMap;
 
 /// The state of one store.
 #[derive(Debug, Default)]
@@ -11,6 +12,9 @@ pub(crate) struct Device {
     pub(crate) used: u64,
     /// Offsets below this were handed out; none is handed out twice.
     next: u64,
+    /// Offsets of granules that were given back, by size: their pages are there already.
+    spare: BTreeMap<u64, Vec<u64>>,
+    spare_bytes: u64,
     /// The primary context, once it was retained.
     pub(crate) primary: Option<u64>,
     pub(crate) primary_flags: u32,
@@ -29,6 +33,32 @@ impl Device {
         }
         self.next = end;
         Some(start)
+    }
+}
+
+impl Device {
+    /// Bytes of granules that were given back and keep their pages.
+    const MOST_SPARE: u64 = 256 << 20;
+
+    /// A place for a granule of `len` bytes.
+    pub(crate) fn granule(&mut self, len: u64) -> Option<u64> {
+        match self.spare.get_mut(&len).and_then(Vec::pop) {
+            Some(offset) => {
+                self.spare_bytes -= len;
+                Some(offset)
+            }
+            None => self.offsets(len, Machine::PAGE),
+        }
+    }
+
+    /// A granule's place is free; whether its pages shall stay for the next one.
+    pub(crate) fn granule_back(&mut self, offset: u64, len: u64) -> bool {
+        let keep = self.spare_bytes + len <= Self::MOST_SPARE;
+        if keep {
+            self.spare_bytes += len;
+            self.spare.entry(len).or_default().push(offset);
+        }
+        keep
     }
 }
 

@@ -95,6 +95,9 @@ impl Simulation {
     }
 
     fn report_leak(&mut self, held: &Held, when: &str) {
+        if !self.leaks.insert((held.made, held.what)) {
+            return;
+        }
         let size = if held.bytes > 0 { format!(" of {} bytes", held.bytes) } else { String::new() };
         let message = format!("still held {when}: {}{size}, made by {}", held.what, held.made);
         self.reports.add(Kind::LeakAtContextRelease, message);

@@ -52,7 +52,7 @@ use queue::Queue;
 use races::Races;
 use random::Random;
 use shadow::Shadow;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 pub(crate) type Result<T> = std::result::Result<T, Code>;
@@ -92,6 +92,8 @@ pub(crate) struct Simulation {
     vain_waits: VecDeque<streams::VainWait>,
     /// What the host knows to be done.
     host: Clock,
+    /// Leaks that were reported.
+    leaks: BTreeSet<(Call, &'static str)>,
     handles: u64,
 }
 
@@ -124,6 +126,7 @@ impl Simulation {
             races: Races::default(),
             vain_waits: VecDeque::new(),
             host: Clock::default(),
+            leaks: BTreeSet::new(),
             handles: 0,
             config,
         })

@@ -72,10 +72,9 @@ fn orders(steps: &[Step], waits: &[Vec<usize>]) -> Vec<Vec<bool>> {
     for n in 0..steps.len() {
         let same = (0..n).rev().find(|&m| steps[m].stream == steps[n].stream);
         for &m in waits[n].iter().chain(&same) {
+            let earlier = before[m].clone();
+            before[n].iter_mut().zip(earlier).for_each(|(mine, theirs)| *mine |= theirs);
             before[n][m] = true;
-            for earlier in 0..m {
-                before[n][earlier] |= before[m][earlier];
-            }
         }
     }
     before

@@ -7,7 +7,6 @@ use super::memory::Memory;
 use super::report::Kind;
 use super::{Caller, Result, Simulation};
 use crate::code::Code;
-use crate::machine::Machine;
 
 /// What a handle shall be: `CUmemAllocationProp` without what the simulator does not use.
 #[derive(Clone, Copy, Debug)]
@@ -100,7 +99,7 @@ impl Simulation {
             return Err(Code::INVALID_VALUE);
         }
         self.charge(store, len)?;
-        let Some(offset) = self.devices[store].offsets(len, Machine::PAGE) else {
+        let Some(offset) = self.devices[store].granule(len) else {
             self.devices[store].used -= len;
             return Err(Code::OUT_OF_MEMORY);
         };
@@ -130,7 +129,12 @@ impl Simulation {
     fn give_back(&mut self, handle: Option<Handle>) {
         if let Some(h) = handle {
             self.devices[h.store].used -= h.len;
-            self.machine.discard(h.store, h.offset, h.len);
+            if !self.devices[h.store].granule_back(h.offset, h.len) {
+                self.machine.discard(h.store, h.offset, h.len);
+            }
+            if let Some(shadows) = &mut self.shadows {
+                shadows[h.store].clear(h.offset, h.len);
+            }
             let span =
                 super::span::Span { place: super::span::Place::Store(h.store), start: h.offset, len: h.len };
             self.races.forget(&span);
