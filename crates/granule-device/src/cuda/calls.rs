@@ -10,8 +10,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::{
     self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec,
     CUgraphNode, CUhostFn, CUjit_option, CUmemAccessDesc, CUmemAllocationGranularity_flags,
-    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemLocation, CUmodule, CUstream,
-    CUstreamCaptureMode, CUstreamCaptureStatus, CUuuid,
+    CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemLocation, CUmodule, CUpointer_attribute,
+    CUstream, CUstreamCaptureMode, CUstreamCaptureStatus, CUuuid,
 };
 
 use super::errors::check;
@@ -145,6 +145,8 @@ driver! {
     fn cuMemUnmap(at: CUdeviceptr, len: usize);
     fn cuMemGetAccess(flags: *mut c_ulonglong, location: *const CUmemLocation, at: CUdeviceptr);
     fn cuMemSetAccess(at: CUdeviceptr, len: usize, for_whom: *const CUmemAccessDesc, count: usize);
+
+    fn cuPointerGetAttribute(value: *mut c_void, attribute: CUpointer_attribute, ptr: CUdeviceptr);
 
     fn cuStreamSynchronize(stream: CUstream);
     fn cuStreamWaitEvent(stream: CUstream, event: CUevent, flags: c_uint);

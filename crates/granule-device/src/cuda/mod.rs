@@ -16,6 +16,7 @@ mod launch;
 mod library;
 mod module;
 mod moment;
+mod nvtx;
 mod release;
 mod stream;
 mod virtual_memory;

@@ -392,6 +392,13 @@ impl Context {
 }
 
 impl Ranges {
+    /// The addresses of the reservation that one of them lies in.
+    pub(super) fn around(&self, at: DevicePtr, granule: usize) -> Option<Range<u64>> {
+        let (&base, reserved) = self.0.range(..=at.addr()).next_back()?;
+        let range = base..base + (reserved.places.len() * granule) as u64;
+        range.contains(&at.addr()).then_some(range)
+    }
+
     /// The reservation that an address lies in, and the number of its place.
     fn find(&mut self, at: DevicePtr, granule: usize) -> Result<(&mut Reserved, usize), Error> {
         let found = self.0.range_mut(..=at.addr()).next_back();
