@@ -1,4 +1,4 @@
-//! Events.
+//! The event calls: create, record, query, wait, destroy.
 
 use super::enter::{driver, put};
 use crate::code::Code;
