@@ -3,8 +3,8 @@
 use super::call::Call;
 use super::capture::Node;
 use super::clock::{Clock, Lane};
+use super::issue::Work;
 use super::queue::Action;
-use super::streams::Work;
 use super::{Caller, Result, Simulation};
 use crate::code::Code;
 use std::collections::BTreeSet;

@@ -1,13 +1,12 @@
 //! Launches of emulated kernels: what is checked at the call, and what is watched while the kernel runs.
 
+use super::byte_set::ByteSet;
 use super::memory::{Allocation, Holder, Memory, Spot, Toucher, Violation};
 use super::modules::Function;
 use super::queue::{Action, Op};
 use super::races::Trace;
 use super::report::Kind;
-use super::shadow::Shadow;
 use super::span::{Place, Touch};
-use super::touched::Touched;
 use super::{Caller, Result, Simulation};
 use crate::code::Code;
 use crate::emulator::{Access, End, Kernel, Shape};
@@ -98,8 +97,9 @@ impl Simulation {
             shadows: self.shadows.as_mut(),
             op,
             peers: &peers,
-            last: None,
-            touched: [Touched::default(), Touched::default(), Touched::default()],
+            recent: [None; 4],
+            oldest: 0,
+            touched: [ByteSet::default(), ByteSet::default(), ByteSet::default()],
             wrong: None,
         };
         let (end, said) = self
@@ -171,7 +171,7 @@ impl Simulation {
     }
 
     /// What a checked kernel touched takes part in the happens-before check.
-    fn note_touched(&mut self, op: &Op, peers: &[usize], touched: &[Touched; 3]) {
+    fn note_touched(&mut self, op: &Op, peers: &[usize], touched: &[ByteSet; 3]) {
         let who = Toucher { device: op.device, peers, any_device: false, call: op.call };
         let mut traces = Vec::new();
         for (set, (write, atomic)) in touched.iter().zip([(false, false), (true, false), (true, true)]) {
@@ -193,12 +193,14 @@ impl Simulation {
 struct Watch<'a> {
     machine: &'a Machine,
     memory: &'a Memory,
-    shadows: Option<&'a mut Vec<Shadow>>,
+    shadows: Option<&'a mut Vec<ByteSet>>,
     op: &'a Op,
     peers: &'a [usize],
-    last: Option<Spot>,
+    /// Where the latest accesses went: a kernel goes back and forth between few buffers.
+    recent: [Option<Spot>; 4],
+    oldest: usize,
     /// Reads, writes, atomics.
-    touched: [Touched; 3],
+    touched: [ByteSet; 3],
     wrong: Option<(Kind, String)>,
 }
 
@@ -221,7 +223,7 @@ impl Watch<'_> {
     fn judge(&mut self, access: Access) -> std::result::Result<(), (Kind, String)> {
         let Access { at, len, write, atomic, .. } = access;
         let inside = |s: &Spot| s.at <= at && at + len <= s.at + s.span.len;
-        let spot = match self.last.filter(inside) {
+        let spot = match self.recent.iter().flatten().copied().find(inside) {
             Some(spot) => spot,
             None => {
                 let who = Toucher {
@@ -235,7 +237,8 @@ impl Watch<'_> {
                 match &pieces[..] {
                     [_] => {
                         let spot = self.memory.spot(self.machine, who, at).map_err(|v| (v.kind, v.why))?;
-                        self.last = Some(spot);
+                        self.recent[self.oldest] = Some(spot);
+                        self.oldest = (self.oldest + 1) % self.recent.len();
                         spot
                     }
                     // An access over the seam of two mappings: hardware splits it, each part was judged.
@@ -260,7 +263,7 @@ impl Watch<'_> {
             }
         }
         let set = if atomic { 2 } else { usize::from(write) };
-        self.touched[set].add(at, len);
+        self.touched[set].set(at, len);
         Ok(())
     }
 }

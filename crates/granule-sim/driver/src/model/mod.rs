@@ -1,15 +1,18 @@
 //! The simulated machine and driver as plain data and safe code: what every call does.
 
 mod allocations;
+mod byte_set;
 mod call;
 mod capture;
 mod clock;
 mod contexts;
 mod copies;
 mod devices;
+mod events;
 mod execute;
 mod granules;
 mod graphs;
+mod issue;
 mod launches;
 mod leases;
 mod leasing;
@@ -24,12 +27,10 @@ mod queue;
 mod races;
 mod random;
 mod report;
-mod shadow;
 mod span;
 mod streams;
 #[cfg(test)]
 mod tests;
-mod touched;
 mod virtual_memory;
 
 pub(crate) use call::{Call, Calls};
@@ -46,12 +47,12 @@ use crate::code::Code;
 use crate::config::Config;
 use crate::emulator::Kernels;
 use crate::machine::Machine;
+use byte_set::ByteSet;
 use clock::Clock;
 use memory::Memory;
 use queue::Queue;
 use races::Races;
 use random::Random;
-use shadow::Shadow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
@@ -76,7 +77,7 @@ pub(crate) struct Simulation {
     devices: Vec<devices::Device>,
     contexts: BTreeMap<u64, contexts::Context>,
     streams: BTreeMap<u64, streams::Stream>,
-    events: BTreeMap<u64, streams::Event>,
+    events: BTreeMap<u64, events::Event>,
     modules: BTreeMap<u64, modules::Module>,
     functions: BTreeMap<u64, modules::Function>,
     captures: capture::Captures,
@@ -86,10 +87,10 @@ pub(crate) struct Simulation {
     kernels: Kernels,
     memory: Memory,
     /// Written bytes, store by store; kept where a checked kernel may ask.
-    shadows: Option<Vec<Shadow>>,
+    shadows: Option<Vec<ByteSet>>,
     queue: Queue,
     races: Races,
-    vain_waits: VecDeque<streams::VainWait>,
+    vain_waits: VecDeque<events::VainWait>,
     /// What the host knows to be done.
     host: Clock,
     /// Leaks that were reported.
@@ -108,7 +109,7 @@ impl Simulation {
             machine: Machine::new(stores)?,
             random: Random::new(config.seed),
             devices: (0..stores).map(|_| devices::Device::default()).collect(),
-            shadows: kernels.checked().then(|| (0..stores).map(|_| Shadow::default()).collect()),
+            shadows: kernels.checked().then(|| (0..stores).map(|_| ByteSet::default()).collect()),
             calls: Calls::default(),
             reports,
             contexts: BTreeMap::new(),

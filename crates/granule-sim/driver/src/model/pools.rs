@@ -2,11 +2,11 @@
 
 use super::call::Call;
 use super::granules::{Access, Location};
+use super::issue::Work;
 use super::memory::Holder;
 use super::queue::Action;
 use super::races::Trace;
 use super::span::Touch;
-use super::streams::Work;
 use super::{Caller, Result, Simulation};
 use crate::code::Code;
 
