@@ -116,6 +116,7 @@ fn a_broken_name_does_not_hide_a_library_behind_the_next() {
 fn the_host_device_needs_none_of_it() {
     let device = Device::host().unwrap();
     assert!(device.as_cuda().is_none());
+    assert!(matches!(device.cuda_info(), Err(Error::Unsupported { .. })));
     let stream = device.stream().unwrap();
     assert!(stream.as_cuda().is_none());
     assert!(matches!(stream.begin_capture(), Err(Error::Unsupported { .. })));

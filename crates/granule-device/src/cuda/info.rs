@@ -10,7 +10,7 @@ use super::calls::Driver;
 use super::context::{attribute, count, find_device};
 use super::library::{self, Library};
 use super::virtual_memory;
-use crate::{Bytes, Error};
+use crate::{Bytes, Device, Error};
 
 /// A device's generation, as kernels are compiled for: 8.0 is an A100, 9.0 an H100.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +41,8 @@ pub struct CudaInfo {
     pub compute_capability: ComputeCapability,
     /// The newest CUDA that the driver knows, like "12.4".
     pub driver: String,
+    /// The same as the driver counts: 12040 is CUDA 12.4.
+    pub driver_version: u32,
     /// All of its memory.
     pub total: Bytes,
     /// The least that can be mapped: a granule; `None` where there is no virtual memory.
@@ -64,9 +66,25 @@ pub struct CudaInfo {
 pub fn cuda_devices() -> Result<Vec<CudaInfo>, Error> {
     let library = library::library()?;
     let driver = Driver::new(Arc::default());
-    let count = usize::try_from(count(&driver)?).unwrap_or(0);
-    let devices = (0..count).map(|ordinal| find_device(&driver, ordinal)).collect::<Result<Vec<_>, _>>()?;
-    devices.iter().enumerate().map(|(ordinal, _)| describe(library, &driver, ordinal, &devices)).collect()
+    let devices = all(&driver)?;
+    (0..devices.len()).map(|ordinal| describe(library, &driver, ordinal, &devices)).collect()
+}
+
+impl Device {
+    /// What the driver says of this device.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on the host; [`Error::Driver`].
+    pub fn cuda_info(&self) -> Result<CudaInfo, Error> {
+        let context = self.cuda_context("a description by the CUDA driver")?;
+        describe(context.library, &context.driver, context.owner().ordinal(), &all(&context.driver)?)
+    }
+}
+
+/// The driver's numbers of all devices.
+fn all(driver: &Driver) -> Result<Vec<c_int>, Error> {
+    let count = usize::try_from(count(driver)?).unwrap_or(0);
+    (0..count).map(|ordinal| find_device(driver, ordinal)).collect()
 }
 
 fn describe(library: &Library, driver: &Driver, ordinal: usize, all: &[c_int]) -> Result<CudaInfo, Error> {
@@ -99,12 +117,13 @@ fn describe(library: &Library, driver: &Driver, ordinal: usize, all: &[c_int]) -
     Ok(CudaInfo {
         ordinal,
         name,
-        uuid: uuid_text(uuid.bytes.map(|byte| byte as u8)),
+        uuid: uuid_text(uuid.bytes.map(|byte| byte.to_ne_bytes()[0])),
         compute_capability: ComputeCapability {
             major: number(attribute::COMPUTE_CAPABILITY_MAJOR)?.unwrap_or(0),
             minor: number(attribute::COMPUTE_CAPABILITY_MINOR)?.unwrap_or(0),
         },
         driver: library::words(library.version),
+        driver_version: u32::try_from(library.version).unwrap_or(0),
         total: Bytes::from_usize(total),
         granularity: granularity.map(Bytes::from_usize),
         host_granules: number(attribute::HOST_NUMA_VIRTUAL_MEMORY)?.map(|value| value == 1),

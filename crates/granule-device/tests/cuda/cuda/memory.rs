@@ -15,6 +15,9 @@ fn a_device_is_what_the_list_says() {
     for info in &devices {
         let device = Device::cuda(info.ordinal).unwrap();
         assert_eq!(device.kind(), DeviceKind::Cuda);
+        assert_eq!(device.cuda_info().unwrap(), *info);
+        let (major, minor) = (info.driver_version / 1000, info.driver_version % 1000 / 10);
+        assert!(info.driver_version >= 12040 && info.driver == format!("{major}.{minor}"), "{info:?}");
         assert_eq!(device.name(), format!("cuda:{}", info.ordinal));
         assert_eq!(info.granularity, Some(device.granularity()));
         let memory = device.memory().unwrap();
