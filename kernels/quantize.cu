@@ -23,8 +23,8 @@ __device__ inline u32 larger(u32 first, u32 second)
     return (second & 0x7fffffff) > (first & 0x7fffffff) ? second : first;
 }
 
-// The first element of largest magnitude among the COUNT that each of GROUP neighbouring lanes has, by its bits, for all of
-// them; a NaN where there is one. Lower lanes have earlier elements. All lanes of the warp take part.
+// The first element of largest magnitude among the COUNT that each of GROUP neighbouring lanes has, by its bits, for all
+// of them; a NaN where there is one. Lower lanes have earlier elements. All lanes of the warp take part.
 template <u32 COUNT, u32 GROUP> __device__ inline u32 first_largest(const float *x)
 {
     float found = x[0], magnitude = x[0];
@@ -63,6 +63,7 @@ __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, 
     constexpr u32 GROUP = HALF / COUNT;
     constexpr u32 ROUNDS = TILE * GROUP / THREADS;
     alignas(16) __shared__ u8 memory[Rows::TILE_BYTES];
+    u32 raised = 0;
 
     for_each_tile(rows, blocks, [&](u64 row, u64 first, u32 n) {
         const auto tile = y.tile(memory, row, first);
@@ -71,7 +72,7 @@ __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, 
         UNROLLED for (u32 round = 0; round < ROUNDS; round++) {
             const u32 i = round * THREADS + threadIdx.x;
             const u8 *piece = from + (i / GROUP * BLOCK_LEN + i % GROUP * COUNT) * sizeof(Float);
-            // Blocks past the end of the row take part in the shuffles as zeros.
+            // Blocks past the end of the row are zeros; the tile has room for them, and they go no further.
             const bool inside = i / GROUP < n;
             held[round][0] = inside ? load<Wide>(piece) : Wide{};
             held[round][1] = inside ? load<Wide>(piece + HALF * sizeof(Float)) : Wide{};
@@ -92,11 +93,9 @@ __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, 
             const float scale = finite ? Format<Block>::scale(float_of(largest)) : 0.0f;
             const float inverse = inverse_of(scale);
             const f16 d = finite ? to_f16(scale) : f16{0x7fff};
-            if (block >= n) continue;
-
             if (at == 0) {
                 tile.set_scale(block, d);
-                if ((d.bits & 0x7fff) >= 0x7c00) atomicOr(flag, finite ? OVERFLOW : NOT_FINITE);
+                if ((d.bits & 0x7fff) >= 0x7c00) raised |= finite ? OVERFLOW : NOT_FINITE;
             }
             UNROLLED for (u32 k = 0; k < COUNT; k += 4) {
                 u32 low = Format<Block>::quants(v + k, inverse), high = Format<Block>::quants(v + COUNT + k, inverse);
@@ -113,6 +112,8 @@ __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, 
         tile.write_back(n);
         __syncthreads(); // the next tile overwrites this one
     });
+    // The flag may lie behind a bus: at most one access a thread.
+    if (raised != 0) atomicOr(flag, raised);
 }
 
 // ggml layout

@@ -10,8 +10,8 @@
 // Blocks of 32 elements in a tile. A multiple of 8, so that a tile's scales are whole 16-byte pieces.
 constexpr u32 TILE = 128;
 
-// Copies `bytes` (even, at most MOST) between two even addresses that are equally far past a multiple of 16; all threads
-// take part.
+// Copies `bytes` (even, at most MOST) between two even addresses that are equally far past a multiple of 16; all
+// threads take part.
 template <u32 MOST> __device__ inline void copy_wide(u8 *to, const u8 *from, u32 bytes)
 {
     constexpr u32 ROUND = THREADS * sizeof(Wide);

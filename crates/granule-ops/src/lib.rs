@@ -34,6 +34,11 @@
 //!
 //! Not for: deciding where bytes lie (that is `granule-bank` and `granule-kv`), or knowing a model's shape.
 
+/// The README's example, compiled and run with those of the documentation.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 mod add;
 mod attention;
 pub mod compare;

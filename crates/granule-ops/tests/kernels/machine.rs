@@ -60,6 +60,9 @@ impl Placed {
 
 /// Runs kernels. Shapes belong together, and memory has the alignment that the kernels want.
 pub(crate) trait Machine {
+    /// Whether numbers that cannot be encoded are refused, and what was to be written is then anything.
+    const REFUSES: bool = false;
+
     /// Answers the bits of the flag that it raised.
     fn quantize(&self, from: &Placed, x: &RowShape, to: &mut Placed, y: &RowShape) -> u32;
     fn dequantize(&self, from: &Placed, x: &RowShape, to: &mut Placed, y: &RowShape);

@@ -1,14 +1,15 @@
 //! The kernels against the host's reference, bit for bit: each by itself in the emulator, and through its launcher on a
 //! CUDA device, the simulated one or a real one.
 //!
-//! A test is a function of a [`machine::Machine`]. `emulated::` runs wherever there is a C++ compiler; `cuda::` needs a CUDA driver,
-//! which `cargo xtask test` provides or finds.
+//! A test is a function of a [`machine::Machine`]. `emulated::` runs wherever there is a C++ compiler; `cuda::` needs a CUDA
+//! driver, which `cargo xtask test` provides or finds; `host::` holds the host's twins to the same oracle.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 #[cfg(feature = "cuda")]
 mod cuda;
 mod emulated;
 mod exhaustive;
+mod host;
 mod machine;
 mod numbers;
 mod oracle;

@@ -61,10 +61,13 @@ fn block(random: &mut Random, dtype: DType, wild: bool) -> [f32; 32] {
         1 => x = std::array::from_fn(|_| 0.0 * random.sign()),
         // The same magnitude with both signs: the first one decides.
         2 => (0..1 + random.below(31)).for_each(|_| x[random.below(32)] = scale * random.sign()),
-        // Quants that lie exactly between two, and on one.
+        // Quants that lie exactly between two, on one, and right beside.
         3 => {
+            let unit = scale / steps;
+            let halves = |random: &mut Random| random.below(4 * steps as usize + 1) as f32 / 2.0 - steps;
             x = std::array::from_fn(|_| {
-                (random.below(4 * steps as usize + 1) as f32 / 2.0 - steps) / steps * scale
+                let y = halves(random) * unit;
+                [y, y.next_down(), y.next_up()][random.below(3)]
             });
             x[random.below(32)] = scale;
         }

@@ -87,7 +87,7 @@ pub(crate) fn assert_same(got: &Placed, expected: &Placed) {
     assert!(some.is_empty(), "{} bytes differ: (index, got, expected) {some:?}", differing.len());
 }
 
-pub(crate) fn quantize_equals_the_reference(machine: &impl Machine, case: &Case) {
+pub(crate) fn quantize_equals_the_reference<M: Machine>(machine: &M, case: &Case) {
     let (x, (y, past)) = (case.floats(), case.blocks());
     let mut random = Random(case.seed);
     let mut from = Placed::new(x.bytes(), 0);
@@ -98,6 +98,10 @@ pub(crate) fn quantize_equals_the_reference(machine: &impl Machine, case: &Case)
     let mut to = Placed::new(y.bytes(), past);
     let (expected, expected_flag) = oracle::quantize(&from, &x, &to, &y);
     let flag = machine.quantize(&from, &x, &mut to, &y);
+    if M::REFUSES && expected_flag != 0 {
+        // It stops at the first.
+        return assert!(flag != 0 && flag & expected_flag == flag, "{flag:b} of {expected_flag:b}");
+    }
     assert_same(&to, &expected);
     assert_eq!(flag, expected_flag);
 }
