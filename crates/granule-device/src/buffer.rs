@@ -120,6 +120,20 @@ piece! {
     Buffer, MemoryKind::Plain, Thing::Buffer
 }
 
+impl Buffer {
+    /// All of it, to read.
+    pub(crate) fn all(&self) -> DeviceSlice<'_> {
+        // SAFETY: the allocation is this buffer's alone until it is dropped, and writing it takes `&mut self`.
+        unsafe { DeviceSlice::from_raw(self.0.ptr, self.0.len, self.0.home()) }
+    }
+
+    /// All of it, to write.
+    pub(crate) fn all_mut(&mut self) -> DeviceSliceMut<'_> {
+        // SAFETY: the allocation is this buffer's alone until it is dropped, and `self` is borrowed exclusively.
+        unsafe { DeviceSliceMut::from_raw(self.0.ptr, self.0.len, self.0.home()) }
+    }
+}
+
 piece! {
     /// Host memory that stays in place and is never paged out, for transfers. Counted against the capacity.
     Pinned, MemoryKind::Pinned, Thing::Pinned

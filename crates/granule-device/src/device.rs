@@ -8,7 +8,10 @@ use crate::backend::{Backend, GranulePlace, RawStream};
 use crate::buffer::{Buffer, Managed, Pinned, Registered};
 use crate::fault::{FaultGuard, FaultPlan, Faults};
 use crate::suballocation::Suballocation;
-use crate::{Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule, MappedFile, Reservation, Stream};
+use crate::{
+    Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule, Lease, LeaseMode, MappedFile, Reservation,
+    Stream,
+};
 
 /// The kinds of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -184,6 +187,7 @@ struct Inner {
     live: [AtomicUsize; THINGS],
     /// For waiting on all of them; the streams belong to their handles.
     streams: Mutex<Vec<Weak<dyn RawStream>>>,
+    lease_mode: Mutex<LeaseMode>,
 }
 
 impl Device {
@@ -206,7 +210,8 @@ impl Device {
     }
 
     pub(crate) fn of(backend: Box<dyn Backend>, faults: Arc<Faults>) -> Device {
-        let inner = Inner { backend, faults, live: Default::default(), streams: Mutex::default() };
+        let (streams, lease_mode) = (Mutex::default(), Mutex::default());
+        let inner = Inner { backend, faults, live: Default::default(), streams, lease_mode };
         Device { inner: Arc::new(inner) }
     }
 
@@ -389,6 +394,26 @@ impl Device {
     /// [`Error::Announcement`] where the checker does not take it.
     pub fn announce(&self, at: DevicePtr, len: Bytes) -> Result<Suballocation, Error> {
         Suballocation::new(self, at, len)
+    }
+
+    /// Hands out a piece of a larger allocation as one of its own, shown to memory checkers as the
+    /// [mode](Device::set_lease_mode) says.
+    ///
+    /// # Errors
+    /// None in [`LeaseMode::Quiet`]; [`Error::Announcement`] in [`LeaseMode::Announced`]; as [`Device::alloc`] in
+    /// [`LeaseMode::Apart`].
+    pub fn lease<'a>(&self, piece: DeviceSliceMut<'a>) -> Result<Lease<'a>, Error> {
+        Lease::new(self, piece)
+    }
+
+    /// How leases of this device are shown to memory checkers from now on. Those that are out stay as they are.
+    pub fn set_lease_mode(&self, mode: LeaseMode) {
+        *self.inner.lease_mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+    }
+
+    /// How leases of this device are shown to memory checkers.
+    pub fn lease_mode(&self) -> LeaseMode {
+        *self.inner.lease_mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a call into the system or driver fail, while the guard lives. One plan at a time: a new one replaces the last.

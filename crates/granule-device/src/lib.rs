@@ -18,6 +18,7 @@ mod host;
 #[cfg(not(target_os = "linux"))]
 #[path = "host_elsewhere.rs"]
 mod host;
+mod lease;
 mod mapped_file;
 mod region;
 mod reservation;
@@ -37,6 +38,7 @@ pub use device::{Access, Device, DeviceKind, Features, HostOptions, LiveCounts, 
 pub use error::Error;
 pub use fault::{FaultGuard, FaultPlan};
 pub use granule::Granule;
+pub use lease::{Lease, LeaseMode};
 pub use mapped_file::MappedFile;
 pub use region::{Memory, Region};
 pub use reservation::Reservation;

@@ -320,20 +320,22 @@ impl RawStream for Queue {
     fn synchronize(&self) -> Result<(), Error> {
         self.refuse_in_capture("waiting for the stream")?;
         let bound = self.context.bind()?;
-        let (last, kept) = {
-            let state = lock(&self.state);
-            (state.given, state.kept.len())
+        // Taken out first: what others give meanwhile keeps its own, and is not waited for.
+        let (last, loose, kept) = {
+            let mut state = lock(&self.state);
+            (state.given, std::mem::take(&mut state.loose), std::mem::take(&mut state.kept))
         };
         // SAFETY: the stream is alive.
-        unsafe { self.context.driver.cuStreamSynchronize(self.raw())? };
+        let waited = unsafe { self.context.driver.cuStreamSynchronize(self.raw()) };
         drop(bound);
-        // What others gave meanwhile is not waited for; tickets without an event are of the next batch.
-        let finished = {
+        if waited.is_err() {
             let mut state = lock(&self.state);
-            let count = kept.min(state.kept.len());
-            (state.take_until(last), state.kept.drain(..count).collect::<Vec<_>>())
-        };
-        drop(finished);
+            state.loose.extend(loose);
+            state.kept.extend(kept);
+            return waited;
+        }
+        let finished = lock(&self.state).take_until(last);
+        drop((finished, loose, kept));
         self.reap();
         lock(&self.panic).take().map_or(Ok(()), |message| Err(Error::HostFunction { message }))
     }

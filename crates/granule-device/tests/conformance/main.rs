@@ -3,7 +3,7 @@
 //! Each test is a function of a device. `host::` runs everywhere; `cuda::` needs a CUDA driver, the simulated one or a real
 //! one, which `cargo xtask test` provides or finds. Nothing in here looks at device memory from the host: bytes go through
 //! `Device::copy`, as they have to on a GPU.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod faults;
 mod memory;
@@ -45,7 +45,8 @@ conformance! {
         lengths_and_ranges_are_checked,
         full_and_never_fits_are_kept_apart,
         what_is_given_back_can_be_had_again,
-        pinned_memory_is_the_hosts_too;
+        pinned_memory_is_the_hosts_too,
+        leases_are_pieces_of_their_own;
     virtual_memory:
         a_place_holds_what_was_written,
         the_base_stays_while_memory_comes_and_goes,

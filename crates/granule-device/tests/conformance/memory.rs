@@ -1,6 +1,6 @@
 //! Memory in one piece: copies in all directions, running out, giving back.
 
-use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, Error};
+use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, Error, LeaseMode};
 
 use crate::support::{pattern, read, write};
 
@@ -114,4 +114,31 @@ pub(crate) fn pinned_memory_is_the_hosts_too(open: &dyn Fn() -> Device) {
     pinned.slice_mut(..).unwrap().as_host_mut().unwrap().fill(0);
     device.copy(buffer.slice(..).unwrap(), pinned.slice_mut(..).unwrap()).unwrap();
     assert_eq!(pinned.slice(..).unwrap().as_host().unwrap(), data);
+}
+
+/// Pieces of one allocation in every mode: each holds what was written to it and nothing of its neighbours.
+pub(crate) fn leases_are_pieces_of_their_own(open: &dyn Fn() -> Device) {
+    let device = open();
+    assert_eq!(device.lease_mode(), LeaseMode::Quiet);
+    for (mode, cut) in [(LeaseMode::Quiet, true), (LeaseMode::Announced, true), (LeaseMode::Apart, false)] {
+        device.set_lease_mode(mode);
+        let mut slab = device.alloc(Bytes::kib(4)).unwrap();
+        let base = slab.ptr().addr();
+        let before = device.live().buffers;
+        let (left, right) = slab.slice_mut(..).unwrap().split_at(1024).unwrap();
+        let mut leases = [device.lease(left).unwrap(), device.lease(right).unwrap()];
+        assert_eq!(leases.each_ref().map(|lease| lease.len()), [1024, 3072]);
+        let inside = |lease: &granule_device::Lease| (base..base + 4096).contains(&lease.ptr().addr());
+        assert!(leases.iter().all(|lease| inside(lease) == cut), "{mode:?}");
+        for (seed, lease) in leases.iter_mut().enumerate() {
+            write(&device, &pattern(seed as u64, lease.len()), lease.slice_mut());
+        }
+        for (seed, lease) in leases.iter().enumerate() {
+            assert_eq!(read(&device, lease.slice()), pattern(seed as u64, lease.len()), "{mode:?}");
+        }
+        assert_eq!(device.live().buffers - before, if cut { 0 } else { 2 }, "{mode:?}");
+        drop(leases);
+        assert_eq!((device.live().buffers, device.live().suballocations), (before, 0), "{mode:?}");
+        assert!(device.lease(slab.slice_mut(7..7).unwrap()).unwrap().is_empty(), "{mode:?}");
+    }
 }

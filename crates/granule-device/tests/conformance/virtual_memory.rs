@@ -177,6 +177,14 @@ pub(crate) fn retired_places_stay_mapped_until_finished(open: &dyn Fn() -> Devic
     drop((other, retired));
     range.map(1, &granules[1..], Access::ReadWrite).unwrap();
 
+    // Where a drop is refused, the place is cleared before it is used again.
+    let retired = range.retire(0..1).unwrap();
+    let refused = device.inject_fault(FaultPlan::nth(1));
+    drop(retired);
+    assert!(refused.fired());
+    drop(refused);
+    range.map(0, &granules[..1], Access::ReadWrite).unwrap();
+
     let retired = range.retire(0..2).unwrap();
     drop((range, granules));
     assert_eq!((device.live().reservations, device.live().granules), (1, 2));

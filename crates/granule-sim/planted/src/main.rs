@@ -45,6 +45,7 @@ struct Bug {
 const BUGS: &[Bug] = &[
     always("write-past-allocation", "memcheck", "OutOfBounds", memory::write_past_allocation),
     always("write-past-lease", "memcheck", "PastLease", memory::write_past_lease),
+    always("write-past-separate-lease", "memcheck", "OutOfBounds", memory::write_past_separate_lease),
     always("use-after-free", "memcheck", "UseAfterFree", memory::use_after_free),
     always("leak", "memcheck", "LeakAtContextRelease", memory::leak),
     always("uninitialized-read", "initcheck", "UninitializedRead", memory::uninitialized_read),

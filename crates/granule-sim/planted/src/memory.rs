@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use cudarc::driver::sys;
-use granule_device::{Access, Bytes, Device};
+use granule_device::{Access, Bytes, Device, LeaseMode};
 
 use crate::cuda::{Cuda, arg, check};
 
@@ -19,15 +19,23 @@ pub(crate) fn write_past_allocation(cuda: &Cuda, fixed: bool) -> Result<()> {
 
 /// A kernel writes past the lease that it was given, into the rest of the allocation that the lease was cut from.
 pub(crate) fn write_past_lease(_: &Cuda, fixed: bool) -> Result<()> {
+    past_lease(LeaseMode::Announced, fixed)
+}
+
+/// The same where each lease is an allocation of its own, for checkers that hear no announcements.
+pub(crate) fn write_past_separate_lease(_: &Cuda, fixed: bool) -> Result<()> {
+    past_lease(LeaseMode::Apart, fixed)
+}
+
+fn past_lease(mode: LeaseMode, fixed: bool) -> Result<()> {
     let device = Device::cuda(0)?;
     let cuda = Cuda::open()?;
-    let slab = device.alloc(Bytes::kib(4))?;
-    let lease = device.announce(slab.ptr(), Bytes::new(256))?;
-    let mut values = slab.ptr().addr();
-    let mut count = if fixed { N } else { N + 1 };
-    cuda.launch("planted_write", 1, 128, &mut [arg(&mut values), arg(&mut count)])?;
-    drop(lease);
-    Ok(())
+    device.set_lease_mode(mode);
+    let mut slab = device.alloc(Bytes::kib(4))?;
+    let lease = device.lease(slab.slice_mut(..512)?)?;
+    let mut values = lease.ptr().addr();
+    let mut count = if fixed { 128_u32 } else { 129 };
+    cuda.launch("planted_write", 2, 128, &mut [arg(&mut values), arg(&mut count)])
 }
 
 /// A kernel reads memory that was freed.

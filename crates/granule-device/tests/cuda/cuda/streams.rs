@@ -142,3 +142,32 @@ fn pinned_memory_is_not_looked_at_under_a_copy() {
     }
     assert_eq!(bytes(&plain), vec![19; 1 << 16]);
 }
+
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn many_threads_use_one_device() {
+    let device = device();
+    let shared = Arc::new(device.stream().unwrap());
+    std::thread::scope(|scope| {
+        for thread in 0..4_u8 {
+            let (device, shared) = (&device, Arc::clone(&shared));
+            scope.spawn(move || {
+                let own = device.stream().unwrap();
+                for round in 0..25_u8 {
+                    let (mut from, mut to) = (region(device, 500), region(device, 500));
+                    shared.fill(&mut from, .., thread * 32 + round).unwrap();
+                    let filled = shared.record().unwrap();
+                    own.wait(&filled).unwrap();
+                    own.copy(&from, .., &mut to, ..).unwrap();
+                    drop(from);
+                    if round % 5 == 0 {
+                        shared.synchronize().unwrap();
+                    }
+                    assert_eq!(bytes(&to), vec![thread * 32 + round; 500]);
+                }
+            });
+        }
+    });
+    drop(shared);
+    assert_nothing_left(&device);
+}
