@@ -13,6 +13,7 @@ mod sim {
     mod memory;
     mod order;
     mod pools;
+    mod settings;
     mod support;
     mod virtual_memory;
 }

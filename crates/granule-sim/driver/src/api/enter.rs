@@ -93,7 +93,7 @@ pub(super) fn call(
 ) -> u32 {
     if INSIDE.replace(true) {
         // The machine is locked further up this stack: the report waits until the host function is done.
-        CALLED_INSIDE.with_borrow_mut(|calls| calls.push(name));
+        let _ = CALLED_INSIDE.try_with(|calls| calls.borrow_mut().push(name));
         return Code::NOT_PERMITTED.0;
     }
     let answer = call_outside(name, rule, work);
@@ -135,7 +135,7 @@ fn call_outside(
     }
     let caller = Caller { call, thread: THREAD.with(|t| *t), context: current() };
     let done = work(state, &caller);
-    for inner in CALLED_INSIDE.take() {
+    for inner in CALLED_INSIDE.try_with(RefCell::take).unwrap_or_default() {
         let message = format!("a host function that ran during {} calls {inner}", caller.call);
         state.sim.reports.add(Kind::DriverCallInHostFunction, message);
     }
@@ -161,13 +161,18 @@ extern "C" fn at_exit() {
     }
 }
 
+/// The contexts pushed on this thread. A thread that is ending has none any more.
+fn contexts<T>(f: impl FnOnce(&mut Vec<u64>) -> T) -> Option<T> {
+    CONTEXTS.try_with(|c| f(&mut c.borrow_mut())).ok()
+}
+
 /// The calling thread's current context.
 pub(super) fn current() -> Option<u64> {
-    CONTEXTS.with_borrow(|c| c.last().copied())
+    contexts(|c| c.last().copied()).flatten()
 }
 
 pub(super) fn set_current(context: u64) {
-    CONTEXTS.with_borrow_mut(|c| {
+    contexts(|c| {
         c.pop();
         if context != 0 {
             c.push(context);
@@ -176,11 +181,11 @@ pub(super) fn set_current(context: u64) {
 }
 
 pub(super) fn push_current(context: u64) {
-    CONTEXTS.with_borrow_mut(|c| c.push(context));
+    contexts(|c| c.push(context));
 }
 
 pub(super) fn pop_current() -> Result<u64> {
-    CONTEXTS.with_borrow_mut(Vec::pop).ok_or(Code::INVALID_CONTEXT)
+    contexts(Vec::pop).flatten().ok_or(Code::INVALID_CONTEXT)
 }
 
 /// Writes an answer through a pointer of the caller.

@@ -12,7 +12,7 @@ use crate::code::Code;
 pub(crate) enum Recorded {
     #[default]
     Never,
-    /// The operation, its clock, and when it ran, in milliseconds of the simulated machine's time.
+    /// The operation that stands for it, and what is certain to be done once that is.
     On { op: u64, clock: Clock },
     /// Nodes of a capture.
     InCapture { capture: u64, nodes: Vec<usize> },

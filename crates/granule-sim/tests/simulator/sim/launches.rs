@@ -1,6 +1,9 @@
 //! Modules and launches of the emulated kernels of `planted.cu`, whose PTX stands here in its shortest form.
 
-use super::support::{Bench, LEN, alloc, arg, copy, destroy, fill, free, ok, read, stream, synchronize};
+use super::support::{
+    Bench, LEN, Range, alloc, arg, copy, destroy, event, fill, free, ok, read, record, stream, synchronize,
+    wait,
+};
 use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
@@ -180,5 +183,63 @@ fn a_graph_launches_kernels_again_and_again() {
     free(b);
     ok(unsafe { sys::cuModuleUnload(module) });
     destroy(&[stream], &[]);
+    assert!(bench.end().is_empty());
+}
+
+/// Whether the kernels are of the build that shows every access.
+fn checked() -> bool {
+    std::env::var("GRANULE_SIM_KERNELS").unwrap().contains("checked")
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn kernels_that_nothing_orders_are_reported_where_their_accesses_are_seen() {
+    for waits in [false, true] {
+        let bench = Bench::new();
+        let module = load(PTX).unwrap();
+        let (increment, x, y, done) =
+            (function(module, "planted_increment").unwrap(), stream(), stream(), event());
+        let (mut a, mut b, mut c, mut n) = (alloc(256), alloc(256), alloc(256), 64_u32);
+        fill(a, 0, 256, x);
+        synchronize(x);
+        ok(launch(increment, 64, x, &mut [arg(&mut a), arg(&mut b), arg(&mut n)]));
+        record(done, x);
+        if waits {
+            wait(y, done);
+        }
+        ok(launch(increment, 64, y, &mut [arg(&mut b), arg(&mut c), arg(&mut n)]));
+        let code = unsafe { sys::cuCtxSynchronize() };
+        assert!(code == CUresult::CUDA_SUCCESS || !waits, "{code:?}");
+        let kinds = bench.kinds();
+        if waits || !checked() {
+            assert!(kinds.is_empty(), "{kinds:?}");
+        } else {
+            // Whichever ran first: a read of what nobody wrote yet, or a race.
+            assert!(kinds.iter().any(|k| k == "StreamRace" || k == "UninitializedRead"), "{kinds:?}");
+        }
+        let _ = bench.end();
+    }
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn memory_unmapped_under_a_queued_kernel_is_reported_with_both_calls() {
+    let bench = Bench::new();
+    let module = load(PTX).unwrap();
+    let write = function(module, "planted_write").unwrap();
+    let range = Range::new();
+    let (mut at, mut n, stream) = (range.at, 64_u32, stream());
+    ok(launch(write, 64, stream, &mut [arg(&mut at), arg(&mut n)]));
+    ok(unsafe { sys::cuMemUnmap(range.at, range.len) });
+    assert_eq!(unsafe { sys::cuStreamSynchronize(stream) }, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+    let reports = bench.sim.take_reports();
+    assert_eq!(reports.len(), 1, "{reports:?}");
+    assert_eq!(reports[0].kind, "UseAfterRetire");
+    assert!(
+        reports[0].message.contains("cuLaunchKernel #") && reports[0].message.contains("cuMemUnmap #"),
+        "{reports:?}"
+    );
+    ok(unsafe { sys::cuMemRelease(range.handle) });
+    ok(unsafe { sys::cuMemAddressFree(range.at, range.len) });
     assert!(bench.end().is_empty());
 }

@@ -2,7 +2,7 @@
 
 use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUresult, CUstream};
 use granule_sim::Sim;
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::ptr::null_mut;
 
 pub(super) const LEN: usize = 4096;
@@ -107,4 +107,43 @@ pub(super) fn destroy(streams: &[CUstream], events: &[CUevent]) {
 /// A launch's arguments.
 pub(super) fn arg<T>(value: &mut T) -> *mut c_void {
     std::ptr::from_mut(value).cast()
+}
+
+/// `CUmemAllocationProp` for a place, as the raw words that every version of the header agrees on.
+pub(super) fn properties(kind: c_int, id: c_int) -> sys::CUmemAllocationProp {
+    let mut p: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
+    p.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
+    unsafe { (&raw mut p.location).cast::<[c_int; 2]>().write([kind, id]) };
+    p
+}
+
+pub(super) fn granularity() -> usize {
+    let mut size = 0;
+    let option = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
+    ok(unsafe { sys::cuMemGetAllocationGranularity(&mut size, &properties(1, 0), option) });
+    size
+}
+
+pub(super) fn access(at: CUdeviceptr, len: usize, device: c_int, flags: c_int) -> CUresult {
+    let descriptor = [1, device, flags];
+    unsafe { sys::cuMemSetAccess(at, len, descriptor.as_ptr().cast(), 1) }
+}
+
+/// One granule at an address of its own, to be read and written by device 0.
+pub(super) struct Range {
+    pub(super) at: CUdeviceptr,
+    pub(super) len: usize,
+    pub(super) handle: u64,
+}
+
+impl Range {
+    pub(super) fn new() -> Range {
+        let len = granularity();
+        let (mut at, mut handle) = (0, 0);
+        ok(unsafe { sys::cuMemCreate(&mut handle, len, &properties(1, 0), 0) });
+        ok(unsafe { sys::cuMemAddressReserve(&mut at, len, 0, 0, 0) });
+        ok(unsafe { sys::cuMemMap(at, len, 0, handle, 0) });
+        ok(access(at, len, 0, 3));
+        Range { at, len, handle }
+    }
 }

@@ -1,30 +1,11 @@
 //! Virtual memory: rules, aliases, access, and memory taken away too early.
 
-use super::support::{Bench, alloc, copy, destroy, fill, free, ok, read, stream, synchronize};
+use super::support::{
+    Bench, access, alloc, copy, destroy, fill, free, granularity, ok, properties, read, stream, synchronize,
+};
 use cudarc::driver::sys::{self, CUdeviceptr, CUresult};
-use std::ffi::c_int;
 
 const INVALID: CUresult = CUresult::CUDA_ERROR_INVALID_VALUE;
-
-/// `CUmemAllocationProp` for a place, as the raw words that every version of the header agrees on.
-fn properties(kind: c_int, id: c_int) -> sys::CUmemAllocationProp {
-    let mut p: sys::CUmemAllocationProp = unsafe { std::mem::zeroed() };
-    p.type_ = sys::CUmemAllocationType::CU_MEM_ALLOCATION_TYPE_PINNED;
-    unsafe { (&raw mut p.location).cast::<[c_int; 2]>().write([kind, id]) };
-    p
-}
-
-fn access(at: CUdeviceptr, len: usize, device: c_int, flags: c_int) -> CUresult {
-    let descriptor = [1, device, flags];
-    unsafe { sys::cuMemSetAccess(at, len, descriptor.as_ptr().cast(), 1) }
-}
-
-fn granularity() -> usize {
-    let mut size = 0;
-    let option = sys::CUmemAllocationGranularity_flags::CU_MEM_ALLOC_GRANULARITY_MINIMUM;
-    ok(unsafe { sys::cuMemGetAllocationGranularity(&mut size, &properties(1, 0), option) });
-    size
-}
 
 fn create(len: usize) -> u64 {
     let mut handle = 0;
