@@ -21,9 +21,9 @@ const LIST: &str = "bundle.json";
 
 #[derive(Args)]
 pub(crate) struct BundleArgs {
-    /// Where the archive goes
-    #[arg(short, long, value_name = "FILE", default_value = "target/granule-bundle.tar.gz")]
-    output: PathBuf,
+    /// Where the archive goes [default: granule-bundle.tar.gz where cargo puts what it builds]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -54,9 +54,9 @@ pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
     programs.extend(binaries::build(&["bench", "--no-run", "--package", "granule-benches"])?);
     programs.retain(wanted);
 
-    let output = crate::root().join(&args.output);
-    let parent = output.parent().context("the archive lies in no folder")?;
-    let folder = parent.join(NAME);
+    let target = crate::target_dir()?;
+    let output = args.output.clone().unwrap_or_else(|| target.join(NAME).with_extension("tar.gz"));
+    let folder = target.join(NAME);
     if folder.exists() {
         fs::remove_dir_all(&folder)?;
     }
@@ -69,7 +69,7 @@ pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
     let script = folder.join("run.sh");
     fs::write(&script, include_str!("bundle.sh"))?;
     run_tool(Command::new("chmod").arg("+x").arg(&script), "chmod")?;
-    run_tool(Command::new("tar").arg("-C").arg(parent).arg("-czf").arg(&output).arg(NAME), "tar")?;
+    run_tool(Command::new("tar").arg("-C").arg(&target).arg("-czf").arg(&output).arg(NAME), "tar")?;
     let size = fs::metadata(&output)?.len();
     eprintln!(
         "bundle: {} programs, {:.1} MiB: {}",
@@ -127,7 +127,7 @@ pub(crate) fn run(args: &BundledArgs) -> Result<()> {
             print!("{}", outcome::table(&lines));
             Ok(())
         }
-        What::Memcheck(args) => memcheck::check(&programs, args),
+        What::Memcheck(args) => memcheck::check(&programs, args, &folder.join("memcheck.txt")),
         What::Bench => bench(&programs),
     }
 }

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
-use cargo_metadata::MetadataCommand;
 
 /// Package, version, sha256 of the wheel for x86-64 Linux.
 const WHEELS: &[(&str, &str, &str)] = &[
@@ -32,10 +31,7 @@ pub(super) struct Toolchain {
 impl Toolchain {
     /// The compilers as pinned, fetched where they are not there yet.
     pub(super) fn ready() -> Result<Toolchain> {
-        let metadata =
-            MetadataCommand::new().manifest_path(crate::root().join("Cargo.toml")).no_deps().exec()?;
-        let target = metadata.target_directory.into_std_path_buf();
-        let folder = target.join("cuda-toolchain");
+        let folder = crate::target_dir()?.join("cuda-toolchain");
         let pins = requirements();
         // Written last, so it stands for all the rest.
         let stamp = folder.join("wheels.txt");

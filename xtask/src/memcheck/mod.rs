@@ -7,7 +7,7 @@ mod sanitizer;
 mod simulated;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -19,9 +19,9 @@ pub(crate) struct MemcheckArgs {
     /// Use the simulated driver and the emulated kernels instead of a GPU and compute-sanitizer
     #[arg(long)]
     sim: bool,
-    /// Where the report goes
-    #[arg(long, value_name = "FILE", default_value = "target/memcheck.txt")]
-    report: PathBuf,
+    /// Where the report goes [default: memcheck.txt where cargo puts what it builds]
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// One line of the report: an instrument and what it was held against.
@@ -45,19 +45,20 @@ pub(crate) enum Verdict {
 }
 
 pub(crate) fn run(args: &MemcheckArgs) -> Result<()> {
-    check(&binaries::build_all()?, args)
+    check(&binaries::build_all()?, args, &crate::target_dir()?.join("memcheck.txt"))
 }
 
 /// Runs all instruments on programs that are built.
-pub(crate) fn check(programs: &[Binary], args: &MemcheckArgs) -> Result<()> {
+pub(crate) fn check(programs: &[Binary], args: &MemcheckArgs, default_report: &Path) -> Result<()> {
     let lines = if args.sim { simulated::run(programs)? } else { sanitizer::run(programs)? };
     let (text, wrong) = report(&lines);
-    if let Some(folder) = args.report.parent() {
+    let file = args.report.clone().unwrap_or_else(|| default_report.to_owned());
+    if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
     }
-    std::fs::write(&args.report, &text).with_context(|| args.report.display().to_string())?;
+    std::fs::write(&file, &text).with_context(|| file.display().to_string())?;
     eprint!("{}", summary(&lines));
-    eprintln!("memcheck: the whole report is in {}", args.report.display());
+    eprintln!("memcheck: the whole report is in {}", file.display());
     if wrong > 0 {
         eprint!("{text}");
         bail!("memcheck: {wrong} of {} are not as they should be", lines.len());

@@ -67,6 +67,9 @@ impl Binary {
     }
 }
 
+/// A crate that has made its own choice among cudarc's features, and has granule-device beside it.
+const NEIGHBOUR: &str = "crates/granule-device/tests/neighbour/Cargo.toml";
+
 /// What every run begins with: all test programs, and the programs that tests ask: the probe and the planted bugs.
 pub(crate) fn build_all() -> Result<Vec<Binary>> {
     let mut binaries =
@@ -81,6 +84,10 @@ pub(crate) fn build_all() -> Result<Vec<Binary>> {
         "probe",
     ])?);
     binaries.extend(build(&["build", "--profile", "test", "--package", "granule-planted"])?);
+    // A workspace of its own, so that its choice of features is its own; what it builds lies beside ours.
+    let folder = crate::target_dir()?.join("neighbour");
+    let folder = folder.to_string_lossy();
+    binaries.extend(build(&["test", "--no-run", "--manifest-path", NEIGHBOUR, "--target-dir", &folder])?);
     Ok(binaries)
 }
 
