@@ -2,7 +2,6 @@
 //! the simulated one alone, which counts what is held and can be made to fail.
 //!
 //! `cargo xtask test` finds or builds a driver. Without one these tests fail; they do not pass by skipping.
-#![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod cuda;
