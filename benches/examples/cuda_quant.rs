@@ -8,7 +8,7 @@ use std::error::Error;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use granule_device::{Buffer, Bytes, Device, DeviceSlice, Stream, cuda_devices};
+use granule_device::{Buffer, Bytes, Device, DeviceSlice, Stream};
 use granule_ops::{Kernels, RowShape, Rows, RowsMut, compare, dequantize, fill, quantize, relayout};
 use granule_quant::DType;
 
@@ -50,7 +50,7 @@ fn run() -> Result<()> {
     };
     let mut bench = Bench::new(mib)?;
     bench.fill_source(DType::F32)?;
-    let info = cuda_devices()?.swap_remove(0);
+    let info = bench.kernels.device().cuda_info()?;
     println!("{}, driver for CUDA {}, {mib} MiB of f32 in rows of {COLS}", info.name, info.driver);
     println!("{:<44} {:>9} {:>10}", "", "GB/s", "of a copy");
     let bytes = bench.largest();

@@ -5,13 +5,14 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use granule_device::{Bytes, Device, DeviceKind, Function, Module, Pinned, cuda_devices};
+use granule_device::{Bytes, Device, DeviceKind, Function, Module, Pinned};
 
 use crate::Error;
 
 /// What the launchers (`quantize::cuda` and its like) take their kernels from. Make one for each device and keep it.
 ///
-/// A module is loaded, and compiled by the driver, when a kernel of its operation is first launched, not before.
+/// A module is loaded, and compiled by the driver, when a kernel of its operation is first launched, not before. Nothing can
+/// be loaded while a stream is captured: launch what a graph is to hold once before.
 ///
 /// A kernel cannot refuse a number. Where it meets one that the host's encoder refuses, it raises a flag in memory that
 /// the host can see; [`Kernels::check`] asks.
@@ -37,17 +38,15 @@ impl Kernels {
     /// [`Error::NotOnDevice`] for a device that is not CUDA's; [`Error::Device`] where the driver does not answer or has
     /// no pinned memory left.
     pub fn new(device: &Device) -> Result<Kernels, Error> {
-        let not_cuda = Error::NotOnDevice { what: "a device for kernels" };
         if device.kind() != DeviceKind::Cuda {
-            return Err(not_cuda);
+            return Err(Error::NotOnDevice { what: "a device for kernels" });
         }
-        let ordinal = device.as_cuda().map(|context| context.ordinal());
-        let info = cuda_devices()?.into_iter().find(|info| Some(info.ordinal) == ordinal).ok_or(not_cuda)?;
+        let info = device.cuda_info()?;
         let flag = device.alloc_pinned(Bytes::from_usize(size_of::<u32>()))?;
         let kernels = Kernels {
             device: device.clone(),
             compute_capability: (info.compute_capability.major, info.compute_capability.minor),
-            driver_version: version(&info.driver),
+            driver_version: info.driver_version,
             loaded: Mutex::default(),
             flag,
         };
@@ -117,12 +116,6 @@ impl Kernels {
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A version like "12.4" as the driver counts: 12040.
-fn version(words: &str) -> u32 {
-    let mut parts = words.split('.').map(|part| part.parse().unwrap_or(0));
-    parts.next().unwrap_or(0u32) * 1000 + parts.next().unwrap_or(0) * 10
 }
 
 impl fmt::Debug for Kernels {

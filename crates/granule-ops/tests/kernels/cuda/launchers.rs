@@ -1,6 +1,6 @@
 //! What launchers do beside numbers: what they refuse, what they load, how the flag is raised and lowered.
 
-use granule_device::{Buffer, Bytes, Device, DeviceSlice, DeviceSliceMut};
+use granule_device::{Buffer, Bytes, Device, DeviceSlice, DeviceSliceMut, FaultPlan};
 use granule_ops::compare::Difference;
 use granule_ops::fill::Pattern;
 use granule_ops::{Error, Kernels, RowShape, Rows, RowsMut, compare, fill, quantize, relayout};
@@ -150,6 +150,36 @@ fn kernels_and_streams_of_two_devices_are_kept_apart() {
     let done =
         unsafe { fill::cuda(&cuda.kernels, &host.stream().unwrap(), memory.slice_mut(..).unwrap(), pattern) };
     assert!(matches!(done, Err(Error::OtherDevice { .. })));
+}
+
+/// Whatever driver call fails, nothing stays held, and the next one is as if nothing had been.
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn every_failing_call_leaves_nothing() {
+    let device = Device::cuda(0).unwrap();
+    let x = floats(&device, &[1.5; 64]);
+    let mut y = alloc(&device, 2 * 18);
+    let mut run = || -> Result<(), Error> {
+        let (kernels, stream) = (Kernels::new(&device)?, device.stream()?);
+        let from = Rows::new(x.slice(..)?, RowShape::dense(DType::F32, 2, 32)?)?;
+        let to = RowsMut::new(y.slice_mut(..)?, RowShape::dense(DType::Q4_0, 2, 32)?)?;
+        // SAFETY: both stay until the stream was waited for, which its drop does where this ends early.
+        unsafe { quantize::cuda(&kernels, &stream, from, to) }?;
+        stream.synchronize()?;
+        kernels.check()
+    };
+    run().unwrap();
+    let (before, counted) = (device.live(), device.calls_made());
+    run().unwrap();
+    let calls = device.calls_made() - counted;
+    for n in 1..=calls + 1 {
+        let guard = device.inject_fault(FaultPlan::nth(n));
+        let (done, fired) = (run(), guard.fired());
+        drop(guard);
+        assert!(done.is_ok() || fired, "call {n}: {done:?}");
+        assert_eq!(device.live(), before, "call {n} of {calls}: {done:?}");
+        run().unwrap();
+    }
 }
 
 /// Work in stream order: fill, compare, quantize, all given at once.
