@@ -73,14 +73,19 @@ pub(super) fn with_machine<T>(f: impl FnOnce(&mut Simulation) -> T) -> Option<T>
     answer
 }
 
-/// The machine as it was when the process began; counters and seed too.
+/// The machine as it was when the process began; counters and seed too. Does nothing inside a host function.
 pub(super) fn reset() {
+    if INSIDE.get() {
+        return;
+    }
     let fresh = set_up();
     let mut guard = lock();
-    let handles = guard.as_ref().and_then(|old| old.as_ref().ok()).map_or(0, |old| old.sim.handles_made());
+    let old = guard.as_ref().and_then(|old| old.as_ref().ok());
+    let (handles, initialized) = old.map_or((0, false), |old| (old.sim.handles_made(), old.initialized));
     *guard = Some(fresh.map(|mut state| {
-        // A handle from before must not mean something new.
+        // A handle from before must not mean something new, and the program need not initialize the driver again.
         state.sim.skip_handles(handles);
+        state.initialized = initialized;
         state
     }));
 }

@@ -6,7 +6,7 @@ use crate::code::Code;
 use crate::model::PoolAttribute;
 use std::ffi::c_void;
 
-/// `CUmemPoolProps`; the simulator has no use for the last fields.
+/// `CUmemPoolProps`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct PoolProperties {
@@ -64,12 +64,10 @@ driver! {
         // SAFETY: the caller's pointers.
         unsafe {
             let p = take(properties)?;
-            let _ = (p.shared_as, p.windows, p.rest);
             if pool.is_null() || p.kind != 1 {
                 return Err(Code::INVALID_VALUE);
             }
-            let (kind, id) = p.location.pair();
-            let made = state.sim.create_pool(caller, (kind, id), p.most as u64)?;
+            let made = state.sim.create_pool(caller, p.location.pair(), p.most as u64)?;
             put(pool, made)
         }
     };

@@ -5,6 +5,7 @@ use super::call::Call;
 use super::leases::Refused;
 use super::memory::Memory;
 use super::report::Kind;
+use super::span::Place;
 use crate::machine::Extent;
 
 impl Simulation {
@@ -46,8 +47,8 @@ impl Simulation {
         if let Some(a) = self.memory.around(at) {
             let from = at - a.start;
             let store = match a.span.place {
-                super::span::Place::Store(store) => Some((store, a.span.start + from)),
-                super::span::Place::Host => None,
+                Place::Store(store) => Some((store, a.span.start + from)),
+                Place::Host => None,
             };
             return vec![(store, a.extent.part(from, len))];
         }

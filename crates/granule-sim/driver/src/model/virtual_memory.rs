@@ -2,9 +2,9 @@
 
 use super::call::Call;
 use super::granules::{Access, Handle, Location, Mapping, Reservation};
-use super::memory::Gone;
-use super::memory::Memory;
+use super::memory::{Gone, Memory};
 use super::report::Kind;
+use super::span::{Place, Span};
 use super::{Caller, Result, Simulation};
 use crate::code::Code;
 
@@ -135,8 +135,7 @@ impl Simulation {
             if let Some(shadows) = &mut self.shadows {
                 shadows[h.store].clear(h.offset, h.len);
             }
-            let span =
-                super::span::Span { place: super::span::Place::Store(h.store), start: h.offset, len: h.len };
+            let span = Span { place: Place::Store(h.store), start: h.offset, len: h.len };
             self.races.forget(&span);
         }
     }
