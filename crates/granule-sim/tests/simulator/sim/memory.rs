@@ -19,7 +19,9 @@ fn bytes_make_the_round_trip_through_the_safe_layer_and_nothing_is_left() {
     let back = context.default_stream().clone_dtoh(&twice).unwrap();
     context.synchronize().unwrap();
     assert_eq!(back, data);
-    drop((there, twice, other));
+    // SAFETY: never read.
+    let unused = unsafe { context.alloc_pinned::<u8>(64) }.unwrap();
+    drop((there, twice, other, unused));
     drop(context);
     assert_eq!(bench.sim.take_reports(), []);
     assert_eq!(bench.sim.live(), []);
