@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -241,22 +242,27 @@ impl Unit {
         let mut compiler = Command::new("g++");
         compiler.args(&self.flags).arg("-MD").arg("-MF").arg(&dependencies).arg("-c").arg(&compiled);
         run(compiler.arg("-o").arg(&self.object), &self.source)?;
-        write(&self.object.with_extension("flags"), &command)
+        write(&self.object.with_extension("made-of"), &self.made_of(&command).unwrap_or_default())
     }
 
-    /// The same flags as last time, and nothing that went into the object is newer than it.
+    /// The same flags as last time, and the same text in every file that went into the object. Times of files say
+    /// nothing: a branch switch or a restored cache puts old sources beside new objects.
     fn is_up_to_date(&self, command: &str) -> bool {
-        let modified = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).ok();
-        let Some(made) = modified(&self.object) else { return false };
-        let same_flags =
-            fs::read_to_string(self.object.with_extension("flags")).is_ok_and(|it| it == command);
-        let Ok(rule) = fs::read_to_string(self.object.with_extension("d")) else { return false };
-        let needed =
-            rule.split_once(": ").map_or("", |(_, needed)| needed).replace("\\\n", " ").replace("\\ ", "\0");
-        let mut needed = needed.split_ascii_whitespace().map(|path| path.replace('\0', " ")).peekable();
-        same_flags
-            && needed.peek().is_some()
-            && needed.all(|path| modified(Path::new(&path)).is_some_and(|then| then <= made))
+        let made_of = fs::read_to_string(self.object.with_extension("made-of"));
+        self.object.exists() && made_of.is_ok_and(|then| self.made_of(command).is_some_and(|now| now == then))
+    }
+
+    /// The flags, and a hash of each file that the compiler says it read; `None` where it said nothing yet, or one is gone.
+    fn made_of(&self, command: &str) -> Option<String> {
+        let rule = fs::read_to_string(self.object.with_extension("d")).ok()?;
+        let needed = rule.split_once(": ")?.1.replace("\\\n", " ").replace("\\ ", "\0");
+        let mut text = command.to_owned();
+        for path in needed.split_ascii_whitespace().map(|path| path.replace('\0', " ")) {
+            let mut hash = DefaultHasher::new();
+            fs::read(&path).ok()?.hash(&mut hash);
+            text += &format!("\n{path} {:016x}", hash.finish());
+        }
+        Some(text)
     }
 
     /// Writes the C++ file for a `.cu`; answers its path.

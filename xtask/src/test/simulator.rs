@@ -37,8 +37,11 @@ impl Simulator {
         let target = library.ancestors().nth(2).context("the driver lies in no target folder")?;
         let folder = target.join("sim");
         std::fs::create_dir_all(&folder)?;
-        for name in ["libcuda.so", "libcuda.so.1"] {
-            replace(&library, &folder.join(name))?;
+        replace(&library, &folder.join("libcuda.so"))?;
+        // One file under two names: a program that opens both has one driver.
+        let other = folder.join("libcuda.so.1");
+        if !other.is_symlink() {
+            std::os::unix::fs::symlink("libcuda.so", &other).with_context(|| other.display().to_string())?;
         }
         let kernels = crate::emulator::build(&folder.join("kernels"))?;
         Ok(Simulator { folder, plain: kernels.plain, checked: kernels.checked })

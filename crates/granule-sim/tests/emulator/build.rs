@@ -51,6 +51,13 @@ fn builds_only_what_changed() {
     again();
     let last = times();
     assert!(last.0 > after.0 && last.1 > after.1 && last.2 > after.2, "a header changed");
+
+    // As a branch switch or a restored cache does it: other text, of a time before the objects'.
+    write(folder.path(), "by.cuh", "#define BY 100\n");
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    fs::File::options().write(true).open(&header).unwrap().set_modified(long_ago).unwrap();
+    again();
+    assert!(times().0 > last.0 && times().1 > last.1, "an older header is another one");
 }
 
 #[test]
