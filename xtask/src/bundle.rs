@@ -51,7 +51,8 @@ enum What {
 pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
     let mut programs = binaries::build_all()?;
     programs.extend(binaries::build(&["build", "--release", "--package", "xtask", "--package", "granule"])?);
-    programs.extend(binaries::build(&["bench", "--no-run", "--package", "granule-benches"])?);
+    let benchmarks = ["build", "--release", "--package", "granule-benches", "--examples"];
+    programs.extend(binaries::build(&benchmarks)?);
     programs.retain(wanted);
 
     let target = crate::target_dir()?;
@@ -88,7 +89,6 @@ fn wanted(program: &Binary) -> bool {
     let tools = ["probe", "granule-planted", "xtask", "granule"];
     match program.role {
         Role::Test => program.ignored_tests(&["cuda::"]).is_ok_and(|tests| !tests.is_empty()),
-        Role::Benchmark => program.target.starts_with("cuda"),
         Role::Program => tools.contains(&program.target.as_str()) || program.target.starts_with("cuda"),
     }
 }
@@ -141,13 +141,10 @@ fn probe(programs: &[Binary]) -> Result<()> {
 fn bench(programs: &[Binary]) -> Result<()> {
     let mut ran = 0;
     for program in programs.iter().filter(|program| program.target.starts_with("cuda")) {
-        let mut command = program.command();
-        match program.role {
-            Role::Test => continue,
-            Role::Benchmark => command.arg("--bench"),
-            Role::Program => &mut command,
-        };
-        let done = jobs::run(Job { name: program.name(), command })?;
+        if program.role == Role::Test {
+            continue;
+        }
+        let done = jobs::run(Job { name: program.name(), command: program.command() })?;
         println!("{}", done.printed);
         anyhow::ensure!(done.status.success(), "{}: {}", done.name, done.status);
         ran += 1;

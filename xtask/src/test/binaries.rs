@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
-use cargo_metadata::{Message, TargetKind};
+use cargo_metadata::Message;
 use serde::{Deserialize, Serialize};
 
 /// What a program is for.
@@ -16,8 +16,6 @@ pub(crate) enum Role {
     Test,
     /// An example or a plain program.
     Program,
-    /// A criterion benchmark.
-    Benchmark,
 }
 
 /// One program that cargo made.
@@ -111,12 +109,7 @@ pub(crate) fn build(args: &[&str]) -> Result<Vec<Binary>> {
     let mut binaries = Vec::new();
     for message in Message::parse_stream(BufReader::new(stdout)) {
         if let Message::CompilerArtifact(artifact) = message? {
-            let kinds = &artifact.target.kind;
-            let role = match () {
-                () if artifact.profile.test => Role::Test,
-                () if kinds.contains(&TargetKind::Bench) => Role::Benchmark,
-                () => Role::Program,
-            };
+            let role = if artifact.profile.test { Role::Test } else { Role::Program };
             if let (Some(path), Some(folder)) = (artifact.executable, artifact.manifest_path.parent()) {
                 let package = artifact.package_id.repr.clone();
                 binaries.push(Binary {
