@@ -67,7 +67,7 @@ fn with_filter(command: &mut std::process::Command, filter: Option<&str>) {
 }
 
 /// Everything that is not marked as needing something.
-pub(crate) fn on_host(binaries: &[Binary], filter: Option<&str>) -> Result<Line> {
+fn on_host(binaries: &[Binary], filter: Option<&str>) -> Result<Line> {
     let mut count = Count::default();
     for binary in binaries.iter().filter(|binary| binary.role == Role::Test) {
         // A test program uses all processors by itself.

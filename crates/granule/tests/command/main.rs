@@ -22,7 +22,9 @@ use std::process::{Command, Output, Stdio};
 const TALES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../granule-llama/models/tales-5m.q8_0.gguf");
 
 fn granule(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_granule"));
+    // Built here, or packed beside these tests in a bundle.
+    let program = std::env::var_os("CARGO_BIN_EXE_granule");
+    let mut command = Command::new(program.unwrap_or_else(|| env!("CARGO_BIN_EXE_granule").into()));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
