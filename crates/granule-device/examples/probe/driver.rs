@@ -96,6 +96,11 @@ impl Gpu {
         Ok(base)
     }
 
+    pub(crate) fn unreserve(&self, base: CUdeviceptr, size: usize) -> Answer {
+        // SAFETY: the driver checks the range.
+        answer(unsafe { sys::cuMemAddressFree(base, size) })
+    }
+
     pub(crate) fn map(&self, at: CUdeviceptr, handle: CUmemGenericAllocationHandle) -> Answer {
         // SAFETY: the driver checks both.
         answer(unsafe { sys::cuMemMap(at, self.granule, 0, handle, 0) })

@@ -151,8 +151,7 @@ fn unmap_half(gpu: &Gpu) -> Word {
 
 fn free_mapped_addresses(gpu: &Gpu) -> Word {
     let (at, _) = gpu.mapped().map_err(code)?;
-    // SAFETY: nothing uses the memory.
-    said(answer(unsafe { sys::cuMemAddressFree(at, gpu.granule) }))
+    said(gpu.unreserve(at, gpu.granule))
 }
 
 fn free_memory(gpu: &Gpu) -> Word {

@@ -59,5 +59,6 @@ fn granules(gpu: &Gpu, run: usize) -> Answer<Vec<String>> {
             release.time(|| gpu.release(handle))?;
         }
     }
+    gpu.unreserve(base, run * gpu.granule)?;
     Ok([create, map, access, unmap, release].map(Times::line).to_vec())
 }
