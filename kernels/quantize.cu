@@ -112,7 +112,7 @@ __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, 
         tile.write_back(n);
         __syncthreads(); // the next tile overwrites this one
     });
-    // The flag may lie behind a bus: at most one access a thread.
+    // At most one access a thread, of the few that have something to say.
     if (raised != 0) atomicOr(flag, raised);
 }
 

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use granule_device::{Bytes, Device, DeviceKind, Function, Module, Pinned};
+use granule_device::{Buffer, Bytes, Device, DeviceKind, Function, Module};
 
 use crate::Error;
 
@@ -14,15 +13,16 @@ use crate::Error;
 /// A module is loaded, and compiled by the driver, when a kernel of its operation is first launched, not before. Nothing can
 /// be loaded while a stream is captured: launch what a graph is to hold once before.
 ///
-/// A kernel cannot refuse a number. Where it meets one that the host's encoder refuses, it raises a flag in memory that
-/// the host can see; [`Kernels::check`] asks.
+/// A kernel cannot refuse a number. Where it meets one that the host's encoder refuses, it raises a flag on the device, which
+/// stays up until [`Kernels::check`] asks.
 pub struct Kernels {
     device: Device,
     compute_capability: (u32, u32),
     driver_version: u32,
     loaded: Mutex<Loaded>,
-    /// One word, to be touched atomically alone: kernels set bits while the host looks.
-    flag: Pinned,
+    /// One word of device memory. Not of the host's: there, an atomic access from behind a bus need not be one to the host.
+    flag: Mutex<Buffer>,
+    flag_address: u64,
 }
 
 #[derive(Default)]
@@ -36,22 +36,22 @@ impl Kernels {
     ///
     /// # Errors
     /// [`Error::NotOnDevice`] for a device that is not CUDA's; [`Error::Device`] where the driver does not answer or has
-    /// no pinned memory left.
+    /// no memory left.
     pub fn new(device: &Device) -> Result<Kernels, Error> {
         if device.kind() != DeviceKind::Cuda {
             return Err(Error::NotOnDevice { what: "a device for kernels" });
         }
         let info = device.cuda_info()?;
-        let flag = device.alloc_pinned(Bytes::from_usize(size_of::<u32>()))?;
-        let kernels = Kernels {
+        let mut flag = device.alloc(Bytes::from_usize(size_of::<u32>()))?;
+        lower(device, &mut flag)?;
+        Ok(Kernels {
             device: device.clone(),
             compute_capability: (info.compute_capability.major, info.compute_capability.minor),
             driver_version: info.driver_version,
             loaded: Mutex::default(),
-            flag,
-        };
-        kernels.flag().store(0, Ordering::Relaxed);
-        Ok(kernels)
+            flag_address: flag.ptr().addr(),
+            flag: Mutex::new(flag),
+        })
     }
 
     /// The device.
@@ -61,30 +61,30 @@ impl Kernels {
     }
 
     /// Whether everything that was quantized since the last call could be encoded. Looks at what has run: synchronize with
-    /// the streams first. Lowers the flag.
+    /// the streams first. Lowers the flag where it was up; what a kernel raises just then is part of the same answer.
     ///
     /// # Errors
-    /// [`Error::Flagged`] where it could not.
+    /// [`Error::Flagged`] where it could not; [`Error::Device`] where the flag cannot be read, or not be lowered: then it is
+    /// as it was.
     pub fn check(&self) -> Result<(), Error> {
-        match self.flag().swap(0, Ordering::AcqRel) {
-            0 => Ok(()),
-            bits => Err(Error::Flagged {
-                device: self.device.name().to_owned(),
-                not_finite: bits & granule_kernels::FLAG_NOT_FINITE != 0,
-                overflow: bits & granule_kernels::FLAG_OVERFLOW != 0,
-            }),
+        let mut flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut word = [0; size_of::<u32>()];
+        self.device.copy(flag.slice(..)?, (&mut word[..]).into())?;
+        let bits = u32::from_ne_bytes(word);
+        if bits == 0 {
+            return Ok(());
         }
+        lower(&self.device, &mut flag)?;
+        Err(Error::Flagged {
+            device: self.device.name().to_owned(),
+            not_finite: bits & granule_kernels::FLAG_NOT_FINITE != 0,
+            overflow: bits & granule_kernels::FLAG_OVERFLOW != 0,
+        })
     }
 
     /// Where kernels find the flag.
     pub(crate) fn flag_address(&self) -> u64 {
-        self.flag.ptr().addr()
-    }
-
-    fn flag(&self) -> &AtomicU32 {
-        // SAFETY: pinned memory is at the same address for the host and the device, begins at a page, has room for the word
-        // and stays as long as `self`; host and kernels touch it atomically alone.
-        unsafe { AtomicU32::from_ptr(std::ptr::with_exposed_provenance_mut(self.flag_address() as usize)) }
+        self.flag_address
     }
 
     /// The kernel `name` of operation `op`, whose module is loaded where it is not yet.
@@ -116,6 +116,11 @@ impl Kernels {
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn lower(device: &Device, flag: &mut Buffer) -> Result<(), Error> {
+    let zeros = [0; size_of::<u32>()];
+    Ok(device.copy(zeros[..].into(), flag.slice_mut(..)?)?)
 }
 
 impl fmt::Debug for Kernels {
