@@ -54,6 +54,9 @@ pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
     let benchmarks = ["build", "--release", "--package", "granule-benches", "--examples"];
     programs.extend(binaries::build(&benchmarks)?);
     programs.retain(wanted);
+    for name in ["probe", "granule-planted", "xtask", "granule", "cuda_quant"] {
+        binaries::program(&programs, name)?;
+    }
 
     let target = crate::target_dir()?;
     let output = args.output.clone().unwrap_or_else(|| target.join(NAME).with_extension("tar.gz"));
@@ -66,6 +69,11 @@ pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
     let model = Path::new("crates/granule-llama/models/tales-5m.q8_0.gguf");
     fs::create_dir_all(folder.join("models"))?;
     fs::copy(crate::root().join(model), folder.join("models/tales-5m.q8_0.gguf"))?;
+    fs::create_dir_all(folder.join("ptx"))?;
+    for entry in fs::read_dir(crate::root().join("kernels/ptx"))? {
+        let entry = entry?;
+        fs::copy(entry.path(), folder.join("ptx").join(entry.file_name()))?;
+    }
     fs::write(folder.join(LIST), serde_json::to_string_pretty(&packed)?)?;
     let script = folder.join("run.sh");
     fs::write(&script, include_str!("bundle.sh"))?;

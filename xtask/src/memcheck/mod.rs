@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::test::binaries::{self, Binary};
+use crate::test::jobs::Done;
+use crate::test::outcome::Count;
 
 #[derive(Args)]
 pub(crate) struct MemcheckArgs {
@@ -38,8 +40,10 @@ pub(crate) struct Line {
 pub(crate) enum Verdict {
     /// A planted bug was found; how it was found.
     Found(String),
-    /// Nothing was found where nothing is.
+    /// Nothing was found in a planted bug's corrected twin.
     Clean(String),
+    /// Nothing was found in tests, which all ran and passed.
+    Passed(String),
     /// A planted bug was missed, or something was found where nothing was planted: with what the program printed.
     Wrong { what: String, printed: String },
 }
@@ -51,7 +55,20 @@ pub(crate) fn run(args: &MemcheckArgs) -> Result<()> {
 /// Runs all instruments on programs that are built.
 pub(crate) fn check(programs: &[Binary], args: &MemcheckArgs, default_report: &Path) -> Result<()> {
     let lines = if args.sim { simulated::run(programs)? } else { sanitizer::run(programs)? };
+    let (mut planted, mut tested) = (0, 0);
+    for line in &lines {
+        match &line.verdict {
+            Verdict::Found(_) => planted += 1,
+            Verdict::Passed(_) => tested += 1,
+            Verdict::Clean(_) | Verdict::Wrong { .. } => {}
+        }
+    }
     let (text, wrong) = report(&lines);
+    if wrong == 0 && (planted == 0 || tested == 0) {
+        bail!(
+            "memcheck: {planted} planted bugs were found and {tested} test programs ran: nothing is proven"
+        );
+    }
     let file = args.report.clone().unwrap_or_else(|| default_report.to_owned());
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
@@ -66,6 +83,18 @@ pub(crate) fn check(programs: &[Binary], args: &MemcheckArgs, default_report: &P
     Ok(())
 }
 
+/// What a run of `tests` tests came to. One that did not run them all is as bad as one in which one failed.
+fn verdict_of_tests(done: &Done, tests: usize, clean: String) -> Verdict {
+    let passed = Count::read(&done.printed).passed;
+    match done.status.success() {
+        true if passed == tests => Verdict::Passed(clean),
+        true => {
+            Verdict::Wrong { what: format!("{passed} of {tests} tests ran"), printed: done.printed.clone() }
+        }
+        false => Verdict::Wrong { what: done.status.to_string(), printed: done.printed.clone() },
+    }
+}
+
 /// The table, one line for each program under each instrument.
 fn summary(lines: &[Line]) -> String {
     let width = |f: fn(&Line) -> &str| lines.iter().map(|line| f(line).len()).max().unwrap_or(0);
@@ -74,7 +103,7 @@ fn summary(lines: &[Line]) -> String {
     for Line { instrument, subject, verdict, took } in lines {
         let verdict = match verdict {
             Verdict::Found(how) => format!("planted, found {how}"),
-            Verdict::Clean(how) => format!("clean {how}"),
+            Verdict::Clean(how) | Verdict::Passed(how) => format!("clean {how}"),
             Verdict::Wrong { what, .. } => format!("WRONG: {what}"),
         };
         let _ = writeln!(text, "{instrument:first$}  {subject:second$}  {took:>7.1} s  {verdict}");

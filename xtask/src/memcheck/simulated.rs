@@ -42,10 +42,10 @@ pub(crate) fn run(programs: &[Binary]) -> Result<Vec<Line>> {
         });
         let done = jobs::run_all(jobs.collect())?;
         let took = done.iter().map(|done| done.took.as_secs_f64()).sum();
-        let verdict = match done.iter().find(|done| !done.status.success()) {
-            None => Verdict::Clean(format!("in {} tests, {TEST_SEEDS} seeds", tests.len())),
-            Some(done) => Verdict::Wrong { what: done.status.to_string(), printed: done.printed.clone() },
-        };
+        let clean = format!("in {} tests, {TEST_SEEDS} seeds", tests.len());
+        let mut verdicts = done.iter().map(|done| super::verdict_of_tests(done, tests.len(), clean.clone()));
+        let wrong = verdicts.find(|verdict| matches!(verdict, Verdict::Wrong { .. }));
+        let verdict = wrong.unwrap_or(Verdict::Passed(clean));
         lines.push(Line { instrument: "simulator".to_owned(), subject: binary.name(), verdict, took });
     }
     Ok(lines)

@@ -1,6 +1,6 @@
 //! Whether a real GPU is here, asked of the program that every CUDA run begins with: the probe.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::binaries::{self, Binary};
 
@@ -10,7 +10,15 @@ pub(crate) enum Gpu {
     None(String),
 }
 
-/// Asks the probe. It answers in lines of `name: value` and ends with an error where there is no driver.
+/// The GPU's name, or an error where there is none.
+pub(crate) fn require(binaries: &[Binary]) -> Result<String> {
+    match find(binaries)? {
+        Gpu::Here(name) => Ok(name),
+        Gpu::None(why) => bail!("a GPU is required and none is here: {why}"),
+    }
+}
+
+/// Asks the probe, which takes the simulated driver for no GPU.
 pub(crate) fn find(binaries: &[Binary]) -> Result<Gpu> {
     let probe = binaries::program(binaries, "probe")?;
     let output = probe.command().arg("--name").output().context("the probe does not start")?;

@@ -44,7 +44,8 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     steps.call("build", || {
         binaries = binaries::build_all()?;
         simulator = Some(Simulator::build()?);
-        Ok(())
+        // Known before anything runs that takes long.
+        if args.require_gpu { gpu::require(&binaries).map(drop) } else { Ok(()) }
     })?;
     let filter = args.filter.as_deref();
     steps.call("host device", || on_host(&binaries, filter).map(|line| lines.push(line)))?;
@@ -105,6 +106,7 @@ fn on_simulator(
             }
         }
     }
+    anyhow::ensure!(tests > 0 || filter.is_some(), "no test is for a CUDA driver");
     let mut count = Count::default();
     for done in jobs::run_all(jobs)? {
         count.add(judge(&done)?);
@@ -129,7 +131,7 @@ fn probe_agrees(binaries: &[Binary], simulator: &Simulator) -> Result<()> {
 pub(crate) fn on_gpu(binaries: &[Binary], required: bool, filter: Option<&str>) -> Result<Line> {
     let gpu = match gpu::find(binaries)? {
         Gpu::Here(name) => name,
-        Gpu::None(why) if required => bail!("--require-gpu: {why}"),
+        Gpu::None(_) if required => gpu::require(binaries)?,
         Gpu::None(note) => {
             let (place, count) = ("GPU".to_owned(), Count::default());
             return Ok(Line { place, tests: 0, rounds: 1, count, note });
@@ -146,7 +148,7 @@ pub(crate) fn on_gpu(binaries: &[Binary], required: bool, filter: Option<&str>) 
         }
     }
     if required && count == Count::default() {
-        bail!("--require-gpu: no test ran on {gpu}");
+        bail!("no test ran on {gpu}");
     }
     let tests = count.passed + count.failed;
     Ok(Line { place: gpu, tests, rounds: 1, count, note: String::new() })
