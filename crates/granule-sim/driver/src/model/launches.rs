@@ -89,7 +89,7 @@ impl Simulation {
     pub(crate) fn run_launch(&mut self, op: &Op, launch: &Launch) -> std::result::Result<(), Code> {
         let Some(kernel) = launch.kernel else { return Ok(()) };
         let peers = self.contexts.get(&op.context).map_or_else(Vec::new, |c| c.peers.clone());
-        self.open_memory(op.device, &peers);
+        self.open_memory(op, &peers);
         let seed = self.random.next() | 1;
         let mut watch = Watch {
             machine: &self.machine,
@@ -154,7 +154,8 @@ impl Simulation {
     }
 
     /// Opens what a kernel on a device may reach, and nothing else.
-    fn open_memory(&mut self, device: usize, peers: &[usize]) {
+    fn open_memory(&mut self, op: &Op, peers: &[usize]) {
+        let device = op.device;
         let reached = |a: &&Allocation| match a.holder {
             Holder::Device => a.device == device || peers.contains(&a.device),
             Holder::Pool(pool) => a.device == device || self.memory.pool_access.contains(&(pool, device)),
@@ -164,7 +165,8 @@ impl Simulation {
         let mapped = self.memory.granules.mappings.values().filter_map(|m| {
             let access = m.access_of_device(device);
             let host_is_in = m.access.iter().any(|((kind, _), flags)| *kind != 1 && *flags != 0);
-            (access != 0 && !host_is_in).then_some((m.start, m.len, access & 2 != 0))
+            let in_time = m.made.number < op.call.number;
+            (access != 0 && !host_is_in && in_time).then_some((m.start, m.len, access & 2 != 0))
         });
         self.machine.close();
         self.machine.open(plain.chain(mapped));

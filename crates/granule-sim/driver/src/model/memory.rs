@@ -102,7 +102,7 @@ pub(crate) struct Toucher<'a> {
     pub(crate) peers: &'a [usize],
     /// It reaches every device, as `cuMemcpyPeer` does.
     pub(crate) any_device: bool,
-    /// The call that asked for it: memory that had been given back before does not count as held.
+    /// The call that asked for it: neither memory that had been given back before nor what was mapped after counts.
     pub(crate) call: Call,
 }
 
@@ -190,6 +190,9 @@ impl Memory {
             return Ok(Spot { at: a.start, span: a.span, extent: a.extent, writable: true });
         }
         if let Some(m) = self.granules.mapping(at) {
+            if m.made.number > who.call.number {
+                return Err(self.mapped_too_late(at, m.made, who.call));
+            }
             let access =
                 if who.any_device { m.access_of_any_device() } else { m.access_of_device(who.device) };
             if access == 0 {
@@ -239,6 +242,23 @@ impl Memory {
         leases.trespass(at, len).map_or(Ok(()), |why| {
             Err(Violation { kind: Kind::PastLease, why: format!("{len} bytes at {at:#x}: {why}") })
         })
+    }
+
+    /// What `call` meant to touch at `at` is not what was mapped there after it.
+    fn mapped_too_late(&self, at: u64, mapped: Call, call: Call) -> Violation {
+        match self.granules.gone.find(at).filter(|gone| gone.ended.number > call.number) {
+            Some(gone) => Violation {
+                kind: Kind::UseAfterRetire,
+                why: format!(
+                    "{at:#x} was unmapped by {} (mapped by {}); what {mapped} put there came after {call}",
+                    gone.ended, gone.made
+                ),
+            },
+            None => Violation {
+                kind: Kind::OutsideMapping,
+                why: format!("{at:#x} was mapped only by {mapped}, after {call}"),
+            },
+        }
     }
 
     fn mapped_by(&self, at: u64) -> String {

@@ -1,8 +1,8 @@
 //! Modules and launches of the emulated kernels of `planted.cu`, whose PTX stands here in its shortest form.
 
 use super::support::{
-    Bench, LEN, Range, alloc, arg, copy, destroy, event, fill, free, ok, read, record, stream, synchronize,
-    wait,
+    Bench, LEN, Range, access, alloc, arg, copy, destroy, event, fill, free, ok, read, record, stream,
+    synchronize, wait,
 };
 use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
 use std::ffi::{CString, c_void};
@@ -242,4 +242,63 @@ fn memory_unmapped_under_a_queued_kernel_is_reported_with_both_calls() {
     ok(unsafe { sys::cuMemRelease(range.handle) });
     ok(unsafe { sys::cuMemAddressFree(range.at, range.len) });
     assert!(bench.end().is_empty());
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn what_is_mapped_anew_under_a_queued_kernel_is_not_what_it_was_launched_on() {
+    for (as_graph, seed) in (0..6).flat_map(|seed| [(false, seed), (true, seed)]) {
+        let bench = Bench::new();
+        bench.sim.set_seed(seed);
+        let module = load(PTX).unwrap();
+        let write = function(module, "planted_write").unwrap();
+        let (range, again) = (Range::new(), Range::new());
+        let (mut at, mut n, stream) = (range.at, 64_u32, stream());
+        let mut args = [arg(&mut at), arg(&mut n)];
+        let (mut graph, mut executable) = (null_mut(), null_mut());
+        if as_graph {
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            ok(unsafe { sys::cuStreamBeginCapture_v2(stream, mode) });
+            ok(launch(write, 64, stream, &mut args));
+            ok(unsafe { sys::cuStreamEndCapture(stream, &mut graph) });
+            ok(unsafe { sys::cuGraphInstantiateWithFlags(&mut executable, graph, 0) });
+        }
+        let launch = |args: &mut [*mut c_void]| match as_graph {
+            true => unsafe { sys::cuGraphLaunch(executable, stream) },
+            false => launch(write, 64, stream, args),
+        };
+        let remap = || {
+            ok(unsafe { sys::cuMemUnmap(range.at, range.len) });
+            ok(unsafe { sys::cuMemMap(range.at, range.len, 0, again.handle, 0) });
+            ok(access(range.at, range.len, 0, 3));
+        };
+        // What was mapped anew before the launch is what the launch means; a graph does not care what was there before.
+        ok(launch(&mut args));
+        synchronize(stream);
+        remap();
+        ok(launch(&mut args));
+        synchronize(stream);
+        assert_eq!(bench.kinds(), [""; 0]);
+        ok(launch(&mut args));
+        remap();
+        let code = unsafe { sys::cuStreamSynchronize(stream) };
+        assert_eq!(code, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS, "seed {seed}");
+        let reports = bench.sim.take_reports();
+        assert_eq!(reports.len(), 1, "{reports:?}");
+        assert_eq!(reports[0].kind, "UseAfterRetire");
+        let call = if as_graph { "cuGraphLaunch #" } else { "cuLaunchKernel #" };
+        for word in [call, "cuMemUnmap #", "came after"] {
+            assert!(reports[0].message.contains(word), "{reports:?}");
+        }
+        if as_graph {
+            ok(unsafe { sys::cuGraphExecDestroy(executable) });
+            ok(unsafe { sys::cuGraphDestroy(graph) });
+        }
+        for range in [range, again] {
+            ok(unsafe { sys::cuMemUnmap(range.at, range.len) });
+            ok(unsafe { sys::cuMemRelease(range.handle) });
+            ok(unsafe { sys::cuMemAddressFree(range.at, range.len) });
+        }
+        assert!(bench.end().is_empty());
+    }
 }
