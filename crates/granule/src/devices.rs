@@ -3,35 +3,70 @@
 use std::io::Write;
 
 use anyhow::Result;
-use granule_device::{Device, Error, Features, MemoryInfo};
+use granule_device::{Bytes, Device, Error, Features, MemoryInfo};
 use serde_json::{Value, json};
 
 use crate::args::DevicesArgs;
 use crate::table::{Align, Table};
 
-/// One device as it was found; `opened` is what only an open one can tell.
+/// One device as it was found.
 struct Found {
     /// What `--device` calls it.
     id: String,
     name: String,
-    facts: Facts,
+    /// What is known of a GPU without opening it.
+    gpu: Option<GpuFacts>,
+    /// What only an open device can tell.
     opened: Result<Opened, Error>,
 }
 
-/// What is known of a GPU without opening it.
-#[derive(Default)]
-struct Facts {
-    compute_capability: Option<String>,
-    driver: Option<String>,
-    uuid: Option<String>,
+struct GpuFacts {
+    compute_capability: String,
+    driver: String,
+    uuid: String,
+    total: Bytes,
+    granularity: Option<Bytes>,
+    abilities: Vec<(&'static str, bool)>,
     /// Numbers of the other GPUs whose memory it reaches.
     peers: Vec<usize>,
 }
 
 struct Opened {
     memory: MemoryInfo,
-    granularity: granule_device::Bytes,
+    granularity: Bytes,
     features: Features,
+}
+
+/// What is shown of a device, from wherever it is known.
+struct Shown {
+    free: Option<Bytes>,
+    total: Option<Bytes>,
+    granularity: Option<Bytes>,
+    abilities: Vec<(&'static str, bool)>,
+}
+
+impl Found {
+    fn shown(&self) -> Shown {
+        match (&self.opened, &self.gpu) {
+            (Ok(Opened { memory, granularity, features }), _) => Shown {
+                free: Some(memory.free),
+                total: Some(memory.total),
+                granularity: Some(*granularity).filter(|granularity| !granularity.is_zero()),
+                abilities: abilities(features),
+            },
+            (Err(_), Some(gpu)) => Shown {
+                free: None,
+                total: Some(gpu.total),
+                granularity: gpu.granularity,
+                abilities: gpu.abilities.clone(),
+            },
+            (Err(_), None) => Shown { free: None, total: None, granularity: None, abilities: Vec::new() },
+        }
+    }
+
+    fn peers(&self) -> &[usize] {
+        self.gpu.as_ref().map_or(&[], |gpu| &gpu.peers)
+    }
 }
 
 /// Prints what is there. That there is no GPU is an answer and no failure.
@@ -71,7 +106,7 @@ fn open(device: Result<Device, Error>) -> Result<Opened, Error> {
 
 fn host() -> Found {
     let name = format!("{} {}", std::env::consts::OS, std::env::consts::ARCH);
-    Found { id: "host".to_owned(), name, facts: Facts::default(), opened: open(Device::host()) }
+    Found { id: "host".to_owned(), name, gpu: None, opened: open(Device::host()) }
 }
 
 #[cfg(feature = "cuda")]
@@ -79,16 +114,23 @@ fn gpus() -> Result<Vec<Found>, String> {
     let devices = granule_device::cuda_devices().map_err(|error| error.to_string())?;
     let found = devices.into_iter().map(|info| Found {
         id: format!("cuda:{}", info.ordinal),
-        facts: Facts {
-            compute_capability: Some(info.compute_capability.to_string()),
-            driver: Some(info.driver),
-            uuid: Some(info.uuid),
+        gpu: Some(GpuFacts {
+            compute_capability: info.compute_capability.to_string(),
+            driver: info.driver,
+            uuid: info.uuid,
+            total: info.total,
+            granularity: info.granularity,
+            abilities: vec![
+                (VIRTUAL_MEMORY, info.granularity.is_some()),
+                (MANAGED, info.managed),
+                (STREAM_ORDERED, info.stream_ordered),
+            ],
             peers: (0..)
                 .zip(info.peers)
                 .filter(|&(n, can)| can && n != info.ordinal)
                 .map(|(n, _)| n)
                 .collect(),
-        },
+        }),
         name: info.name,
         opened: open(Device::cuda(info.ordinal)),
     });
@@ -100,14 +142,18 @@ fn gpus() -> Result<Vec<Found>, String> {
     Err("this `granule` was built without the feature `cuda`".to_owned())
 }
 
+const VIRTUAL_MEMORY: &str = "virtual memory";
+const MANAGED: &str = "managed memory";
+const STREAM_ORDERED: &str = "stream-ordered memory";
+
 /// The words for what a device can do.
 fn abilities(features: &Features) -> Vec<(&'static str, bool)> {
     vec![
-        ("virtual memory", features.virtual_memory),
+        (VIRTUAL_MEMORY, features.virtual_memory),
         ("read-only mappings", features.read_only),
         ("host granules", features.host_granules),
-        ("managed memory", features.managed),
-        ("stream-ordered memory", features.stream_ordered),
+        (MANAGED, features.managed),
+        (STREAM_ORDERED, features.stream_ordered),
         ("read-only registration", features.register_read_only),
         ("graphs", features.capture),
     ]
@@ -117,50 +163,38 @@ fn table(found: &[Found]) -> Table {
     let mut table =
         Table::new([Align::Left, Align::Left, Align::Right, Align::Right, Align::Right, Align::Left]);
     table.row(["device", "name", "free", "total", "granule", "can"]);
-    for Found { id, name, facts, opened } in found {
-        let name = match (&facts.compute_capability, &facts.driver) {
-            (Some(capability), Some(driver)) => {
-                format!("{name} (compute {capability}, driver CUDA {driver})")
-            }
-            _ => name.clone(),
+    for device in found {
+        let Found { id, name, gpu, .. } = device;
+        let name = match gpu {
+            Some(gpu) => format!("{name} (compute {}, driver CUDA {})", gpu.compute_capability, gpu.driver),
+            None => name.clone(),
         };
-        let mut row = vec![id.clone(), name];
-        if let Ok(Opened { memory, granularity, features }) = opened {
-            row.extend([memory.free.to_string(), memory.total.to_string(), granularity.to_string()]);
-            let mut can: Vec<String> = abilities(features)
-                .into_iter()
-                .filter(|&(_, can)| can)
-                .map(|(word, _)| word.to_owned())
-                .collect();
-            can.extend(facts.peers.iter().map(|peer| format!("peer of cuda:{peer}")));
-            row.push(can.join(", "));
-        } else {
-            row.extend(["?", "?", "?", "see below"].map(str::to_owned));
-        }
-        table.row(row);
+        let Shown { free, total, granularity, abilities } = device.shown();
+        let size = |size: Option<Bytes>| size.map_or_else(|| "?".to_owned(), |size| size.to_string());
+        let mut can: Vec<String> =
+            abilities.into_iter().filter(|&(_, can)| can).map(|(word, _)| word.to_owned()).collect();
+        can.extend(device.peers().iter().map(|peer| format!("peer of cuda:{peer}")));
+        table.row([id.clone(), name, size(free), size(total), size(granularity), can.join(", ")]);
     }
     table
 }
 
 fn as_json(device: &Found) -> Value {
-    let Found { id, name, facts, opened } = device;
+    let Shown { free, total, granularity, abilities } = device.shown();
     let mut value = json!({
-        "device": id,
-        "name": name,
-        "compute_capability": facts.compute_capability,
-        "driver": facts.driver,
-        "uuid": facts.uuid,
-        "peers": facts.peers.iter().map(|peer| format!("cuda:{peer}")).collect::<Vec<_>>(),
+        "device": device.id,
+        "name": device.name,
+        "compute_capability": device.gpu.as_ref().map(|gpu| &gpu.compute_capability),
+        "driver": device.gpu.as_ref().map(|gpu| &gpu.driver),
+        "uuid": device.gpu.as_ref().map(|gpu| &gpu.uuid),
+        "peers": device.peers().iter().map(|peer| format!("cuda:{peer}")).collect::<Vec<_>>(),
+        "memory": { "free": free.map(Bytes::get), "total": total.map(Bytes::get) },
+        "granularity": granularity.map(Bytes::get),
+        "features": {},
+        "error": device.opened.as_ref().err().map(ToString::to_string),
     });
-    match opened {
-        Ok(Opened { memory, granularity, features }) => {
-            value["memory"] = json!({ "free": memory.free.get(), "total": memory.total.get() });
-            value["granularity"] = json!(granularity.get());
-            for (word, can) in abilities(features) {
-                value["features"][word.replace([' ', '-'], "_")] = json!(can);
-            }
-        }
-        Err(error) => value["error"] = json!(error.to_string()),
+    for (word, can) in abilities {
+        value["features"][word.replace([' ', '-'], "_")] = json!(can);
     }
     value
 }

@@ -125,6 +125,14 @@ impl Gpu {
         answer(unsafe { sys::cuMemSetAccess(at, size, &access, 1) })
     }
 
+    /// Whether the driver says what access this device has at an address.
+    pub(crate) fn access_of(&self, at: CUdeviceptr) -> Answer {
+        let location = self.location(Home::Device);
+        let mut flags = 0_u64;
+        // SAFETY: a location is two 32-bit numbers in all versions; the flags are written to a local.
+        answer(unsafe { sys::cuMemGetAccess(&mut flags, (&raw const location).cast(), at) })
+    }
+
     /// A mapped, writable granule at an address of its own.
     pub(crate) fn mapped(&self) -> Answer<(CUdeviceptr, CUmemGenericAllocationHandle)> {
         let handle = self.create(Home::Device, self.granule)?;

@@ -33,6 +33,8 @@ pub(crate) const ALL: &[Fact] = &[
     fact("one access call over a run of mappings", "yes", access_over_a_run),
     fact("read-only access is accepted", "yes", read_only_is_accepted),
     fact("writing through read-only access by a fill", "no (illegal address)", write_read_only),
+    // The simulator runs kernels that were compiled for its emulator, and this one was not.
+    fact("writing through read-only access by a kernel", "no (not supported)", write_read_only_by_kernel),
     fact("a released granule lives while it is mapped", "yes", released_while_mapped),
     fact("one unmap over a run of mappings", "yes", unmap_a_run),
     fact("unmapping half of a granule", "no (invalid value)", unmap_half),
@@ -44,6 +46,14 @@ pub(crate) const ALL: &[Fact] = &[
     fact("freeing plain memory waits for running work", "yes", free_while_busy),
     fact("mapping during a global capture", "no (not while capturing)", |gpu| map_in_capture(gpu, false)),
     fact("mapping during a relaxed capture", "yes", |gpu| map_in_capture(gpu, true)),
+    fact("unmapping during a relaxed capture", "yes", unmap_in_capture),
+    fact("asking an event during a global capture", "no (not while capturing)", ask_event_in_capture),
+    fact(
+        "asking an event during another thread's global capture",
+        "no (not while capturing)",
+        ask_event_beside_capture,
+    ),
+    fact("asking what access an unmapped place has", "no (invalid value)", access_of_unmapped),
     fact("allocating during a global capture", "no (not while capturing)", alloc_in_capture),
     fact("a capture survives mapping", "yes", capture_survives),
     fact("waiting for an event that was never recorded", "returns at once", wait_unrecorded),
@@ -132,6 +142,52 @@ fn write_read_only(gpu: &Gpu) -> Word {
     said(gpu.set(at, 1, gpu.granule))
 }
 
+/// Stores one word at its argument; written by hand, for any device since Ampere.
+const STORE: &std::ffi::CStr = c".version 8.0
+.target sm_80
+.address_size 64
+.visible .entry granule_probe_store(.param .u64 at)
+{
+    .reg .b64 %a;
+    .reg .b32 %one;
+    ld.param.u64 %a, [at];
+    mov.b32 %one, 1;
+    st.global.b32 [%a], %one;
+    ret;
+}
+";
+
+fn write_read_only_by_kernel(gpu: &Gpu) -> Word {
+    let (mut at, _) = gpu.mapped().map_err(code)?;
+    gpu.access(at, gpu.granule, false).map_err(code)?;
+    let (mut module, mut function) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: the image is PTX that ends in a zero; the kernel takes the one argument that it gets.
+    let launched = unsafe {
+        answer(sys::cuModuleLoadData(&mut module, STORE.as_ptr().cast()))
+            .and_then(|()| {
+                answer(sys::cuModuleGetFunction(&mut function, module, c"granule_probe_store".as_ptr()))
+            })
+            .and_then(|()| {
+                let mut arguments = [(&raw mut at).cast()];
+                let (stream, extra) = (std::ptr::null_mut(), std::ptr::null_mut());
+                answer(sys::cuLaunchKernel(
+                    function,
+                    1,
+                    1,
+                    1,
+                    1,
+                    1,
+                    1,
+                    0,
+                    stream,
+                    arguments.as_mut_ptr(),
+                    extra,
+                ))
+            })
+    };
+    said(launched.and_then(|()| gpu.synchronize()))
+}
+
 fn released_while_mapped(gpu: &Gpu) -> Word {
     let (at, handle) = gpu.mapped().map_err(code)?;
     gpu.release(handle).map_err(code)?;
@@ -203,6 +259,44 @@ fn map_in_capture(gpu: &Gpu, relaxed: bool) -> Word {
     let at = gpu.reserve(gpu.granule).map_err(code)?;
     gpu.capture(gpu.stream().map_err(code)?, relaxed).map_err(code)?;
     said(gpu.map(at, handle).and_then(|()| gpu.access(at, gpu.granule, true)))
+}
+
+fn unmap_in_capture(gpu: &Gpu) -> Word {
+    let (at, _) = gpu.mapped().map_err(code)?;
+    gpu.capture(gpu.stream().map_err(code)?, true).map_err(code)?;
+    said(gpu.unmap(at, gpu.granule))
+}
+
+/// An event of a stream that nobody captures.
+fn event_elsewhere(gpu: &Gpu) -> Result<sys::CUevent, String> {
+    let (stream, event) = (gpu.stream().map_err(code)?, gpu.event().map_err(code)?);
+    // SAFETY: both are alive.
+    answer(unsafe { sys::cuEventRecord(event, stream) }).map_err(code)?;
+    gpu.wait_for(stream).map_err(code)?;
+    Ok(event)
+}
+
+fn ask_event_in_capture(gpu: &Gpu) -> Word {
+    let event = event_elsewhere(gpu)?;
+    gpu.capture(gpu.stream().map_err(code)?, false).map_err(code)?;
+    // SAFETY: the event is alive.
+    said(answer(unsafe { sys::cuEventQuery(event) }))
+}
+
+fn ask_event_beside_capture(gpu: &Gpu) -> Word {
+    let event = event_elsewhere(gpu)?.expose_provenance();
+    gpu.capture(gpu.stream().map_err(code)?, false).map_err(code)?;
+    let asked = std::thread::spawn(move || {
+        let _gpu = Gpu::open(0).map_err(|error| error.to_string())?;
+        // SAFETY: the event is alive: nobody destroys it.
+        Ok::<_, String>(answer(unsafe { sys::cuEventQuery(std::ptr::with_exposed_provenance_mut(event)) }))
+    });
+    said(asked.join().map_err(|_| "the asking thread panicked")??)
+}
+
+fn access_of_unmapped(gpu: &Gpu) -> Word {
+    let at = gpu.reserve(gpu.granule).map_err(code)?;
+    said(gpu.access_of(at))
 }
 
 fn alloc_in_capture(gpu: &Gpu) -> Word {

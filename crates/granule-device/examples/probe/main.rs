@@ -8,10 +8,14 @@ mod driver;
 mod facts;
 mod times;
 
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::driver::{Answer, Gpu};
 use crate::facts::Fact;
+
+/// How long one fact may take.
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -31,6 +35,9 @@ fn run(args: &[String]) -> Result<bool, Box<dyn std::error::Error>> {
     let devices = granule_device::cuda_devices()?;
     let Some(first) = devices.first() else { return Err("the driver shows no GPU".into()) };
     if has("--name") {
+        if granule_sim::Sim::find().is_some() {
+            return Err("the CUDA driver here is Granule's simulated one, not a GPU's".into());
+        }
         println!("{}", first.name);
         return Ok(true);
     }
@@ -58,9 +65,21 @@ fn run(args: &[String]) -> Result<bool, Box<dyn std::error::Error>> {
     Ok(alike || !has("--strict"))
 }
 
-/// Asks in a process of its own: some answers leave a context that takes no more calls.
+/// Asks in a process of its own: some answers leave a context that takes no more calls, and some may never come.
 fn ask_apart(fact: &Fact) -> Result<String, Box<dyn std::error::Error>> {
-    let output = Command::new(std::env::current_exe()?).args(["--fact", fact.name]).output()?;
+    let mut command = Command::new(std::env::current_exe()?);
+    let mut child =
+        command.args(["--fact", fact.name]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let until = Instant::now() + LIMIT;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > until {
+            child.kill()?;
+            child.wait()?;
+            return Ok(format!("no answer within {} s", LIMIT.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output()?;
     let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
     Ok(match output.status.success() {
         true => said(&output.stdout),
@@ -73,7 +92,9 @@ pub(crate) fn word(answer: Answer) -> &'static str {
     match answer {
         Ok(()) => "yes",
         Err(1) => "no (invalid value)",
+        Err(218) => "no (PTX not taken)",
         Err(400) => "no (invalid handle)",
+        Err(500) => "no (not found)",
         Err(700) => "no (illegal address)",
         Err(801) => "no (not supported)",
         Err(900) => "no (not while capturing)",

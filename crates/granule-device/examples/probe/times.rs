@@ -33,13 +33,21 @@ impl Times {
 
 /// One line for each call.
 pub(crate) fn measure(gpu: &Gpu) -> Result<Vec<String>, String> {
-    let all = granules(gpu, 1).and_then(|one| Ok([one, granules(gpu, 16)?].concat()));
-    all.map_err(|code| format!("error {code} while measuring"))
+    let all = || {
+        let mut lines = [granules(gpu, 1, "idle")?, granules(gpu, 16, "idle")?].concat();
+        let stream = gpu.stream()?;
+        // Longer than the measurement takes.
+        gpu.busy(stream, 2000)?;
+        lines.extend(granules(gpu, 1, "beside a busy stream")?);
+        gpu.wait_for(stream)?;
+        Ok(lines)
+    };
+    all().map_err(|code: u32| format!("error {code} while measuring"))
 }
 
 /// Growing by `run` granules at once and shrinking again.
-fn granules(gpu: &Gpu, run: usize) -> Answer<Vec<String>> {
-    let name = |what: &str| format!("{what}, {run} at once");
+fn granules(gpu: &Gpu, run: usize, when: &str) -> Answer<Vec<String>> {
+    let name = |what: &str| format!("{what}, {run} at once, {when}");
     let mut create = Times::new(name("cuMemCreate of each"));
     let mut map = Times::new(name("cuMemMap of each"));
     let mut access = Times::new(name("cuMemSetAccess over the run"));
