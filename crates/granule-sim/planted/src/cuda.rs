@@ -64,12 +64,25 @@ impl Cuda {
         threads: u32,
         args: &mut [*mut c_void],
     ) -> Result<()> {
+        self.launch_on(std::ptr::null_mut(), name, blocks, threads, args)?;
+        let _ = self.context.synchronize();
+        Ok(())
+    }
+
+    /// Gives a kernel to a stream.
+    pub(crate) fn launch_on(
+        &self,
+        stream: sys::CUstream,
+        name: &str,
+        blocks: u32,
+        threads: u32,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
         // SAFETY: the module is loaded.
         let function = unsafe { module::get_function(self.module, CString::new(name)?) }?;
         let (grid, block) = ((blocks, 1, 1), (threads, 1, 1));
         // SAFETY: the arguments are those of the kernel; what it does with them is the point.
-        unsafe { launch_kernel(function, grid, block, 0, std::ptr::null_mut(), args) }?;
-        let _ = self.context.synchronize();
+        unsafe { launch_kernel(function, grid, block, 0, stream, args) }?;
         Ok(())
     }
 }

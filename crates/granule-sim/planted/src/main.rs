@@ -55,6 +55,7 @@ const BUGS: &[Bug] = &[
     sometimes("missing-wait", "StreamRace", streams::missing_wait),
     sometimes("pinned-reused-early", "PinnedReuse", streams::pinned_reused_early),
     sometimes("unmapped-before-reader", "UseAfterRetire", streams::unmapped_before_reader),
+    sometimes("remapped-before-kernel", "UseAfterRetire", streams::remapped_before_kernel),
     sometimes("event-never-recorded", "EventNeverRecorded", streams::event_never_recorded),
     always("mapping-during-capture", "-", "VmmDuringCapture", streams::mapping_during_capture),
 ];

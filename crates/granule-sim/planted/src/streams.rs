@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use cudarc::driver::sys::{self, CUdeviceptr, CUevent, CUstream};
 use granule_device::{Access, Device};
 
-use crate::cuda::{Cuda, check};
+use crate::cuda::{Cuda, arg, check};
 
 const LEN: usize = 1 << 16;
 
@@ -112,6 +112,30 @@ pub(crate) fn unmapped_before_reader(_: &Cuda, fixed: bool) -> Result<()> {
     }
     drop(range.unmap(0..1)?);
     match finish(&cuda, &[stream], &[], &[target]) {
+        // A device that noticed takes no more calls.
+        Err(_) if !fixed => Ok(()),
+        done => done,
+    }
+}
+
+/// A granule is unmapped, and another put in its place, while a kernel that was given the address may not have run: it
+/// writes into memory that is somebody else's by then.
+pub(crate) fn remapped_before_kernel(_: &Cuda, fixed: bool) -> Result<()> {
+    let device = Device::cuda(0)?;
+    let cuda = Cuda::open()?;
+    let stream = stream()?;
+    let mut range = device.reserve(device.granularity())?;
+    let granules = [device.create_granule()?, device.create_granule()?];
+    range.map(0, &granules[..1], Access::ReadWrite)?;
+    let (mut values, mut count) = (range.base().addr(), 64_u32);
+    cuda.launch_on(stream, "planted_write", 1, 64, &mut [arg(&mut values), arg(&mut count)])?;
+    if fixed {
+        // SAFETY: the stream is alive.
+        check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(stream) })?;
+    }
+    drop(range.unmap(0..1)?);
+    range.map(0, &granules[1..], Access::ReadWrite)?;
+    match finish(&cuda, &[stream], &[], &[]) {
         // A device that noticed takes no more calls.
         Err(_) if !fixed => Ok(()),
         done => done,
