@@ -203,11 +203,14 @@ impl Machine {
         let _ = map(at, len, libc::PROT_NONE, flags, -1, 0);
     }
 
-    /// Memory that program and devices share, whole pages, zero-filled; [`Machine::unmap`] and
-    /// [`Machine::unreserve`] take it back.
+    /// Memory that program and devices share, whole pages, zero-filled, not more than this machine has;
+    /// [`Machine::unmap`] and [`Machine::unreserve`] take it back.
     pub(crate) fn host_memory(&mut self, len: u64) -> Option<Extent> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        let len = len.next_multiple_of(Self::PAGE);
+        // SAFETY: asks the system for a number.
+        let pages = unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) };
+        let most = u64::try_from(pages).unwrap_or(0).saturating_mul(Self::PAGE);
+        let len = len.checked_next_multiple_of(Self::PAGE).filter(|len| *len <= most)?;
         let at = map(0, len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0).ok()?;
         Some(Extent { at, len })
     }

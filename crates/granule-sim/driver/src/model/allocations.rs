@@ -101,7 +101,7 @@ impl Simulation {
         if extent.len() == 0 || extent.address() == 0 {
             return Err(Code::INVALID_VALUE);
         }
-        let end = extent.address() + extent.len();
+        let end = extent.address().checked_add(extent.len()).ok_or(Code::INVALID_VALUE)?;
         let taken = self.memory.around(extent.address()).is_some()
             || self.memory.live.range(extent.address()..end).next().is_some();
         if taken {

@@ -67,6 +67,10 @@ impl Simulation {
         };
         let from = match from {
             End::Pageable(extent) => {
+                // Where it leads is looked at before the program's bytes are: a length may be anything.
+                let context = self.stream(stream)?.context;
+                let action = Action::Copy { to: to.clone(), from: End::Pageable(extent), len };
+                self.work(caller.call, context, action, any_device)?;
                 if manner == Manner::Blocking {
                     // "A stream sync is performed before the copy is initiated", and none after it.
                     self.synchronize_stream(stream)?;

@@ -146,12 +146,9 @@ impl Simulation {
 
     /// Counts memory of a store against its capacity. The store of the host has none.
     pub(crate) fn charge(&mut self, store: usize, len: u64) -> Result<()> {
-        let full = store < self.config.devices
-            && self.devices[store].used.checked_add(len).is_none_or(|used| used > self.config.memory);
-        if full {
-            return Err(Code::OUT_OF_MEMORY);
-        }
-        self.devices[store].used += len;
+        let most = if store < self.config.devices { self.config.memory } else { Machine::STORE };
+        let used = self.devices[store].used.checked_add(len).filter(|&used| used <= most);
+        self.devices[store].used = used.ok_or(Code::OUT_OF_MEMORY)?;
         Ok(())
     }
 

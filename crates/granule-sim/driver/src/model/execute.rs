@@ -148,15 +148,20 @@ impl Simulation {
         Ok(())
     }
 
-    /// Written bytes travel with a copy; what comes from the host counts as written.
+    /// Written bytes travel with a copy; what comes from the host, granules there included, counts as written.
     fn note_copy(&mut self, sources: &[Piece], targets: &[Piece], len: u64) {
         let Some(shadows) = &mut self.shadows else { return };
         let mut done = 0;
         for target in targets {
-            let Some((to_store, to)) = target.store() else { return };
+            let Some((to_store, to)) = target.store().filter(|(store, _)| *store < shadows.len()) else {
+                return;
+            };
             let size = target.extent().len();
             match sources {
-                [source] if source.store().is_some() && source.extent().len() == len => {
+                [source]
+                    if source.store().is_some_and(|(store, _)| store < shadows.len())
+                        && source.extent().len() == len =>
+                {
                     let (from_store, from) = source.store().unwrap_or_default();
                     if from_store == to_store {
                         shadows[to_store].copy(to, None, from + done, size);
@@ -176,8 +181,10 @@ impl Simulation {
         for target in self.pieces(op, &End::Known(to), len, true)? {
             // Pieces begin at multiples of pages from the fill's start, or there is one: the pattern stays in step.
             target.extent().fill(pattern);
-            if let (Some(shadows), Some((store, start))) = (&mut self.shadows, target.store()) {
-                shadows[store].set(start, target.extent().len());
+            if let (Some(shadows), Some((store, start))) = (&mut self.shadows, target.store())
+                && let Some(shadow) = shadows.get_mut(store)
+            {
+                shadow.set(start, target.extent().len());
             }
         }
         Ok(())
@@ -194,10 +201,12 @@ enum Changes {
 
 impl Changes {
     fn reach(&self, memory: &Extent) -> bool {
-        let (start, end) = (memory.address(), memory.address() + memory.len());
+        let (start, end) = (memory.address(), memory.address().saturating_add(memory.len()));
         match self {
             Changes::Anything => true,
-            Changes::Within(ranges) => ranges.iter().any(|&(at, len)| at < end && start < at + len),
+            Changes::Within(ranges) => {
+                ranges.iter().any(|&(at, len)| at < end && start < at.saturating_add(len))
+            }
         }
     }
 }

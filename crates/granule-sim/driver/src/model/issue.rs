@@ -5,7 +5,7 @@ use super::clock::{Clock, Lane};
 use super::events::VainWait;
 use super::memory::{Memory, Toucher};
 use super::queue::{Action, End, Op};
-use super::races::Trace;
+use super::races::{Races, Trace};
 use super::report::Kind;
 use super::span::{Place, Span, Touch};
 use super::{Caller, Result, Simulation};
@@ -79,7 +79,10 @@ impl Simulation {
         following: &HashSet<(Lane, u64)>,
     ) {
         let later = |lane: Lane, tick: u64| following.contains(&(lane, tick));
-        for race in self.races.add(who, clock, traces, later) {
+        // A launch that has not run: what it touches is known only then.
+        let launches = self.queue.iter().filter(|op| matches!(op.action, Action::Launch(_)));
+        let awaited = |lane: Lane, tick: u64| launches.clone().any(|launch| !launch.clock.covers(lane, tick));
+        for race in self.races.add(who, clock, traces, later, awaited) {
             let place = match race.span.place {
                 Place::Host => format!("host memory at {:#x}", race.span.start),
                 Place::Store(n) if n < self.config.devices => format!("memory of device {n}"),
@@ -103,6 +106,15 @@ impl Simulation {
                     self.reports.add(Kind::EventNeverRecorded, message);
                 }
             }
+        }
+        if let Some(oldest) = self.races.take_forgotten() {
+            let message = format!(
+                "{} is one operation more than the {} that are kept in mind: races with {oldest}, and from now on with \
+                 the oldest that the program has not waited for, are not found",
+                who.0,
+                Races::MOST
+            );
+            self.reports.add(Kind::Forgotten, message);
         }
     }
 

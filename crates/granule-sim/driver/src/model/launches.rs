@@ -224,7 +224,7 @@ impl Watch<'_> {
 
     fn judge(&mut self, access: Access) -> std::result::Result<(), (Kind, String)> {
         let Access { at, len, write, atomic, .. } = access;
-        let inside = |s: &Spot| s.at <= at && at + len <= s.at + s.span.len;
+        let inside = |s: &Spot| s.at <= at && at.saturating_add(len) <= s.at + s.span.len;
         let spot = match self.recent.iter().flatten().copied().find(inside) {
             Some(spot) => spot,
             None => {
@@ -252,16 +252,20 @@ impl Watch<'_> {
             return Err((Kind::WriteThroughReadOnly, "it is mapped to be read only".into()));
         }
         Memory::leased(&self.op.leases, at, len).map_err(|v| (v.kind, v.why))?;
-        if let (Some(shadows), Place::Store(store)) = (&mut self.shadows, spot.span.place) {
+        let shadow = match (&mut self.shadows, spot.span.place) {
+            (Some(shadows), Place::Store(store)) => shadows.get_mut(store),
+            _ => None,
+        };
+        if let Some(shadow) = shadow {
             let start = spot.span.start + (at - spot.at);
             if (!write || atomic)
-                && let Some(unset) = shadows[store].first_unset(start, len)
+                && let Some(unset) = shadow.first_unset(start, len)
             {
                 let why = format!("nothing wrote the byte at {:#x}", at + (unset - start));
                 return Err((Kind::UninitializedRead, why));
             }
             if write {
-                shadows[store].set(start, len);
+                shadow.set(start, len);
             }
         }
         let set = if atomic { 2 } else { usize::from(write) };

@@ -40,7 +40,7 @@ impl Leases {
         made: Call,
     ) -> Result<(), Refused> {
         let end = start.checked_add(len).filter(|_| len > 0).ok_or(Refused::Empty)?;
-        if start < ground || end > ground + ground_len {
+        if start < ground || end > ground.saturating_add(ground_len) {
             return Err(Refused::LeavesItsAllocation);
         }
         let grounds = Arc::make_mut(&mut self.0);

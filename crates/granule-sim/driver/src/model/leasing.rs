@@ -75,8 +75,10 @@ impl Simulation {
         let extents = self.extents(at, len);
         if let Some(shadows) = &mut self.shadows {
             for (store, extent) in extents {
-                if let Some((store, start)) = store {
-                    shadows[store].clear(start, extent.len());
+                if let Some((store, start)) = store
+                    && let Some(shadow) = shadows.get_mut(store)
+                {
+                    shadow.clear(start, extent.len());
                 }
             }
         }

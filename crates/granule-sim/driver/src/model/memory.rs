@@ -216,7 +216,10 @@ impl Memory {
         (at, len): (u64, u64),
         write: bool,
     ) -> Result<Vec<Spot>, Violation> {
-        let end = at.checked_add(len).ok_or_else(|| self.nothing_at(at))?;
+        let Some(end) = at.checked_add(len) else {
+            let why = format!("{len} bytes at {at:#x} run past the end of all addresses");
+            return Err(Violation { kind: Kind::OutOfBounds, why });
+        };
         let mut pieces = Vec::new();
         let mut next = at;
         while next < end {
@@ -306,7 +309,9 @@ impl Memory {
             return Violation { kind: Kind::UseAfterRetire, why };
         }
         let near = 1 << 16;
-        if let Some((_, a)) = self.live.range(..at).next_back().filter(|(_, a)| at - a.end() < near) {
+        if let Some((_, a)) =
+            self.live.range(..at).next_back().filter(|(_, a)| (a.end()..a.end() + near).contains(&at))
+        {
             let why = format!(
                 "{at:#x} lies {} bytes past the end of the allocation of {} bytes by {}",
                 at - a.end(),
@@ -315,7 +320,7 @@ impl Memory {
             );
             return Violation { kind: Kind::OutOfBounds, why };
         }
-        if let Some((_, a)) = self.live.range(at..).next().filter(|(s, _)| *s - at < near) {
+        if let Some((_, a)) = self.live.range(at..).next().filter(|(s, _)| **s > at && *s - at < near) {
             let why = format!(
                 "{at:#x} lies {} bytes before the allocation of {} bytes by {}",
                 a.start - at,

@@ -86,7 +86,8 @@ pub(crate) struct Simulation {
     pools: BTreeMap<u64, pools::Pool>,
     kernels: Kernels,
     memory: Memory,
-    /// Written bytes, store by store; kept where a checked kernel may ask.
+    /// Written bytes of each device; kept where a checked kernel may ask. Granules on the host have none: the host
+    /// writes to them unseen, so that all of their bytes count as written.
     shadows: Option<Vec<ByteSet>>,
     queue: Queue,
     races: Races,
@@ -109,7 +110,7 @@ impl Simulation {
             machine: Machine::new(stores)?,
             random: Random::new(config.seed),
             devices: (0..stores).map(|_| devices::Device::default()).collect(),
-            shadows: kernels.checked().then(|| (0..stores).map(|_| ByteSet::default()).collect()),
+            shadows: kernels.checked().then(|| (0..config.devices).map(|_| ByteSet::default()).collect()),
             calls: Calls::default(),
             reports,
             contexts: BTreeMap::new(),

@@ -118,7 +118,7 @@ impl Simulation {
     /// Whether these bytes are managed memory.
     pub(crate) fn managed_range(&self, at: u64, len: u64) -> Result<()> {
         let a = self.memory.around(at).filter(|a| a.holder == Holder::Managed).ok_or(Code::INVALID_VALUE)?;
-        if at + len <= a.start + a.len { Ok(()) } else { Err(Code::INVALID_VALUE) }
+        if len <= a.start + a.len - at { Ok(()) } else { Err(Code::INVALID_VALUE) }
     }
 
     /// A prefetch or an attachment: a place in the stream, and no effect.

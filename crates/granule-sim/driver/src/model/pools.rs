@@ -192,7 +192,7 @@ impl Simulation {
         };
         let p = self.pool(caller, pool)?;
         let device = p.device;
-        if p.most > 0 && p.used + len > p.most {
+        if p.most > 0 && p.used.saturating_add(len) > p.most {
             return Err(Code::OUT_OF_MEMORY);
         }
         let holder = Holder::Pool(pool);

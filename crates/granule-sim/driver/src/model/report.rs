@@ -52,6 +52,8 @@ kinds! {
     PinnedReuse,
     /// Two operations touch the same bytes, one writes, and nothing orders them.
     StreamRace,
+    /// So much work is queued that races with its oldest part are not looked for any more.
+    Forgotten,
     /// A host function calls the driver.
     DriverCallInHostFunction,
     /// A handle that is not, or no longer, one.

@@ -132,8 +132,8 @@ impl Simulation {
             if !self.devices[h.store].granule_back(h.offset, h.len) {
                 self.machine.discard(h.store, h.offset, h.len);
             }
-            if let Some(shadows) = &mut self.shadows {
-                shadows[h.store].clear(h.offset, h.len);
+            if let Some(shadow) = self.shadows.as_mut().and_then(|all| all.get_mut(h.store)) {
+                shadow.clear(h.offset, h.len);
             }
             let span = Span { place: Place::Store(h.store), start: h.offset, len: h.len };
             self.races.forget(&span);

@@ -1,8 +1,8 @@
 //! Modules and launches of the emulated kernels of `planted.cu`, whose PTX stands here in its shortest form.
 
 use super::support::{
-    Bench, LEN, Range, access, alloc, arg, copy, destroy, event, fill, free, ok, read, record, stream,
-    synchronize, wait,
+    Bench, LEN, Range, access, alloc, arg, copy, destroy, event, fill, free, granularity, ok, properties,
+    read, record, stream, synchronize, wait,
 };
 use cudarc::driver::sys::{self, CUfunction, CUmodule, CUresult, CUstream};
 use std::ffi::{CString, c_void};
@@ -301,4 +301,61 @@ fn what_is_mapped_anew_under_a_queued_kernel_is_not_what_it_was_launched_on() {
         }
         assert!(bench.end().is_empty());
     }
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_race_with_work_that_later_work_outdoes_is_reported() {
+    for seed in 0..6 {
+        let bench = Bench::new();
+        bench.sim.set_seed(seed);
+        let module = load(PTX).unwrap();
+        let (write, x, y, done) = (function(module, "planted_write").unwrap(), stream(), stream(), event());
+        let (mut a, mut n) = (alloc(LEN), 64_u32);
+        // Nothing orders the kernel with the first fill; the second comes after both.
+        fill(a, 1, LEN, x);
+        ok(launch(write, 64, y, &mut [arg(&mut a), arg(&mut n)]));
+        record(done, y);
+        wait(x, done);
+        fill(a, 2, LEN, x);
+        ok(unsafe { sys::cuCtxSynchronize() });
+        let kinds = bench.kinds();
+        assert_eq!(kinds, if checked() { vec!["StreamRace"] } else { vec![] }, "seed {seed}");
+        free(a);
+        ok(unsafe { sys::cuModuleUnload(module) });
+        destroy(&[x, y], &[done]);
+        assert!(bench.end().is_empty());
+    }
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_kernel_reads_what_the_host_wrote_through_its_own_access() {
+    let bench = Bench::new();
+    let module = load(PTX).unwrap();
+    let increment = function(module, "planted_increment").unwrap();
+    let len = granularity();
+    let (mut at, mut handle) = (0, 0);
+    ok(unsafe { sys::cuMemCreate(&mut handle, len, &properties(3, 0), 0) });
+    ok(unsafe { sys::cuMemAddressReserve(&mut at, len, 0, 0, 0) });
+    ok(unsafe { sys::cuMemMap(at, len, 0, handle, 0) });
+    let both = [[1, 0, 3], [3, 0, 3]];
+    ok(unsafe { sys::cuMemSetAccess(at, len, both.as_ptr().cast(), 2) });
+    unsafe { (at as *mut u32).write_bytes(0, 64) };
+    let (mut a, mut b, mut n, stream) = (alloc(256), alloc(256), 64_u32, stream());
+    ok(launch(increment, 64, stream, &mut [arg(&mut at), arg(&mut b), arg(&mut n)]));
+    // And where a copy took those bytes.
+    copy(a, at, 256, stream);
+    ok(launch(increment, 64, stream, &mut [arg(&mut a), arg(&mut at), arg(&mut n)]));
+    synchronize(stream);
+    assert_eq!(read(b, 256), 1_u32.to_le_bytes().repeat(64));
+    assert_eq!(unsafe { (at as *const u32).add(63).read() }, 1);
+    ok(unsafe { sys::cuMemUnmap(at, len) });
+    ok(unsafe { sys::cuMemRelease(handle) });
+    ok(unsafe { sys::cuMemAddressFree(at, len) });
+    free(a);
+    free(b);
+    ok(unsafe { sys::cuModuleUnload(module) });
+    destroy(&[stream], &[]);
+    assert!(bench.end().is_empty());
 }

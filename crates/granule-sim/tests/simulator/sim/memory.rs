@@ -258,3 +258,34 @@ fn a_host_that_follows_a_device_pointer_dies() {
     free(at);
     assert!(bench.end().is_empty());
 }
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_length_beyond_all_addresses_is_refused_like_any_other() {
+    let bench = Bench::new();
+    let (at, target) = (alloc(1000), stream());
+    let bytes = [1_u8; 16];
+    let invalid = CUresult::CUDA_ERROR_INVALID_VALUE;
+    let from = bytes.as_ptr().cast();
+    for len in [usize::MAX, usize::MAX - 7, 1 << 62] {
+        assert_eq!(unsafe { sys::cuMemsetD8Async(at, 1, len, target) }, invalid);
+        assert_eq!(unsafe { sys::cuMemcpyDtoDAsync_v2(at, at + 512, len, target) }, invalid);
+        assert_eq!(unsafe { sys::cuMemcpyHtoDAsync_v2(at, from, len, target) }, invalid);
+        assert_eq!(unsafe { sys::cuMemcpyHtoD_v2(at, from, len) }, invalid);
+        let reports = bench.sim.take_reports();
+        assert!(reports.len() >= 4 && reports.iter().all(|r| r.kind == "OutOfBounds"), "{reports:?}");
+        assert!(reports.iter().all(|r| !r.message.contains("lies 0 bytes")), "{reports:?}");
+        let (mut somewhere, mut there) = (std::ptr::null_mut(), 0);
+        let full = CUresult::CUDA_ERROR_OUT_OF_MEMORY;
+        assert_eq!(unsafe { sys::cuMemAlloc_v2(&mut there, len) }, full);
+        assert_eq!(unsafe { sys::cuMemHostAlloc(&mut somewhere, len, 0) }, full);
+        assert_eq!(unsafe { sys::cuMemAllocManaged(&mut there, len, 1) }, full);
+        assert_eq!(unsafe { sys::cuMemAllocAsync(&mut there, len, target) }, full);
+        assert!(!bench.sim.lease(at, len as u64));
+        assert_eq!(bench.kinds(), ["BadArguments"]);
+    }
+    assert_eq!(unsafe { sys::cuMemHostRegister_v2(from.cast_mut(), usize::MAX, 0) }, invalid);
+    free(at);
+    super::support::destroy(&[target], &[]);
+    assert!(bench.end().is_empty());
+}
