@@ -127,16 +127,24 @@ impl Simulation {
         Ok(start)
     }
 
-    /// Takes back what `cuMemAlloc`, `cuMemAllocManaged` or a pool gave. Waits for the context's work, as the driver
-    /// does.
+    /// Takes back what `cuMemAlloc`, `cuMemAllocManaged` or a pool gave. All but a pool's memory waits for the work of
+    /// its device (managed memory: of all devices), as drivers do; a program must not take that for an order, since
+    /// no document promises it.
     pub(crate) fn free(&mut self, caller: &Caller, start: u64) -> Result<()> {
         if start == 0 {
             return Ok(());
         }
         self.context(caller)?;
         self.forbid_while_capturing(caller)?;
-        self.held(caller, start, |h| !matches!(h, Holder::Pinned(_) | Holder::Registered(_)))?;
-        self.wait_for_streams(|_| true);
+        let a = self.held(caller, start, |h| !matches!(h, Holder::Pinned(_) | Holder::Registered(_)))?;
+        if let Holder::Pool(_) = a.holder {
+            self.report_early_end(caller.call, &a, "frees without a wait memory of a pool");
+        } else {
+            let everywhere = a.holder.on_host();
+            let contexts = self.contexts.iter().filter(|(_, c)| everywhere || c.device == a.device);
+            let contexts: Vec<u64> = contexts.map(|(&context, _)| context).collect();
+            self.run_streams(|s| contexts.contains(&s.context));
+        }
         self.drop_allocation(caller.call, start);
         Ok(())
     }
@@ -151,16 +159,25 @@ impl Simulation {
         };
         let code = if registered { Code::HOST_MEMORY_NOT_REGISTERED } else { Code::INVALID_VALUE };
         let a = self.held(caller, start, fits).map_err(|_| code)?;
-        for user in self.races.unfinished_at(a.start, a.len, &self.host) {
-            let message = format!(
-                "{} ends host memory ({} bytes at {start:#x}, {}) that {user} may still touch",
-                caller.call, a.len, a.made
-            );
-            self.reports.add(Kind::UseAfterFree, message);
-        }
-        self.wait_for_streams(|_| true);
+        self.report_early_end(caller.call, &a, "ends host memory");
+        self.run_streams(|_| true);
         self.drop_allocation(caller.call, start);
         Ok(())
+    }
+
+    /// Work that the host does not know to be done may still touch memory that ends. What a launch touches is not known
+    /// before it runs.
+    fn report_early_end(&mut self, call: Call, a: &Allocation, doing: &str) {
+        for user in self.races.unfinished_at(a.start, a.len, &self.host) {
+            // The beginning of a pool's memory is noted like a use of it.
+            if user != a.made {
+                let message = format!(
+                    "{call} {doing} ({} bytes at {:#x}, {}) that {user} may still touch",
+                    a.len, a.start, a.made
+                );
+                self.reports.add(Kind::UseAfterFree, message);
+            }
+        }
     }
 
     /// The allocation that begins at `start`; a second free is reported.

@@ -103,7 +103,19 @@ impl Simulation {
 
     /// Has the operations run, in some order that the rules allow, and then the host knows that they did.
     pub(crate) fn wait_for(&mut self, targets: &[(Option<u64>, Clock)]) {
-        let ids: Vec<u64> = targets.iter().filter_map(|(id, _)| *id).collect();
+        self.run_to(targets.iter().filter_map(|(id, _)| *id).collect());
+        for (_, clock) in targets {
+            self.host.join(clock);
+        }
+        self.settle();
+    }
+
+    /// Has everything in some streams run, without the host knowing: a wait that no document promises.
+    pub(crate) fn run_streams(&mut self, which: impl Fn(&Stream) -> bool) {
+        self.run_to(self.streams.values().filter(|s| which(s)).filter_map(|s| s.tail).collect());
+    }
+
+    fn run_to(&mut self, ids: Vec<u64>) {
         let needed = self.queue.with_ancestors(ids.iter().copied());
         let lazy = self.random.coin();
         while ids.iter().any(|id| self.queue.is_pending(*id)) {
@@ -112,10 +124,6 @@ impl Simulation {
             }
         }
         self.machine.close();
-        for (_, clock) in targets {
-            self.host.join(clock);
-        }
-        self.settle();
     }
 
     /// Forgets what the host knows to be done.

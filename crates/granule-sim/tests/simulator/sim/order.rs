@@ -1,7 +1,8 @@
 //! Streams, events and host functions: what is ordered, and what only looks as if it were.
 
 use super::support::{
-    Bench, LEN, alloc, copy, destroy, event, fill, free, ok, read, record, stream, synchronize, wait,
+    Bench, LEN, alloc, copy, destroy, event, fill, free, free_pinned, ok, pinned, read, record, stream,
+    synchronize, wait,
 };
 use cudarc::driver::sys::{self, CUresult};
 use std::ffi::c_void;
@@ -190,4 +191,65 @@ fn a_host_function_runs_in_stream_order_and_may_not_call_the_driver() {
     assert_eq!(bench.kinds(), ["DriverCallInHostFunction"]);
     destroy(&[stream], &[]);
     assert!(bench.end().is_empty());
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn freeing_memory_runs_the_work_of_its_device_and_is_no_order() {
+    for seed in 0..10 {
+        let bench = Bench::new();
+        bench.sim.set_seed(seed);
+        let (x, y, here, other) = (stream(), stream(), pinned(LEN), pinned(LEN));
+        let (a, unused) = (alloc(LEN), alloc(LEN));
+        let mut context = null_mut();
+        ok(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, 1) });
+        ok(unsafe { sys::cuCtxSetCurrent(context) });
+        let (elsewhere, b) = (stream(), alloc(LEN));
+        unsafe { [here, other].map(|at| at.write_bytes(0, LEN)) };
+        fill(a, 1, LEN, x);
+        ok(unsafe { sys::cuMemcpyDtoHAsync_v2(here.cast(), a, LEN, x) });
+        fill(b, 1, LEN, elsewhere);
+        ok(unsafe { sys::cuMemcpyDtoHAsync_v2(other.cast(), b, LEN, elsewhere) });
+        assert_eq!(unsafe { (here.read(), other.read()) }, (0, 0));
+        free(unused);
+        assert_eq!(unsafe { here.read() }, 1, "drivers wait for the device's own work");
+        assert_eq!(bench.kinds(), [""; 0]);
+        // And no document says so: whoever builds on it is told.
+        ok(unsafe { sys::cuCtxSetCurrent(bench.context) });
+        fill(a, 2, LEN, y);
+        assert_eq!(bench.kinds(), ["StreamRace", "StreamRace"], "with the fill and with the copy");
+        [x, y, elsewhere].into_iter().for_each(synchronize);
+        [a, b].into_iter().for_each(free);
+        [here, other].into_iter().for_each(free_pinned);
+        destroy(&[x, y, elsewhere], &[]);
+        ok(unsafe { sys::cuDevicePrimaryCtxRelease_v2(1) });
+        assert!(bench.end().is_empty());
+    }
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn freeing_memory_does_not_wait_for_other_devices() {
+    let late = (0..20).filter(|&seed| {
+        let bench = Bench::new();
+        bench.sim.set_seed(seed);
+        let (unused, there) = (alloc(LEN), pinned(LEN));
+        let mut context = null_mut();
+        ok(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, 1) });
+        ok(unsafe { sys::cuCtxSetCurrent(context) });
+        let (stream, b) = (stream(), alloc(LEN));
+        unsafe { there.write_bytes(0, LEN) };
+        fill(b, 1, LEN, stream);
+        ok(unsafe { sys::cuMemcpyDtoHAsync_v2(there.cast(), b, LEN, stream) });
+        free(unused);
+        let late = unsafe { there.read() } == 0;
+        synchronize(stream);
+        free(b);
+        free_pinned(there);
+        destroy(&[stream], &[]);
+        ok(unsafe { sys::cuDevicePrimaryCtxRelease_v2(1) });
+        assert!(bench.end().is_empty());
+        late
+    });
+    assert_eq!(late.count(), 20);
 }

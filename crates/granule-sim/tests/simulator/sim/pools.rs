@@ -104,3 +104,32 @@ fn a_pool_of_ones_own_counts_what_it_gave() {
     destroy(&[stream], &[]);
     assert!(bench.end().is_empty());
 }
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn the_plain_free_does_not_wait_for_a_pools_memory() {
+    for waits in [true, false] {
+        let bench = Bench::new();
+        let stream = stream();
+        let a = alloc_async(LEN, stream);
+        fill(a, 1, LEN, stream);
+        if waits {
+            synchronize(stream);
+        }
+        ok(unsafe { sys::cuMemFree_v2(a) });
+        let reports = bench.sim.take_reports();
+        assert_eq!(reports.is_empty(), waits, "{reports:?}");
+        if let Some(report) = reports.first() {
+            assert_eq!((&report.kind[..], reports.len()), ("UseAfterFree", 1), "{reports:?}");
+            let calls = ["cuMemFree_v2 #", "cuMemsetD8Async #", "cuMemAllocAsync #"];
+            assert!(calls.iter().all(|call| report.message.contains(call)), "{reports:?}");
+        }
+        let code = unsafe { sys::cuStreamSynchronize(stream) };
+        assert_eq!(code == CUresult::CUDA_SUCCESS, waits, "the fill finds nothing");
+        assert_eq!(bench.kinds().is_empty(), waits);
+        if waits {
+            destroy(&[stream], &[]);
+        }
+        assert!(bench.end().is_empty());
+    }
+}
