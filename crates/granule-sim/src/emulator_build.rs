@@ -52,8 +52,9 @@ impl Mode {
         }
     }
 
-    /// Flags for the kernels alone. The checked build keeps the compiler from reading what the source does not read:
-    /// a load that is hoisted out of a condition would look like an access of the kernel.
+    /// Flags for the kernels alone. The checked build keeps the compiler from reading what the source does not read (a
+    /// load that is hoisted out of a condition would look like an access of the kernel), and from taking a vector apart
+    /// before its load is seen (the parts need less alignment than the whole).
     fn kernel_flags(self) -> &'static [&'static str] {
         match self {
             Self::Plain => &["-O2"],
@@ -66,6 +67,7 @@ impl Mode {
                 "-fno-builtin-memmove",
                 "-fno-builtin-memset",
                 "-fno-tree-loop-distribute-patterns",
+                "-fno-tree-sra",
                 "-fno-tree-loop-im",
                 "-fno-if-conversion",
                 "-fno-tree-loop-if-convert",
@@ -120,6 +122,7 @@ pub fn build(sources: &[PathBuf], includes: &[PathBuf], mode: Mode, folder: &Pat
     let lock = objects.join("lock");
     let locked = fs::File::create(&lock).and_then(|file| file.lock().map(|()| file));
     let _locked = locked.map_err(|source| Error::File { path: lock, source })?;
+    let version = run(Command::new("g++").arg("-dumpfullversion"), Path::new("g++"))?;
     let mut units = emulator_units(&objects, mode)?;
     let stem = |source: &PathBuf| source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     for (i, source) in sources.iter().enumerate() {
@@ -138,7 +141,7 @@ pub fn build(sources: &[PathBuf], includes: &[PathBuf], mode: Mode, folder: &Pat
         for _ in 0..workers {
             scope.spawn(|| {
                 while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(error) = unit.make() {
+                    if let Err(error) = unit.make(&version) {
                         next.store(units.len(), Ordering::Relaxed);
                         *done.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Err(error);
                     }
@@ -150,7 +153,7 @@ pub fn build(sources: &[PathBuf], includes: &[PathBuf], mode: Mode, folder: &Pat
 
     let library = folder.join(mode.library());
     let objects: Vec<PathBuf> = units.into_iter().map(|unit| unit.object).collect();
-    link(&objects, mode, &library)?;
+    link(&objects, mode, &version, &library)?;
     Ok(library)
 }
 
@@ -232,20 +235,25 @@ fn kernel_unit(source: &Path, name: &str, includes: &[PathBuf], objects: &Path, 
 }
 
 impl Unit {
-    fn make(&self) -> Result<(), Error> {
-        let command = self.flags.join("\n");
+    fn make(&self, version: &str) -> Result<(), Error> {
+        let command = format!("g++ {version}{}", self.flags.join("\n"));
         if self.is_up_to_date(&command) {
             return Ok(());
+        }
+        // What is written from here on is nothing that was made before, whatever ends this process.
+        let made_of = self.object.with_extension("made-of");
+        if made_of.exists() {
+            fs::remove_file(&made_of).map_err(|source| Error::File { path: made_of.clone(), source })?;
         }
         let compiled = if self.kernels { self.generate()? } else { self.source.clone() };
         let dependencies = self.object.with_extension("d");
         let mut compiler = Command::new("g++");
         compiler.args(&self.flags).arg("-MD").arg("-MF").arg(&dependencies).arg("-c").arg(&compiled);
         run(compiler.arg("-o").arg(&self.object), &self.source)?;
-        write(&self.object.with_extension("made-of"), &self.made_of(&command).unwrap_or_default())
+        write(&made_of, &self.made_of(&command).unwrap_or_default())
     }
 
-    /// The same flags as last time, and the same text in every file that went into the object. Times of files say
+    /// The same compiler and flags as last time, and the same text in every file that went into the object. Times of files say
     /// nothing: a branch switch or a restored cache puts old sources beside new objects.
     fn is_up_to_date(&self, command: &str) -> bool {
         let made_of = fs::read_to_string(self.object.with_extension("made-of"));
@@ -258,9 +266,7 @@ impl Unit {
         let needed = rule.split_once(": ")?.1.replace("\\\n", " ").replace("\\ ", "\0");
         let mut text = command.to_owned();
         for path in needed.split_ascii_whitespace().map(|path| path.replace('\0', " ")) {
-            let mut hash = DefaultHasher::new();
-            fs::read(&path).ok()?.hash(&mut hash);
-            text += &format!("\n{path} {:016x}", hash.finish());
+            text += &format!("\n{path} {:016x}", hash(Path::new(&path))?);
         }
         Some(text)
     }
@@ -326,15 +332,23 @@ fn kernels_in(text: &str) -> Result<BTreeSet<String>, String> {
     Ok(names)
 }
 
-/// Links into a new file and puts it in place, so that a process that has the old one loaded keeps it.
-fn link(objects: &[PathBuf], mode: Mode, library: &Path) -> Result<(), Error> {
-    let modified = |path: &Path| fs::metadata(path).and_then(|it| it.modified()).ok();
-    let list = library.with_extension("objects");
-    let names: String = objects.iter().map(|object| format!("{}\n", object.display())).collect();
-    if let Some(made) = modified(library)
-        && objects.iter().all(|object| modified(object).is_some_and(|then| then <= made))
-        && fs::read_to_string(&list).is_ok_and(|it| it == names)
-    {
+/// A hash of a file's bytes; `None` where it cannot be read.
+fn hash(path: &Path) -> Option<u64> {
+    let mut hash = DefaultHasher::new();
+    fs::read(path).ok()?.hash(&mut hash);
+    Some(hash.finish())
+}
+
+/// Links into a new file and puts it in place, so that a process that has the old one loaded keeps it; unless it was
+/// made of objects with these very bytes.
+fn link(objects: &[PathBuf], mode: Mode, version: &str, library: &Path) -> Result<(), Error> {
+    let list = library.with_extension("made-of");
+    let mut made_of = format!("g++ {version}");
+    for object in objects {
+        let hash = hash(object).unwrap_or_default();
+        made_of += &format!("{} {hash:016x}\n", object.display());
+    }
+    if library.exists() && fs::read_to_string(&list).is_ok_and(|then| then == made_of) {
         return Ok(());
     }
     let fresh = library.with_extension(format!("new-{}", std::process::id()));
@@ -343,7 +357,7 @@ fn link(objects: &[PathBuf], mode: Mode, library: &Path) -> Result<(), Error> {
     compiler.arg(if mode == Mode::Asan { "-fsanitize=address" } else { "-Wl,-z,defs" });
     run(compiler.args(objects).arg("-o").arg(&fresh), library)?;
     fs::rename(&fresh, library).map_err(|source| Error::File { path: library.to_owned(), source })?;
-    write(&list, &names)
+    write(&list, &made_of)
 }
 
 /// Runs a compiler that works on `file`; answers its standard output.

@@ -170,6 +170,33 @@ extern "C" __global__ void misaligned(const unsigned char* from, uint32_t* to) {
     *to = *reinterpret_cast<const uint32_t*>(from + 1);
 }
 
+// Misaligned: vectors at a multiple of half their size. The compiler may not split them before they are watched.
+struct alignas(16) Four {
+    uint32_t x, y, z, w;
+};
+struct alignas(8) Two {
+    float x, y;
+};
+extern "C" __global__ void misaligned_four(const unsigned char* from, uint32_t* to) {
+    const Four four = *reinterpret_cast<const Four*>(from + 8);
+    *to = four.x + 3 * four.y + 5 * four.z + 7 * four.w;
+}
+extern "C" __global__ void misaligned_words(const unsigned char* from, uint32_t* to) {
+    const Four four = reinterpret_cast<const Four*>(from + 8)[threadIdx.x];
+    const uint32_t* const word = reinterpret_cast<const uint32_t*>(&four);
+    uint32_t sum = 0;
+    for (int i = 0; i < 4; ++i) sum += word[i];
+    *to = sum;
+}
+extern "C" __global__ void misaligned_two(const unsigned char* from, float* to) {
+    const Two two = *reinterpret_cast<const Two*>(from + 4);
+    *to = two.x + two.y;
+}
+extern "C" __global__ void misaligned_store(uint32_t n, unsigned char* to) {
+    const Four four{1, 2, 3, n};
+    *reinterpret_cast<Four*>(to + 8) = four;
+}
+
 // Illegal: one thread's local array, reached by another.
 extern "C" __global__ void foreign_local(uint32_t* to) {
     __shared__ uint32_t* pointer;

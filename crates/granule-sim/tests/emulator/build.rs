@@ -60,6 +60,85 @@ fn builds_only_what_changed() {
     assert!(times().0 > last.0 && times().1 > last.1, "an older header is another one");
 }
 
+/// A kernel that adds `by`, alone in a file.
+fn adds(folder: &Path, by: u32) -> [PathBuf; 1] {
+    let content = format!(
+        "#include \"granule_emulator_device.h\"\n\
+         extern \"C\" __global__ void add(unsigned* to) {{ *to += {by}; }}\n"
+    );
+    [write(folder, "add.cu", &content)]
+}
+
+fn added(library: &Path) -> u32 {
+    // A copy: the loader keeps what it has open under a name.
+    let copy = tempfile::NamedTempFile::new().unwrap();
+    fs::copy(library, copy.path()).unwrap();
+    let mut to = [0_u32];
+    Library::open(copy.path()).run("add", Shape::new(1, 1), &[(&mut to[..]).into()]).unwrap();
+    to[0]
+}
+
+#[test]
+fn a_library_is_linked_again_where_an_object_is_another_whatever_the_times_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |by| build(&adds(folder.path(), by), &[], Mode::Plain, folder.path()).unwrap();
+    let library = make(1);
+    assert_eq!(added(&library), 1);
+    // As when a clock was set back.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    fs::File::options().write(true).open(&library).unwrap().set_modified(later).unwrap();
+    assert_eq!(added(&make(2)), 2);
+}
+
+#[test]
+fn an_object_whose_making_was_cut_short_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |sources: &[PathBuf]| build(sources, &[], Mode::Plain, folder.path());
+    make(&adds(folder.path(), 1)).unwrap();
+    let object = folder.path().join("plain").join("add.o");
+    make(&[write(folder.path(), "add.cu", "extern \"C\" __global__ void add() { nonsense; }\n")])
+        .unwrap_err();
+    // What a compiler leaves that is killed halfway.
+    fs::write(&object, "half an object").unwrap();
+    assert_eq!(added(&make(&adds(folder.path(), 1)).unwrap()), 1, "the source is what it was before");
+}
+
+#[test]
+fn another_compiler_makes_everything_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    build(&adds(folder.path(), 1), &[], Mode::Plain, folder.path()).unwrap();
+    let object = folder.path().join("plain").join("add.o");
+    let modified = || fs::metadata(&object).unwrap().modified().unwrap();
+    let real = Command::new("sh").args(["-c", "command -v g++"]).output().unwrap().stdout;
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = -dumpfullversion ] && echo 99.1.0 && exit\nexec {} \"$@\"\n",
+        String::from_utf8(real).unwrap().trim()
+    );
+    let bin = folder.path().join("bin");
+    fs::create_dir(&bin).unwrap();
+    let compiler = write(&bin, "g++", &script);
+    fs::set_permissions(&compiler, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    for again in [false, true] {
+        let before = modified();
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "build::with_another_compiler"])
+            .env("PATH", format!("{}:{path}", bin.display()))
+            .env("GRANULE_TEST_FOLDER", folder.path())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        assert_eq!(modified() > before, !again);
+    }
+}
+
+#[test]
+#[ignore = "needs another g++: run by another_compiler_makes_everything_anew"]
+fn with_another_compiler() {
+    let folder = PathBuf::from(std::env::var("GRANULE_TEST_FOLDER").unwrap());
+    build(&adds(&folder, 1), &[], Mode::Plain, &folder).unwrap();
+}
+
 #[test]
 fn files_of_one_name_keep_apart() {
     let folder = tempfile::tempdir().unwrap();

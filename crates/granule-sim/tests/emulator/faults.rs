@@ -66,6 +66,16 @@ fn outside_of_shared_and_local_memory() {
     stops_in(Mode::Checked, "past_static", Shape::new(1, 1), &[124_u32.into()], 1, &words);
     library(Mode::Checked).run("past_static", Shape::new(1, 1), &[120_u32.into()]).unwrap();
     stops_in(Mode::Checked, "misaligned", Shape::new(1, 1), &[to, to], 1, &["misaligned", "read of 4 bytes"]);
+    // 16 bytes of alignment, which a vector of words does not promise.
+    let mut memory = [0_u128; 8];
+    let to = Param::from(&mut memory[..]);
+    let stops = |name: &str, parameters: &[Param], words: &str| {
+        stops_in(Mode::Checked, name, Shape::new(1, 1), parameters, 1, &["misaligned", words]);
+    };
+    for (name, bytes) in [("misaligned_four", 16), ("misaligned_words", 16), ("misaligned_two", 8)] {
+        stops(name, &[to, to], &format!("read of {bytes} bytes"));
+    }
+    stops("misaligned_store", &[7_u32.into(), to], "write of 16 bytes");
     stops_in(Mode::Checked, "foreign_local", Shape::new(1, 32), &[to], 1, &["another thread's local memory"]);
 }
 
