@@ -117,6 +117,8 @@ struct Counts {
     writes: usize,
     /// Streams that let go of finished work only when they are asked.
     lazy: Vec<Weak<dyn RawStream>>,
+    /// Whether there ever were any.
+    asked: bool,
 }
 
 impl Pending {
@@ -124,27 +126,40 @@ impl Pending {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_while(&self, busy: impl Fn(&Counts) -> bool) -> Result<(), Error> {
+    fn wait_while(&self, device: &Device, busy: impl Fn(&Counts) -> bool) -> Result<(), Error> {
         loop {
-            let lazy: Vec<_> = {
+            let (lazy, asked) = {
                 let mut counts = self.counts();
                 if !busy(&counts) {
                     return Ok(());
                 }
                 counts.lazy.retain(|stream| stream.strong_count() > 0);
-                counts.lazy.iter().filter_map(Weak::upgrade).collect()
+                (counts.lazy.iter().filter_map(Weak::upgrade).collect::<Vec<_>>(), counts.asked)
             };
-            if lazy.is_empty() {
-                // The others let go by themselves; so does a stream that somebody is dropping now.
+            if !asked {
+                // The others let go by themselves.
                 let waited = self.changed.wait_while(self.counts(), |counts| busy(counts));
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
                 return Ok(());
             }
             lazy.iter().try_for_each(|stream| stream.finish(self))?;
-            // Not asked again at once where others hold the rest.
+            if lazy.is_empty() {
+                self.let_go(device)?;
+            }
+            // Not asked again at once where others hold the rest, such as one who is dropping a stream now.
             let waited = self.changed.wait_timeout_while(self.counts(), MOMENT, |counts| busy(counts));
             drop(waited.unwrap_or_else(PoisonError::into_inner));
         }
+    }
+
+    /// Asks the device for what streams that are gone could not let go of.
+    fn let_go(&self, device: &Device) -> Result<(), Error> {
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = device.backend().as_cuda() {
+            return cuda.context().let_go(self);
+        }
+        let _ = device;
+        Ok(())
     }
 }
 
@@ -181,6 +196,7 @@ impl Ticket {
     #[cfg(feature = "cuda")]
     pub(crate) fn held_by(&self, stream: Weak<dyn RawStream>) {
         let mut counts = self.pending.counts();
+        counts.asked = true;
         if !counts.lazy.iter().any(|other| other.ptr_eq(&stream)) {
             counts.lazy.retain(|other| other.strong_count() > 0);
             counts.lazy.push(stream);
@@ -239,11 +255,12 @@ impl<M: Memory> Region<M> {
     /// device, where such a function may wait for nothing, it is an error.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`], [`Error::InHostFunction`].
+    /// [`Error::OutOfRange`], [`Error::InHostFunction`]; [`Error::Capturing`] where somebody else captures a stream that uses
+    /// the region, which then cannot be waited for.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
         let range = checked_range(range, self.len)?;
         self.wait_until_ready();
-        self.pending.wait_while(|counts| counts.writes > 0)?;
+        self.pending.wait_while(&self.device, |counts| counts.writes > 0)?;
         // SAFETY: `Memory` promises the bytes to this value. No operation writes them, and giving one to a stream takes
         // `&mut self`.
         Ok(unsafe { DeviceSlice::from_raw(self.ptr.offset(range.start), range.len(), self.home) })
@@ -252,10 +269,10 @@ impl<M: Memory> Region<M> {
     /// The bytes at `range`, to write, after the operations that read or write this region have run.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`], [`Error::ReadOnly`], [`Error::InHostFunction`].
+    /// As [`Region::slice`]; [`Error::ReadOnly`].
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
         let range = self.checked_write(range)?;
-        self.pending.wait_while(|counts| counts.reads + counts.writes > 0)?;
+        self.pending.wait_while(&self.device, |counts| counts.reads + counts.writes > 0)?;
         self.wait_until_ready();
         // SAFETY: `Memory` promises the bytes to this value. No operation is left that touches them, and giving one to a
         // stream takes a borrow of `self`, which is borrowed exclusively.
@@ -265,10 +282,10 @@ impl<M: Memory> Region<M> {
     /// The memory itself, after all operations on it have run.
     ///
     /// # Errors
-    /// [`Error::InHostFunction`]. Never on a region whose operations have run; [`Error::Busy`] is there for what cannot be
-    /// ruled out.
+    /// [`Error::InHostFunction`] and [`Error::Capturing`], as [`Region::slice`]. Never on a region whose operations have run;
+    /// [`Error::Busy`] is there for what cannot be ruled out.
     pub fn into_inner(self) -> Result<M, Error> {
-        self.pending.wait_while(|counts| counts.reads + counts.writes > 0)?;
+        self.pending.wait_while(&self.device, |counts| counts.reads + counts.writes > 0)?;
         Arc::try_unwrap(self.memory).map_err(|_| Error::Busy { by: "an operation on a stream" })
     }
 

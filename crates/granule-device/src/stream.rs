@@ -100,7 +100,11 @@ impl Stream {
             return Err(Error::LengthMismatch { source_len: source.len(), target_len: target.len() });
         }
         self.wait_until_ready(from)?;
-        self.wait_until_ready(to)?;
+        match to.ready() {
+            Some(ready) if across.is_some() => self.wait_for_peer(ready)?,
+            Some(ready) => self.wait(ready)?,
+            None => (),
+        }
         let (from_ptr, to_ptr) = (from.ptr_at(source.start), to.ptr_at(target.start));
         let keep = [from.ticket(false), to.ticket(true)];
         self.raw.push(Op::Copy { from: from_ptr, to: to_ptr, len: source.len(), across, keep })
@@ -197,6 +201,9 @@ impl Event {
     }
 
     /// Whether it is done, without waiting. In a function that runs on a CUDA stream: whether that was known before.
+    ///
+    /// True also where the driver has lost the context: the work will never run on. [`Stream::synchronize`] tells the two
+    /// apart.
     pub fn is_done(&self) -> bool {
         self.moment.is_done()
     }

@@ -1,6 +1,5 @@
 //! Work captured from a stream, to be run again and again as one.
 
-use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use cudarc::driver::sys;
 
 use super::context::{Context, Raw};
 use super::release::Leftover;
+use super::stream::Resource;
 use crate::device::{Counted, Thing};
 use crate::{Device, Error, Stream};
 
@@ -16,7 +16,7 @@ use crate::{Device, Error, Stream};
 pub struct Graph {
     raw: Raw<sys::CUgraph_st>,
     context: Arc<Context>,
-    kept: Vec<Arc<dyn Any + Send + Sync>>,
+    kept: Vec<Resource>,
     owner: Counted,
 }
 
@@ -30,7 +30,7 @@ struct Executable {
     raw: Raw<sys::CUgraphExec_st>,
     context: Arc<Context>,
     #[expect(dead_code, reason = "the modules of its kernels, held while it can run")]
-    kept: Vec<Arc<dyn Any + Send + Sync>>,
+    kept: Vec<Resource>,
     owner: Counted,
 }
 
@@ -42,12 +42,13 @@ impl Stream {
     /// maps, allocates and loads; what is dropped meanwhile is given back afterwards.
     ///
     /// # Errors
-    /// [`Error::Capturing`] where the stream is captured already; [`Error::Unsupported`] on the host; [`Error::Driver`].
+    /// [`Error::Capturing`] where the stream is captured already, and where cudarc has a view of a region that was lent for
+    /// this stream: drop the view first. [`Error::Unsupported`] on the host; [`Error::Driver`].
     pub fn begin_capture(&self) -> Result<(), Error> {
         self.cuda_queue("capturing a stream")?.begin_capture()
     }
 
-    /// Ends the capture, on the thread that began it.
+    /// Ends the capture. Any thread may.
     ///
     /// # Errors
     /// [`Error::NotCapturing`]; [`Error::Driver`] where something has spoilt the capture, which is over then.
@@ -120,9 +121,9 @@ impl ExecutableGraph {
         queue.reap();
         let context = queue.context();
         let _bound = context.bind()?;
-        let kept = Arc::clone(&self.inner) as Arc<dyn Any + Send + Sync>;
-        queue.give(Vec::new(), Some(kept), |stream| {
-            // SAFETY: the caller's promise; the graph is kept until the stream has been waited for.
+        let graph = Arc::clone(&self.inner) as Resource;
+        queue.give(None, Vec::new(), Some(graph), |stream| {
+            // SAFETY: the caller's promise; the graph is kept until it has run.
             unsafe { context.driver.cuGraphLaunch(self.inner.raw.0, stream) }
         })
     }

@@ -1,5 +1,9 @@
 //! Lending memory to cudarc: views that its launches, copies and libraries take where they take its own slices.
 //!
+//! What is lent is held until the work that was given to the stream has run. That is not so for what cudarc *captures*: its
+//! graphs hold nothing, of cudarc's own slices either, and their launch is a safe call there. Memory in such a graph is its
+//! maker's business; [`Stream::begin_capture`] refuses what this crate could not hold.
+//!
 //! The views own nothing. cudarc's own slices free themselves with `cuMemFreeAsync` and drag two events along; these do
 //! neither.
 
@@ -35,6 +39,12 @@ impl Drop for Hold {
 impl Stream {
     /// A region's memory for cudarc's calls on this stream, to be read. The region's memory lives until what was given to the
     /// stream while the view lived has run; looking at the region waits for that.
+    ///
+    /// cudarc's copies may use it on another stream too: that one first waits for this one, and each use is waited for. A
+    /// launch that takes it as an argument has to be on this stream, which is for the maker of the launch to see to.
+    ///
+    /// Not held is what cudarc captures with the view: its graphs keep none of their memory. Whoever captures with cudarc
+    /// keeps the region, and neither looks at it nor gives it to other work, for as long as the graph is launched.
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::OtherDevice`], [`Error::Capturing`]; [`Error::Launch`] where the bytes are no whole
@@ -75,6 +85,7 @@ impl Stream {
         self.wait_until_ready(region)?;
         let ptr = region.ptr_at(range.start).addr();
         let len = elements::<T>(ptr, range.len(), region.home().kind)?;
+        queue.lend()?;
         let hold = Hold { stream: Arc::clone(self.raw()), ticket: Some(region.ticket(write)) };
         Ok((ptr, len, Arc::clone(queue.share()), hold))
     }
@@ -178,6 +189,15 @@ macro_rules! view {
         }
 
         impl<T> $name<'_, T> {
+            /// Before a use on `stream`: what the view's own stream was given comes first. For a slice that is for the maker
+            /// of the view to see to.
+            fn before(&self, stream: &CudaStream) {
+                let lender = self.hold.as_ref().filter(|_| stream.cu_stream() != self.stream.cu_stream());
+                if let Some(queue) = lender.and_then(|hold| hold.stream.as_cuda()) {
+                    queue.order_before(stream);
+                }
+            }
+
             /// What cudarc does after a use on `stream`. For a slice, the maker of the view has promised that the memory
             /// stays and is nobody else's. A region is held on the stream that it was lent on; on another one each use is
             /// waited for.
@@ -202,6 +222,7 @@ macro_rules! view {
 
         impl<T> driver::DevicePtr<T> for $name<'_, T> {
             fn device_ptr<'s>(&'s self, stream: &'s CudaStream) -> (CUdeviceptr, SyncOnDrop<'s>) {
+                self.before(stream);
                 (self.ptr, self.after(stream))
             }
         }
@@ -219,6 +240,7 @@ view!(CudaViewMut);
 
 impl<T> driver::DevicePtrMut<T> for CudaViewMut<'_, T> {
     fn device_ptr_mut<'s>(&'s mut self, stream: &'s CudaStream) -> (CUdeviceptr, SyncOnDrop<'s>) {
+        self.before(stream);
         (self.ptr, self.after(stream))
     }
 }

@@ -1,6 +1,5 @@
 //! Launching kernels: the arguments, what keeps their memory, and raw copies and fills of slices on a stream.
 
-use std::any::Any;
 use std::ffi::c_void;
 use std::fmt;
 use std::marker::PhantomData;
@@ -8,6 +7,7 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use super::module::Function;
+use super::stream::Resource;
 use crate::region::Lender;
 use crate::slice::checked_range;
 use crate::{Bytes, DeviceKind, DeviceSlice, DeviceSliceMut, Error, Event, Memory, Region, Stream};
@@ -202,13 +202,13 @@ impl Stream {
     /// - The arguments are those that the kernel takes, in number, order and type.
     /// - The kernel stays inside the memory that it is given, and writes only what was given to be written.
     /// - Memory given as slices stays, and is not otherwise written (nor read, where the kernel writes it), until the stream
-    ///   has passed this; in a captured graph, until every launch of the graph has run.
+    ///   has passed this; in a captured graph, until every launch of the graph has run. Where somebody else captures the
+    ///   stream, the same goes for the kernel's [`Module`](crate::Module), which our own [`Graph`](crate::Graph)s keep.
     pub unsafe fn launch(&self, mut launch: Launch<'_>) -> Result<(), Error> {
         let shared = launch.check(self)?;
         let queue = self.cuda_queue("a kernel")?;
-        if !launch.regions.is_empty() {
-            queue.refuse_in_capture("a kernel on a region")?;
-        }
+        let outside = (!launch.regions.is_empty()).then_some("a kernel on a region");
+        outside.map_or(Ok(()), |what| queue.refuse_in_capture(what))?;
         for ready in &launch.ready {
             self.wait(ready)?;
         }
@@ -220,11 +220,11 @@ impl Stream {
         let mut pointers: Vec<*mut c_void> =
             launch.starts.iter().map(|&start| (&raw mut arguments[start]).cast()).collect();
         let (LaunchShape { grid, block, .. }, function) = (launch.shape, launch.function);
-        let module = Arc::clone(&function.module.inner) as Arc<dyn Any + Send + Sync>;
+        let module = Arc::clone(&function.module.inner) as Resource;
         let tickets = launch.regions.iter().map(|(region, write)| region.lend(*write)).collect();
-        queue.give(tickets, Some(module), |stream| {
-            // SAFETY: the caller's promise; the module is kept until the stream has been waited for, the arguments are
-            // copied by the call.
+        queue.give(outside, tickets, Some(module), |stream| {
+            // SAFETY: the caller's promise; the module is kept until the kernel has run, the arguments are copied by
+            // the call.
             unsafe {
                 context.driver.cuLaunchKernel(
                     function.raw.0,
@@ -257,7 +257,7 @@ impl Stream {
         }
         let queue = self.raw_work("a copy", &[from.kind(), to.kind()])?;
         let _bound = queue.context().bind()?;
-        queue.give(Vec::new(), None, |stream| match from.len() {
+        queue.give(None, Vec::new(), None, |stream| match from.len() {
             0 => Ok(()),
             // SAFETY: the caller's promise.
             len => unsafe {
@@ -276,7 +276,7 @@ impl Stream {
     pub unsafe fn fill_slice(&self, slice: DeviceSliceMut<'_>, value: u8) -> Result<(), Error> {
         let queue = self.raw_work("a fill", &[slice.kind()])?;
         let _bound = queue.context().bind()?;
-        queue.give(Vec::new(), None, |stream| match slice.len() {
+        queue.give(None, Vec::new(), None, |stream| match slice.len() {
             0 => Ok(()),
             // SAFETY: the caller's promise.
             len => unsafe { queue.context().driver.cuMemsetD8Async(slice.ptr().addr(), value, len, stream) },

@@ -10,6 +10,7 @@ use cudarc::driver::sys::{self, CUstream};
 use super::calls::{self, Driver};
 use super::context::{Context, Raw};
 use super::errors;
+use super::stream::Relaxed;
 use crate::Error;
 use crate::backend::Moment;
 
@@ -44,8 +45,8 @@ impl CudaMoment {
         unsafe { driver.cuStreamWaitEvent(stream, self.event.0, 0) }
     }
 
-    fn query(&self) -> Result<bool, Error> {
-        let driver = &self.context.driver;
+    fn query(&self, driver: &Driver) -> Result<bool, Error> {
+        let _relaxed = Relaxed::enter();
         // SAFETY: the event is alive and was recorded.
         match unsafe { driver.cuEventQuery(self.event.0) } {
             Ok(()) => Ok(true),
@@ -55,9 +56,43 @@ impl CudaMoment {
     }
 
     /// Waits; an error means that the driver could not say, and that the work may be running still.
-    fn synchronize(&self, driver: &Driver) -> Result<(), Error> {
+    pub(super) fn synchronize(&self, driver: &Driver) -> Result<(), Error> {
+        let _relaxed = Relaxed::enter();
         // SAFETY: the event is alive and was recorded.
-        unsafe { driver.cuEventSynchronize(self.event.0) }
+        unsafe { driver.cuEventSynchronize(self.event.0)? };
+        self.done.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Waits until the work is done or lost, past injected faults. An error means that it may be running still.
+    pub(super) fn finish(&self) -> Result<(), Error> {
+        if self.done.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        over(|| self.synchronize(&self.context.driver.unfailing()))?;
+        self.done.store(true, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// Whether the context is gone, and with it all work: what was given will never run, or touch memory, any more.
+pub(super) fn is_lost(error: &Error) -> bool {
+    // Shutting down, context destroyed; uncorrectable memory and link; what a kernel or copy can do to its context.
+    matches!(errors::code(error), Some(4 | 201 | 214 | 220 | 700 | 702 | 709 | 710 | 714..=719))
+}
+
+/// Whether a capture is what the driver refused a call for.
+pub(super) fn is_captures_fault(error: &Error) -> bool {
+    matches!(errors::code(error), Some(900..=908))
+}
+
+/// Waits by asking the driver: until it says that the work is done, or twice that it is lost. Asked twice, because an answer
+/// may be the error of something else.
+pub(super) fn over(ask: impl Fn() -> Result<(), Error>) -> Result<(), Error> {
+    match ask().or_else(|_| ask()) {
+        Err(error) if is_lost(&error) => Ok(()),
+        Err(error) if is_captures_fault(&error) => Err(Error::Capturing { what: "waiting for work" }),
+        answer => answer,
     }
 }
 
@@ -67,7 +102,14 @@ impl Moment for CudaMoment {
             return true;
         }
         // In a function that runs on a stream the driver cannot be asked: what is not known to be done is not.
-        let done = self.query().unwrap_or(false);
+        let done = match self.query(&self.context.driver) {
+            Ok(done) => done,
+            // Asked again, because it may be the error of something else.
+            Err(error) if is_lost(&error) => {
+                self.query(&self.context.driver.unfailing()).unwrap_or_else(|error| is_lost(&error))
+            }
+            Err(_) => false,
+        };
         if done {
             self.done.store(true, Ordering::Release);
         }
@@ -75,17 +117,12 @@ impl Moment for CudaMoment {
     }
 
     fn wait(&self) {
-        if self.done.load(Ordering::Acquire) {
-            return;
-        }
         outside(|| {
-            let driver = &self.context.driver;
-            // Waiting must not be cut short: past an injected fault, or the error of something else, it is asked for again.
-            // A driver that goes on refusing has lost the context, and with it the work.
-            let waited = self.synchronize(driver).or_else(|_| self.synchronize(&driver.unfailing()));
-            let _ = waited.or_else(|_| self.synchronize(&driver.unfailing()));
+            // What a capture is in the way of is only put off. Other errors come out of the next call that can fail.
+            while let Err(Error::Capturing { .. }) = self.finish() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         });
-        self.done.store(true, Ordering::Release);
     }
 
     fn as_cuda(&self) -> Option<&CudaMoment> {

@@ -5,9 +5,9 @@
 //! after having done it, and releasing twice could release what somebody else has got meanwhile.
 //!
 //! The driver may not be called inside a function that runs on a stream, and freeing memory spoils a capture. In both cases
-//! a release is put off until the next use of a stream or the end of the capture.
+//! a release is put off until the next use of a stream or the end of the capture. A capture that this crate does not know of
+//! is not disturbed: releases are made in the relaxed mode, and one that is refused for a capture's sake is put off too.
 
-use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,7 +16,9 @@ use cudarc::driver::sys;
 
 use super::calls;
 use super::context::{Context, Raw, lock};
-use crate::region::Ticket;
+use super::moment::{is_captures_fault, over};
+use super::stream::{Captures, Finished, Relaxed, end_unwanted, is_captured};
+use crate::region::Pending;
 use crate::{DevicePtr, Error};
 
 /// One thing that goes back to the driver.
@@ -40,16 +42,17 @@ pub(super) struct Abandoned {
     pub(super) stream: Option<Arc<CudaStream>>,
     /// Whether this crate made it.
     pub(super) own: bool,
+    /// Whether the driver still captures it for us.
+    pub(super) captured: bool,
     /// Whether its work is known to be done.
     pub(super) waited: bool,
-    pub(super) tickets: Vec<Ticket>,
-    pub(super) kept: Vec<Arc<dyn Any + Send + Sync>>,
+    pub(super) held: Finished,
 }
 
 impl Context {
     /// Gives one thing back, now or later.
     pub(super) fn release(&self, mut leftover: Leftover) {
-        let now = !calls::in_host_function() && !self.is_capturing();
+        let now = !calls::in_host_function() && !Captures::of(self.raw()).any();
         if !now {
             self.put_off.store(true, Ordering::Release);
         }
@@ -60,7 +63,7 @@ impl Context {
 
     /// Tries again what was put off or refused; answers how much is left.
     pub(super) fn settle(&self) -> usize {
-        if calls::in_host_function() || lock(&self.leftovers).is_empty() || self.is_capturing() {
+        if calls::in_host_function() || lock(&self.leftovers).is_empty() || Captures::of(self.raw()).any() {
             return lock(&self.leftovers).len();
         }
         self.put_off.store(false, Ordering::Release);
@@ -84,10 +87,39 @@ impl Context {
         }
     }
 
-    /// An error means that the driver was not asked.
+    /// Lets go of a region that is held by streams that were dropped where they could not be waited for.
+    ///
+    /// # Errors
+    /// [`Error::InHostFunction`], [`Error::Capturing`]: it is held still.
+    pub(crate) fn let_go(&self, region: &Pending) -> Result<(), Error> {
+        if calls::in_host_function() {
+            return Err(Error::InHostFunction { call: "waiting for work on a region" });
+        }
+        let holds = |leftover: &mut Leftover| match leftover {
+            Leftover::Stream(stream) => stream.held.tickets.iter().any(|ticket| ticket.is_of(region)),
+            _ => false,
+        };
+        let mut streams: Vec<Leftover> = lock(&self.leftovers).extract_if(.., holds).collect();
+        let mut done = Ok(());
+        for leftover in &mut streams {
+            if let Leftover::Stream(stream) = leftover {
+                let bound = self.bind_unfailing();
+                done = done.and(bound.and_then(|_bound| self.wait_for_abandoned(stream)));
+            }
+        }
+        if !streams.is_empty() {
+            lock(&self.leftovers).append(&mut streams);
+            self.put_off.store(true, Ordering::Release);
+            self.settle();
+        }
+        done
+    }
+
+    /// An error means that the driver was not asked, or refused for a capture's sake.
     fn give_back(&self, leftover: &mut Leftover) -> Result<(), Error> {
         let bound = self.bind()?;
         let driver = &self.driver;
+        let _relaxed = Relaxed::enter();
         // SAFETY: each was answered by the driver and is given back once; its owner says that nothing uses it any more.
         let asked = unsafe {
             match leftover {
@@ -95,6 +127,8 @@ impl Context {
                 Leftover::Pinned(ptr) => driver.cuMemFreeHost(ptr.as_host_ptr().cast()),
                 Leftover::Registered(ptr) => driver.cuMemHostUnregister(ptr.as_host_ptr().cast()),
                 Leftover::Ordered { ptr, stream } => match stream.as_ref().map(|stream| stream.cu_stream()) {
+                    // It would become part of the capture.
+                    Some(raw) if is_captured(driver, raw) => Err(Error::Capturing { what: "freeing memory" }),
                     Some(raw) => driver.cuMemFreeAsync(ptr.addr(), raw).inspect(|()| *stream = None),
                     None => Ok(()),
                 },
@@ -108,17 +142,19 @@ impl Context {
             }
         };
         drop(bound);
-        asked.or_else(was_asked)
+        let asked = asked.or_else(was_asked);
+        if asked.as_ref().is_err_and(is_refused_in_capture) {
+            self.put_off.store(true, Ordering::Release);
+        }
+        asked
     }
 
     fn give_back_stream(&self, abandoned: &mut Abandoned) -> Result<(), Error> {
-        if let Some(stream) = abandoned.stream.as_ref().filter(|_| !abandoned.waited) {
-            // SAFETY: the stream is alive. A driver that refuses has lost the context, and with it the work.
-            unsafe { self.driver.cuStreamSynchronize(stream.cu_stream()) }.or_else(was_asked)?;
-            abandoned.waited = true;
-        }
-        abandoned.tickets.clear();
-        abandoned.kept.clear();
+        self.wait_for_abandoned(abandoned).map_err(|error| match error {
+            // What it holds may be in use still.
+            Error::Driver { .. } => Error::Busy { by: "a stream whose work could not be waited for" },
+            other => other,
+        })?;
         if abandoned.own {
             self.driver.gate("cuStreamDestroy_v2")?;
         }
@@ -126,12 +162,36 @@ impl Context {
         abandoned.stream = None;
         Ok(())
     }
+
+    /// Waits for a stream's work, and lets go of what it held. The context is current.
+    fn wait_for_abandoned(&self, abandoned: &mut Abandoned) -> Result<(), Error> {
+        if let Some(stream) = abandoned.stream.as_ref().filter(|_| !abandoned.waited) {
+            let driver = self.driver.unfailing();
+            let _relaxed = Relaxed::enter();
+            if abandoned.captured {
+                end_unwanted(&driver, stream.cu_stream())?;
+                abandoned.captured = false;
+            }
+            if is_captured(&driver, stream.cu_stream()) {
+                return Err(Error::Capturing { what: "waiting for a stream" });
+            }
+            // SAFETY: the stream is alive.
+            over(|| unsafe { driver.cuStreamSynchronize(stream.cu_stream()) })?;
+            abandoned.waited = true;
+        }
+        abandoned.held = Finished::default();
+        Ok(())
+    }
 }
 
-/// Whatever the driver answered, it was asked.
+fn is_refused_in_capture(error: &Error) -> bool {
+    matches!(error, Error::Capturing { .. }) || is_captures_fault(error)
+}
+
+/// Whatever the driver answered, it was asked; but for a capture's sake it does nothing.
 pub(super) fn was_asked(error: Error) -> Result<(), Error> {
     match error {
-        Error::Driver { .. } => Ok(()),
+        Error::Driver { .. } if !is_captures_fault(&error) => Ok(()),
         other => Err(other),
     }
 }

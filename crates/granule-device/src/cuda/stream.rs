@@ -3,8 +3,9 @@
 //! No thread looks after that. A stream's finished work is noticed when the stream is used, waited for or asked, and when a
 //! region waits; then what the work held is let go, on the thread that noticed.
 
-use std::any::Any;
-use std::collections::VecDeque;
+mod capture;
+mod held;
+
 use std::ffi::c_void;
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -12,12 +13,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
-use cudarc::driver::CudaStream;
-use cudarc::driver::sys::{self, CUstream, CUstreamCaptureMode_enum, CUstreamCaptureStatus_enum};
+use cudarc::driver::sys::{CUresult, CUstream};
+use cudarc::driver::{CudaStream, DriverError};
 
+pub(super) use self::capture::{Captures, Relaxed, end_unwanted, is_captured};
+use self::held::Held;
+pub(super) use self::held::{Finished, Resource};
 use super::calls;
-use super::context::{Context, Raw, lock};
-use super::moment::{CudaMoment, Unrecorded};
+use super::context::{Context, lock};
+use super::moment::{CudaMoment, Unrecorded, over};
 use super::release::{Abandoned, Leftover};
 use crate::Error;
 use crate::backend::{Moment, Op, RawStream};
@@ -31,47 +35,26 @@ pub(crate) struct Queue {
     own: bool,
     /// Whether somebody else can reach it, and so may capture it.
     shared: AtomicBool,
+    /// Whether this crate captures it. Written under the lock of `held`.
     capturing: AtomicBool,
-    state: Mutex<State>,
+    captures: Arc<Captures>,
+    held: Mutex<Held>,
     /// What a function that ran here panicked with.
     panic: Arc<Mutex<Option<String>>>,
     this: Weak<Queue>,
 }
 
-#[derive(Default)]
-struct State {
-    /// In the order of the stream.
-    running: VecDeque<Batch>,
-    given: u64,
-    /// Tickets of work behind which no event could be recorded: the next event is behind it too.
-    loose: Vec<Ticket>,
-    /// Modules and graphs, kept until the stream has been waited for.
-    kept: Vec<Arc<dyn Any + Send + Sync>>,
-}
-
-struct Batch {
-    number: u64,
-    moment: Arc<CudaMoment>,
-    tickets: Vec<Ticket>,
-}
-
-impl State {
-    /// Takes the batches up to one with this number.
-    fn take_until(&mut self, number: u64) -> Vec<Batch> {
-        let done = self.running.iter().take_while(|batch| batch.number <= number).count();
-        self.running.drain(..done).collect()
-    }
-}
-
 impl Queue {
     pub(super) fn new(context: Arc<Context>, stream: Arc<CudaStream>, own: bool) -> Arc<Queue> {
+        let captures = Captures::of(context.raw());
         let queue = Arc::new_cyclic(|this| Queue {
             context,
             stream: ManuallyDrop::new(stream),
             own,
             shared: AtomicBool::new(false),
             capturing: AtomicBool::new(false),
-            state: Mutex::default(),
+            captures,
+            held: Mutex::default(),
             panic: Arc::default(),
             this: Weak::clone(this),
         });
@@ -97,134 +80,135 @@ impl Queue {
     /// The stream for somebody else to use beside us.
     pub(super) fn share(&self) -> &Arc<CudaStream> {
         if !self.shared.swap(true, Ordering::AcqRel) {
-            self.context.remember_shared(Weak::clone(&self.this));
+            self.captures.remember(Weak::clone(&self.this));
         }
         &self.stream
     }
 
-    /// Whether this crate captures it now.
-    pub(super) fn is_captured(&self) -> bool {
-        self.capturing.load(Ordering::Acquire)
-    }
-
-    /// Whether somebody else captures it now.
-    pub(super) fn is_captured_by_others(&self) -> bool {
-        self.shared.load(Ordering::Acquire) && self.is_captured_now()
-    }
-
-    /// What the driver says.
-    fn is_captured_now(&self) -> bool {
-        if calls::in_host_function() {
-            return false;
-        }
-        let mut status = CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE;
-        let Ok(_bound) = self.context.bind_unfailing() else { return false };
-        // SAFETY: the stream is alive; it is written into a local.
-        let asked =
-            unsafe { self.context.driver.unfailing().cuStreamIsCapturing(self.raw(), &raw mut status) };
-        asked.is_ok() && status != CUstreamCaptureStatus_enum::CU_STREAM_CAPTURE_STATUS_NONE
-    }
-
-    /// Refuses `what` while the stream is captured, and in a function that runs on a stream.
-    pub(super) fn refuse_in_capture(&self, what: &'static str) -> Result<(), Error> {
-        if calls::in_host_function() {
-            return Err(Error::InHostFunction { call: what });
-        }
-        if self.is_captured() || self.is_captured_by_others() {
-            return Err(Error::Capturing { what });
-        }
-        Ok(())
-    }
-
-    /// Gives work to the stream and keeps what it uses: the tickets' memory until it has run, what is `kept` until the
-    /// stream has been waited for.
+    /// Gives work to the stream and keeps what it uses until it has run: the tickets' memory, and a resource, which a captured
+    /// graph keeps. `outside` names the work where a capture cannot hold it.
     pub(super) fn give(
         &self,
+        outside: Option<&'static str>,
         tickets: Vec<Ticket>,
-        kept: Option<Arc<dyn Any + Send + Sync>>,
+        resource: Option<Resource>,
         work: impl FnOnce(CUstream) -> Result<(), Error>,
     ) -> Result<(), Error> {
         let moment = if tickets.is_empty() { None } else { Some(Unrecorded::new(&self.context)?) };
-        let mut state = lock(&self.state);
+        let mut held = lock(&self.held);
+        outside.map_or(Ok(()), |what| self.refuse_captured(what))?;
         work(self.raw())?;
-        if let Some(kept) = kept
-            && !state.kept.iter().any(|other| Arc::ptr_eq(other, &kept))
-        {
-            state.kept.push(kept);
+        match resource {
+            Some(resource) if self.is_captured() => held.keep_captured(resource),
+            Some(resource) => held.keep(resource),
+            None => (),
         }
-        // The work is given and cannot be taken back. Where no event can be put behind it, a later one is behind it too.
-        state.loose.extend(tickets);
-        for ticket in &state.loose {
+        for ticket in &tickets {
             ticket.held_by(Weak::clone(&self.this) as Weak<dyn RawStream>);
         }
-        if let Some(moment) = moment
-            && let Ok(moment) = moment.record(&self.context.driver, self.raw())
-        {
-            state.given += 1;
-            let (number, tickets) = (state.given, std::mem::take(&mut state.loose));
-            state.running.push_back(Batch { number, moment, tickets });
-        }
+        held.hold(tickets);
+        // The work is given and cannot be taken back. Where no event can be put behind it, a later one is behind it too.
+        let _ = match moment {
+            Some(moment) => self.record_behind(&mut held, moment).map(drop),
+            None if held.wants_mark() && !self.is_captured() => self.mark(&mut held),
+            None => Ok(()),
+        };
         Ok(())
     }
 
-    /// Keeps what was used by work that somebody else has given to the stream, until that has run.
+    /// Records an event behind all that the stream was given, and holds what that holds until it is done. The context is
+    /// current, and the stream is not captured by us.
+    fn record_behind(&self, held: &mut Held, moment: Unrecorded) -> Result<(u64, Arc<CudaMoment>), Error> {
+        const WHAT: &str = "recording an event";
+        if self.is_captured_by_others() {
+            return Err(Error::Capturing { what: WHAT });
+        }
+        let moment = moment.record(&self.context.driver, self.raw())?;
+        if self.is_captured_by_others() {
+            // Begun just now, perhaps before the event, which is then none.
+            return Err(Error::Capturing { what: WHAT });
+        }
+        Ok((held.mark(Arc::clone(&moment)), moment))
+    }
+
+    fn mark(&self, held: &mut Held) -> Result<(), Error> {
+        self.record_behind(held, Unrecorded::new(&self.context)?).map(drop)
+    }
+
+    /// Counts a view of a region that cudarc gets for this stream, until it is [given back](Queue::hold).
+    pub(super) fn lend(&self) -> Result<(), Error> {
+        let mut held = lock(&self.held);
+        self.refuse_captured("lending a region")?;
+        held.lent += 1;
+        Ok(())
+    }
+
+    /// A view is gone: keeps what was used by work that somebody else has given to the stream, until that has run.
     pub(super) fn hold(&self, ticket: Ticket) {
-        let bound = self.context.bind().ok().filter(|_| self.refuse_in_capture("").is_ok());
-        let moment = bound.as_ref().and_then(|_| Unrecorded::new(&self.context).ok());
         ticket.held_by(Weak::clone(&self.this) as Weak<dyn RawStream>);
-        let mut state = lock(&self.state);
-        state.loose.push(ticket);
-        if let Some(Ok(moment)) = moment.map(|moment| moment.record(&self.context.driver, self.raw())) {
-            state.given += 1;
-            let (number, tickets) = (state.given, std::mem::take(&mut state.loose));
-            state.running.push_back(Batch { number, moment, tickets });
+        let bound = self.context.bind();
+        let moment = bound.as_ref().ok().and_then(|_| Unrecorded::new(&self.context).ok());
+        let mut held = lock(&self.held);
+        held.lent = held.lent.saturating_sub(1);
+        held.hold([ticket]);
+        if let Some(moment) = moment {
+            // Where that fails it is held until a later event is done.
+            let _ = self.record_behind(&mut held, moment);
         }
     }
 
-    /// Lets go of what finished work held, without waiting.
+    /// Lets a stream of somebody else's wait for all that this one was given. Nobody can be told of a failure: what cannot
+    /// be ordered is waited for here, and else the context's owner learns of it.
+    pub(super) fn order_before(&self, other: &CudaStream) {
+        let ordered = || -> Result<(), Error> {
+            let _bound = self.context.bind()?;
+            let moment = Unrecorded::new(&self.context)?;
+            let (_, moment) = self.record_behind(&mut lock(&self.held), moment)?;
+            if is_captured(&self.context.driver, other.cu_stream()) {
+                // It cannot wait for what is outside its capture.
+                return moment.finish();
+            }
+            moment.hold(&self.context.driver, other.cu_stream())
+        };
+        if ordered().or_else(|_| self.wait_for_all()).is_err() {
+            let code = CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
+            other.context().record_err(Err::<(), _>(DriverError(code)));
+        }
+    }
+
+    /// Lets go of what finished work held, without waiting; not while a capture is in progress.
     pub(super) fn reap(&self) {
+        if self.captures.any_own() {
+            return;
+        }
         self.context.settle_put_off();
         loop {
-            let Some(front) =
-                lock(&self.state).running.front().map(|batch| (batch.number, Arc::clone(&batch.moment)))
-            else {
-                return;
-            };
-            if !front.1.is_done() {
+            let Some((number, moment)) = lock(&self.held).front() else { return };
+            if !moment.is_done() {
                 return;
             }
             // Dropped outside the lock: the last of a memory's holders frees it.
-            let finished = lock(&self.state).take_until(front.0);
+            let finished = lock(&self.held).take_until(number);
             drop(finished);
         }
     }
 
-    /// Waits until all has run, past injected faults.
-    fn wait_for_all(&self) {
+    /// Waits until all has run, past injected faults. An error means that the work may be running still.
+    fn wait_for_all(&self) -> Result<(), Error> {
+        if self.is_captured_by_others() {
+            return Err(Error::Capturing { what: "waiting for the stream" });
+        }
         let driver = self.context.driver.unfailing();
-        let ask = || -> Result<(), Error> {
-            let _bound = self.context.bind_unfailing()?;
-            // SAFETY: the stream is alive.
-            unsafe { driver.cuStreamSynchronize(self.raw()) }
-        };
-        // Asked twice: an answer may be the error of something else. A driver that goes on refusing has lost the context,
-        // and with it the work.
-        let _ = ask().or_else(|_| ask());
-    }
-
-    /// Everything the stream holds.
-    fn take_all(&self) -> (Vec<Ticket>, Vec<Arc<dyn Any + Send + Sync>>) {
-        let mut state = lock(&self.state);
-        let batches = std::mem::take(&mut state.running);
-        let mut tickets = std::mem::take(&mut state.loose);
-        tickets.extend(batches.into_iter().flat_map(|batch| batch.tickets));
-        (tickets, std::mem::take(&mut state.kept))
+        let _bound = self.context.bind_unfailing()?;
+        let _relaxed = Relaxed::enter();
+        // SAFETY: the stream is alive.
+        over(|| unsafe { driver.cuStreamSynchronize(self.raw()) })
     }
 
     fn call(&self, function: Box<dyn FnOnce() + Send>) -> Result<(), Error> {
         let job = Box::new(Job { function, panic: Arc::clone(&self.panic) });
         let data = Box::into_raw(job);
-        let given = self.give(Vec::new(), None, |stream| {
+        let given = self.give(Some("a function of this process"), Vec::new(), None, |stream| {
             // SAFETY: the stream is alive, and `run_job` gets the one pointer that it takes back.
             unsafe { self.context.driver.cuLaunchHostFunc(stream, Some(run_job), data.cast::<c_void>()) }
         });
@@ -234,59 +218,23 @@ impl Queue {
         }
         given
     }
-
-    /// Begins to capture: work given from now on is recorded and does not run.
-    pub(super) fn begin_capture(&self) -> Result<(), Error> {
-        self.refuse_in_capture("another capture")?;
-        self.reap();
-        let _bound = self.context.bind()?;
-        let mode = CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive.
-        unsafe { self.context.driver.cuStreamBeginCapture_v2(self.raw(), mode)? };
-        self.capturing.store(true, Ordering::Release);
-        self.context.captures.fetch_add(1, Ordering::AcqRel);
-        Ok(())
-    }
-
-    /// Ends the capture; the graph is the caller's, with the modules of what was captured.
-    #[expect(clippy::type_complexity, reason = "one caller, which takes it apart")]
-    pub(super) fn end_capture(
-        &self,
-    ) -> Result<(Raw<sys::CUgraph_st>, Vec<Arc<dyn Any + Send + Sync>>), Error> {
-        if !self.is_captured() {
-            return Err(Error::NotCapturing);
-        }
-        let _bound = self.context.bind()?;
-        let mut graph = std::ptr::null_mut();
-        // SAFETY: the stream is alive; it is written into a local.
-        let ended = unsafe { self.context.driver.cuStreamEndCapture(self.raw(), &raw mut graph) };
-        // A capture that was spoilt ends with an error, one that could not be ended goes on.
-        if ended.is_err() && self.is_captured_now() {
-            return ended.map(|()| (Raw(graph), Vec::new()));
-        }
-        self.capturing.store(false, Ordering::Release);
-        self.context.captures.fetch_sub(1, Ordering::AcqRel);
-        self.context.settle_put_off();
-        ended?;
-        // Kept by the stream too: what came before the capture may be among them.
-        Ok((Raw(graph), lock(&self.state).kept.clone()))
-    }
 }
 
 impl RawStream for Queue {
     fn push(&self, op: Op) -> Result<(), Error> {
-        self.refuse_in_capture(match op {
+        let what = match op {
             Op::Copy { .. } | Op::Fill { .. } => "work on a region",
             Op::Call(_) => "a function of this process",
             Op::Wait(_) => "waiting for an event",
-        })?;
+        };
+        self.refuse_in_capture(what)?;
         self.reap();
         let context = &self.context;
         let _bound = context.bind()?;
         let driver = &context.driver;
         match op {
             Op::Copy { len: 0, .. } | Op::Fill { len: 0, .. } => Ok(()),
-            Op::Copy { from, to, len, across, keep } => self.give(keep.into(), None, |stream| {
+            Op::Copy { from, to, len, across, keep } => self.give(Some(what), keep.into(), None, |stream| {
                 // SAFETY: the tickets keep both memories, which the driver can reach, until the copy has run.
                 unsafe {
                     match across.as_ref().and_then(|device| device.backend().as_cuda()) {
@@ -298,13 +246,13 @@ impl RawStream for Queue {
                     }
                 }
             }),
-            Op::Fill { at, len, value, keep } => self.give(vec![keep], None, |stream| {
+            Op::Fill { at, len, value, keep } => self.give(Some(what), vec![keep], None, |stream| {
                 // SAFETY: the ticket keeps the memory, which the driver can reach, until it is filled.
                 unsafe { driver.cuMemsetD8Async(at.addr(), value, len, stream) }
             }),
             Op::Call(function) => self.call(function),
             Op::Wait(moment) => match moment.as_cuda() {
-                Some(moment) => moment.hold(driver, self.raw()),
+                Some(moment) => self.outside_capture(what, |stream| moment.hold(driver, stream)),
                 None => Err(Error::OtherDevice { what: "an event" }),
             },
         }
@@ -314,29 +262,27 @@ impl RawStream for Queue {
         self.refuse_in_capture("recording an event")?;
         self.reap();
         let _bound = self.context.bind()?;
-        Ok(Unrecorded::new(&self.context)?.record(&self.context.driver, self.raw())?)
+        let moment = Unrecorded::new(&self.context)?;
+        let mut held = lock(&self.held);
+        self.refuse_captured("recording an event")?;
+        Ok(self.record_behind(&mut held, moment)?.1)
     }
 
     fn synchronize(&self) -> Result<(), Error> {
-        self.refuse_in_capture("waiting for the stream")?;
+        const WHAT: &str = "waiting for the stream";
+        self.refuse_in_capture(WHAT)?;
         let bound = self.context.bind()?;
-        // Taken out first: what others give meanwhile keeps its own, and is not waited for.
-        let (last, loose, kept) = {
-            let mut state = lock(&self.state);
-            (state.given, std::mem::take(&mut state.loose), std::mem::take(&mut state.kept))
-        };
-        // SAFETY: the stream is alive.
-        let waited = unsafe { self.context.driver.cuStreamSynchronize(self.raw()) };
+        // An event, and not the stream itself: what others give or capture meanwhile is not waited for.
+        let moment = Unrecorded::new(&self.context)?;
+        let mut held = lock(&self.held);
+        self.refuse_captured(WHAT)?;
+        let (number, moment) = self.record_behind(&mut held, moment)?;
+        drop(held);
+        moment.synchronize(&self.context.driver)?;
         drop(bound);
-        if waited.is_err() {
-            let mut state = lock(&self.state);
-            state.loose.extend(loose);
-            state.kept.extend(kept);
-            return waited;
-        }
-        let finished = lock(&self.state).take_until(last);
-        drop((finished, loose, kept));
-        self.reap();
+        let finished = lock(&self.held).take_until(number);
+        drop(finished);
+        self.context.settle_put_off();
         lock(&self.panic).take().map_or(Ok(()), |message| Err(Error::HostFunction { message }))
     }
 
@@ -344,27 +290,27 @@ impl RawStream for Queue {
         if calls::in_host_function() {
             return Err(Error::InHostFunction { call: "waiting for work on a region" });
         }
-        let found = {
-            let state = lock(&self.state);
-            let holds = |tickets: &[Ticket]| tickets.iter().any(|ticket| ticket.is_of(region));
-            if holds(&state.loose) {
-                None
-            } else {
-                let last = state.running.iter().rfind(|batch| holds(&batch.tickets));
-                let Some(last) = last else { return Ok(()) };
-                Some((last.number, Arc::clone(&last.moment)))
-            }
+        let (loose, last) = {
+            let held = lock(&self.held);
+            (held.is_loose(region), held.last_of(region))
         };
-        if let Some((number, moment)) = found {
-            moment.wait();
-            let finished = lock(&self.state).take_until(number);
+        if loose {
+            // Work without an event behind it: waiting for all of the stream is all there is.
+            let (number, loose) = {
+                let mut held = lock(&self.held);
+                (held.events(), held.take_loose())
+            };
+            if let Err(error) = self.wait_for_all() {
+                lock(&self.held).hold(loose);
+                return Err(error);
+            }
+            let finished = lock(&self.held).take_until(number);
+            drop((loose, finished));
+        } else if let Some((number, moment)) = last {
+            moment.finish()?;
+            let finished = lock(&self.held).take_until(number);
             drop(finished);
-            return Ok(());
         }
-        // Work without an event behind it: waiting for all of the stream is all there is.
-        self.wait_for_all();
-        let finished = self.take_all();
-        drop(finished);
         Ok(())
     }
 
@@ -375,19 +321,17 @@ impl RawStream for Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        if self.is_captured()
-            && let Ok((graph, _)) = self.end_capture()
-        {
-            self.context.release(Leftover::Graph(graph));
-        }
-        let waited = !calls::in_host_function();
+        let uncaptured = self.abandon_capture();
+        let waited = uncaptured && self.wait_for_all().is_ok();
+        let mut held = lock(&self.held).take_all();
         if waited {
-            self.wait_for_all();
+            // At once: whoever waits for it has nobody left to ask.
+            held = Finished::default();
         }
-        let (tickets, kept) = self.take_all();
         // SAFETY: it is taken once, here, and nothing uses it afterwards.
         let stream = unsafe { ManuallyDrop::take(&mut self.stream) };
-        let abandoned = Abandoned { stream: Some(stream), own: self.own, waited, tickets, kept };
+        let abandoned =
+            Abandoned { stream: Some(stream), own: self.own, captured: !uncaptured, waited, held };
         self.context.release(Leftover::Stream(abandoned));
     }
 }
