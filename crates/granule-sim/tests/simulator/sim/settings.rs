@@ -72,3 +72,38 @@ fn each_thread_has_its_own_current_context() {
     free(alloc(64));
     assert!(bench.end().is_empty());
 }
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn what_is_not_simulated_says_so_where_cudarc_would_panic_without_the_symbol() {
+    use std::ptr::{null, null_mut};
+    let bench = Bench::new();
+    let (mut at, mut pitch) = (0, 0);
+    let (mut library, mut graph) = (null_mut(), null_mut());
+    let answers = unsafe {
+        [
+            sys::cuMemAllocPitch_v2(&mut at, &mut pitch, 10, 10, 4),
+            sys::cuMemcpy2D_v2(null()),
+            sys::cuMemcpy2DAsync_v2(null(), null_mut()),
+            sys::cuMemcpy3D_v2(null()),
+            sys::cuMemsetD2D8_v2(0, 0, 0, 0, 0),
+            sys::cuMemsetD2D32Async(0, 0, 0, 0, 0, null_mut()),
+            sys::cuStreamAddCallback(null_mut(), None, null_mut(), 0),
+            sys::cuLibraryLoadData(
+                &mut library,
+                null(),
+                null_mut(),
+                null_mut(),
+                0,
+                null_mut(),
+                null_mut(),
+                0,
+            ),
+            sys::cuGraphCreate(&mut graph, 0),
+            sys::cuGraphExecUpdate_v2(null_mut(), null_mut(), null_mut()),
+        ]
+    };
+    assert_eq!(answers, [CUresult::CUDA_ERROR_NOT_SUPPORTED; 10]);
+    assert_eq!((at, pitch, library, graph), (0, 0, null_mut(), null_mut()), "and nothing was written");
+    assert!(bench.end().is_empty());
+}
