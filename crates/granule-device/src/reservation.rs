@@ -66,8 +66,12 @@ enum Place {
     },
     /// Mapping failed and so did taking it back: not usable, but the system may still hold the memory.
     Stale {
-        #[expect(dead_code, reason = "held, so that memory still mapped is not given to others")]
         granule: Granule,
+    },
+    /// Replacing failed halfway: one of the two may still be mapped.
+    Halfway {
+        #[expect(dead_code, reason = "held, so that memory still mapped is not given to others")]
+        granules: [Granule; 2],
     },
     /// Mapped still, for device work.
     Retiring(Arc<Fate>),
@@ -78,6 +82,10 @@ impl Reservation {
         let granularity = device.granularity();
         if len.is_zero() {
             return Err(Error::ZeroSize { what: "a reservation" });
+        }
+        if granularity.is_zero() {
+            let why = "the device or its driver has no virtual memory management";
+            return Err(Error::Unsupported { what: "a reservation", why });
         }
         let too_large = || Error::TooLarge {
             device: device.name().to_owned(),
@@ -261,6 +269,10 @@ impl Reservation {
             granule.end_use(access);
             if failure.gone {
                 self.evict(place..place + 1);
+                // Which of the two is left, if one is, the driver did not say.
+                if let Place::Stale { granule: old } = &self.places[place] {
+                    self.places[place] = Place::Halfway { granules: [old.clone(), granule.clone()] };
+                }
             }
             return Err(failure.error);
         }
@@ -272,7 +284,9 @@ impl Reservation {
                 granule.end_use(access);
                 Ok(granule)
             }
-            Place::Empty | Place::Stale { .. } | Place::Retiring(_) => Err(Error::NotMapped { place }),
+            Place::Empty | Place::Stale { .. } | Place::Halfway { .. } | Place::Retiring(_) => {
+                Err(Error::NotMapped { place })
+            }
         }
     }
 
@@ -408,7 +422,7 @@ impl Reservation {
             let left = match &self.places[place] {
                 Place::Retiring(fate) if fate.is_waiting() => return Err(Error::Retiring { place }),
                 Place::Retiring(fate) => !fate.is_unmapped(),
-                Place::Stale { .. } => true,
+                Place::Stale { .. } | Place::Halfway { .. } => true,
                 Place::Empty | Place::Mapped { .. } => continue,
             };
             if left {

@@ -48,7 +48,7 @@ impl Cuda {
     }
 
     fn has(&self, attribute: c_int) -> Result<bool, Error> {
-        self.context.library.has(&self.context.driver, attribute, self.context.device)
+        self.context.driver.has(attribute, self.context.device)
     }
 
     /// One try at an allocation.
@@ -141,7 +141,7 @@ unsafe impl Backend for Cuda {
         let virtual_memory = self.context.virtual_memory.granule > 0;
         Ok(Features {
             virtual_memory,
-            read_only: self.context.virtual_memory.read_only,
+            read_only: self.context.read_only(None)?,
             host_granules: virtual_memory && self.context.host_node()?.is_some(),
             managed: self.context.managed,
             stream_ordered: self.context.stream_ordered,
@@ -343,18 +343,23 @@ unsafe impl Backend for Cuda {
         let size = self.length(len)?;
         let bound = self.context.bind()?;
         let ready = Unrecorded::new(&self.context)?;
-        let mut ptr = 0;
         let driver = &self.context.driver;
-        // SAFETY: it is written into a local; the stream is alive.
-        let made = unsafe { driver.cuMemAllocAsync(&raw mut ptr, size, queue.raw()) };
-        if let Err(error) = made {
-            drop(bound);
-            return Err(self.context.explain(error, len));
-        }
+        let made = queue.outside_capture("an allocation", |raw| {
+            let mut ptr = 0;
+            // SAFETY: it is written into a local; the stream is alive.
+            unsafe { driver.cuMemAllocAsync(&raw mut ptr, size, raw)? };
+            Ok((DevicePtr::new(ptr), ready.record(driver, raw)))
+        });
+        let (ptr, ready) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                drop(bound);
+                return Err(self.context.explain(error, len));
+            }
+        };
         let (context, stream) = (Arc::clone(&self.context), Some(Arc::clone(queue.cudarc())));
-        let ptr = DevicePtr::new(ptr);
         let free: Ending = Box::new(move || context.release(Leftover::Ordered { ptr, stream }));
-        match ready.record(driver, queue.raw()) {
+        match ready {
             Ok(ready) => Ok(Some(Ordered { ptr, ready: ready as Arc<dyn Moment>, free })),
             Err(error) => {
                 free();

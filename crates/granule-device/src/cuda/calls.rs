@@ -1,20 +1,20 @@
 //! The one place that calls the driver: each function as thin as it can be, counted, faultable, its answer made a result.
 //!
-//! Signatures are NVIDIA's, by way of cudarc's bindings, so the compiler checks them. A result is read as a number: codes
-//! newer than the bindings have no name there.
+//! The functions are looked up here and answer a number. cudarc's own answer an enum, and a driver newer than its bindings
+//! has codes that are no values of it. The types of arguments are cudarc's.
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
 use std::sync::Arc;
 
 use cudarc::driver::sys::{
-    self, CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec,
+    CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec,
     CUgraphNode, CUhostFn, CUjit_option, CUmemAccessDesc, CUmemAllocationGranularity_flags,
     CUmemAllocationProp, CUmemGenericAllocationHandle, CUmemLocation, CUmodule, CUpointer_attribute,
     CUstream, CUstreamCaptureMode, CUstreamCaptureStatus, CUuuid,
 };
 
-use super::errors::check;
+use super::errors::{self, check};
 use crate::Error;
 use crate::fault::Faults;
 
@@ -46,13 +46,13 @@ pub(super) fn as_host_function<T>(function: impl FnOnce() -> T) -> T {
 /// The driver, with one device's fault gate before it.
 #[derive(Debug, Clone)]
 pub(super) struct Driver {
+    functions: &'static Functions,
     faults: Arc<Faults>,
 }
 
 impl Driver {
-    /// The library has been [found](super::library::library): every function below is there.
-    pub(super) fn new(faults: Arc<Faults>) -> Driver {
-        Driver { faults }
+    pub(super) fn new(functions: &'static Functions, faults: Arc<Faults>) -> Driver {
+        Driver { functions, faults }
     }
 
     /// Stands before every call.
@@ -65,22 +65,81 @@ impl Driver {
 
     /// The same driver without injected faults: for what must not be refused, such as waiting before memory is freed.
     pub(super) fn unfailing(&self) -> Driver {
-        Driver { faults: Arc::default() }
+        Driver { functions: self.functions, faults: Arc::default() }
+    }
+
+    /// Makes the context current that was before this crate's own, or none. It is neither counted nor made to fail: the next
+    /// call of somebody else's would go to the wrong device.
+    ///
+    /// # Safety
+    /// - It is null or was current on this thread and is still there.
+    pub(super) unsafe fn put_back(&self, context: CUcontext) -> Result<(), Error> {
+        // SAFETY: the caller's promise.
+        check("cuCtxSetCurrent", unsafe { (self.functions.cuCtxSetCurrent)(context) })
+    }
+
+    /// A device's attribute; `None` where the driver is too old to know it.
+    pub(super) fn attribute(&self, attribute: c_int, device: CUdevice) -> Result<Option<c_int>, Error> {
+        let mut value = 0;
+        // SAFETY: the function writes one int, and takes any numbers.
+        match unsafe { self.cuDeviceGetAttribute(&raw mut value, attribute, device) } {
+            Err(error) if errors::code(&error) == Some(errors::INVALID_VALUE) => Ok(None),
+            done => done.map(|()| Some(value)),
+        }
+    }
+
+    /// Whether a device has what an attribute of 0 or 1 stands for.
+    pub(super) fn has(&self, attribute: c_int, device: CUdevice) -> Result<bool, Error> {
+        self.attribute(attribute, device).map(|value| value == Some(1))
     }
 }
 
+/// What cudarc's safe layer calls where this crate uses it. It panics where one is missing, so they are looked for first.
+pub(super) const CUDARC_CALLS: &[&str] = &[
+    "cuInit",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+];
+
 macro_rules! driver {
     ($(fn $name:ident($($argument:ident: $kind:ty),*);)*) => {
-        /// Every function that this crate, and what it uses of cudarc's safe layer, calls.
-        pub(super) const SYMBOLS: &[&str] = &[
-            $(stringify!($name),)*
-            "cuDeviceGetAttribute",
-            "cuCtxSynchronize",
-            "cuDevicePrimaryCtxRetain",
-            "cuDevicePrimaryCtxRelease_v2",
-            "cuStreamCreate",
-            "cuStreamDestroy_v2",
-        ];
+        /// The driver's functions, each looked up once. Their answer, an enum in cuda.h, is read as the number that it is.
+        #[derive(Debug)]
+        #[expect(non_snake_case, reason = "the driver's names, so that they are found by searching")]
+        pub(super) struct Functions {
+            $(pub(super) $name: unsafe extern "C" fn($($kind),*) -> c_uint,)*
+        }
+
+        impl Functions {
+            /// Looks all of them up; answers the first that is missing.
+            pub(super) fn find(library: &libloading::Library) -> Result<Functions, &'static str> {
+                Ok(Functions {
+                    // SAFETY: the library is NVIDIA's driver or stands for it, and these are cuda.h's signatures.
+                    $($name: *unsafe { library.get(stringify!($name).as_bytes()) }.map_err(|_| stringify!($name))?,)*
+                })
+            }
+
+            /// Functions that answer `CUDA_ERROR_UNKNOWN`, for tests to put their own in the place of some.
+            #[cfg(test)]
+            pub(super) fn refusing() -> Functions {
+                Functions {
+                    $($name: {
+                        #[expect(non_snake_case, clippy::too_many_arguments, reason = "the driver's")]
+                        unsafe extern "C" fn $name($(_: $kind),*) -> c_uint {
+                            999
+                        }
+                        $name
+                    },)*
+                }
+            }
+        }
 
         #[expect(non_snake_case, reason = "the driver's names, so that they are found by searching")]
         #[expect(clippy::too_many_arguments, reason = "the driver's")]
@@ -90,8 +149,8 @@ macro_rules! driver {
                 /// - As cuda.h's documentation of the function says; pointers are valid for what it reads and writes.
                 pub(super) unsafe fn $name(&self, $($argument: $kind),*) -> Result<(), Error> {
                     self.gate(stringify!($name))?;
-                    // SAFETY: the caller's promise; the symbol is there, because the library was found.
-                    check(stringify!($name), unsafe { sys::$name($($argument),*) } as u32)
+                    // SAFETY: the caller's promise.
+                    check(stringify!($name), unsafe { (self.functions.$name)($($argument),*) })
                 }
             )*
         }
@@ -104,7 +163,11 @@ driver! {
     fn cuDeviceGetName(name: *mut c_char, len: c_int, device: CUdevice);
     fn cuDeviceGetUuid_v2(uuid: *mut CUuuid, device: CUdevice);
     fn cuDeviceTotalMem_v2(bytes: *mut usize, device: CUdevice);
+    fn cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: CUdevice);
     fn cuDeviceCanAccessPeer(can: *mut c_int, device: CUdevice, peer: CUdevice);
+    fn cuDevicePrimaryCtxRetain(context: *mut CUcontext, device: CUdevice);
+    fn cuDevicePrimaryCtxRelease_v2(device: CUdevice);
+    fn cuDevicePrimaryCtxGetState(device: CUdevice, flags: *mut c_uint, active: *mut c_int);
 
     fn cuCtxGetCurrent(context: *mut CUcontext);
     fn cuCtxSetCurrent(context: CUcontext);
@@ -153,6 +216,7 @@ driver! {
     fn cuStreamBeginCapture_v2(stream: CUstream, mode: CUstreamCaptureMode);
     fn cuStreamEndCapture(stream: CUstream, graph: *mut CUgraph);
     fn cuStreamIsCapturing(stream: CUstream, status: *mut CUstreamCaptureStatus);
+    fn cuThreadExchangeStreamCaptureMode(mode: *mut CUstreamCaptureMode);
     fn cuLaunchHostFunc(stream: CUstream, function: CUhostFn, data: *mut c_void);
     fn cuEventCreate(event: *mut CUevent, flags: c_uint);
     fn cuEventDestroy_v2(event: CUevent);
@@ -177,4 +241,27 @@ driver! {
     fn cuGraphGetNodes(graph: CUgraph, nodes: *mut CUgraphNode, count: *mut usize);
     fn cuGraphDestroy(graph: CUgraph);
     fn cuGraphExecDestroy(exec: CUgraphExec);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A code that no version of cuda.h has.
+    unsafe extern "C" fn newer(_: *mut c_int) -> c_uint {
+        4242
+    }
+
+    #[test]
+    fn a_code_that_the_bindings_do_not_have_is_told_by_its_number() {
+        let functions = Functions { cuDeviceGetCount: newer, ..Functions::refusing() };
+        let driver = Driver::new(Box::leak(Box::new(functions)), Arc::default());
+        // SAFETY: the function above does not look at it.
+        let answer = unsafe { driver.cuDeviceGetCount(std::ptr::null_mut()) };
+        assert!(
+            matches!(answer, Err(Error::Driver { call: "cuDeviceGetCount", code: 4242, .. })),
+            "{answer:?}"
+        );
+        assert_eq!(driver.attribute(1, 0).map_err(|error| errors::code(&error)), Err(Some(999)));
+    }
 }

@@ -3,7 +3,7 @@
 
 use std::ffi::c_int;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use cudarc::driver::sys::{self, CUcontext, CUevent};
@@ -12,9 +12,10 @@ use cudarc::driver::{CudaContext, CudaStream};
 use super::calls::{self, Driver};
 use super::errors;
 use super::library::{self, Library};
+use super::ranges::Ranges;
 use super::release::Leftover;
-use super::stream::Queue;
-use super::virtual_memory::{Ranges, VirtualMemory};
+use super::stream::Captures;
+use super::virtual_memory::{self, VirtualMemory};
 use crate::fault::Faults;
 use crate::{Bytes, CudaOptions, Error};
 
@@ -26,6 +27,9 @@ pub(super) struct Raw<T>(pub(super) *mut T);
 unsafe impl<T> Send for Raw<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Raw<T> {}
+
+/// What a granule is a multiple of where the driver has none: the least page of any system.
+const LEAST_PAGE: Bytes = Bytes::kib(4);
 
 /// How many unused events are kept for reuse.
 const SPARE_EVENTS: usize = 256;
@@ -64,27 +68,110 @@ pub(crate) struct Context {
     pub(super) put_off: AtomicBool,
     /// Events without a meaning now.
     spare: Mutex<Vec<Raw<sys::CUevent_st>>>,
-    /// How many streams are being captured by this crate.
-    pub(super) captures: AtomicUsize,
-    /// Streams that somebody else may capture.
-    shared_streams: Mutex<Vec<Weak<Queue>>>,
+    captures: Arc<Captures>,
     /// For copies that are done when they return.
     copies: Arc<CudaStream>,
     owner: Arc<CudaContext>,
+    /// Set when the context is dropped; after all of the above.
+    leaving: Option<Leaving>,
 }
 
-/// The context is current on this thread; dropping it puts back the one that was.
+/// The context is current on this thread; dropping it puts back the one that was, or none where none was.
 pub(super) struct Bound<'a> {
     driver: &'a Driver,
-    before: CUcontext,
+    /// `None` where it is this one.
+    before: Option<CUcontext>,
 }
 
 impl Drop for Bound<'_> {
     fn drop(&mut self) {
-        if !self.before.is_null() {
-            // SAFETY: it was current when this was made. Where it is refused, the next user binds its own.
-            let _ = unsafe { self.driver.cuCtxSetCurrent(self.before) };
+        // Where it is refused, there is nothing to be done: the next user binds its own.
+        let _ = self.end();
+    }
+}
+
+impl Bound<'_> {
+    /// Puts back what was current; where that is refused, dropping this tries again.
+    fn end(&mut self) -> Result<(), Error> {
+        if let Some(before) = self.before {
+            // SAFETY: it was current when this was made, and is not this crate's.
+            unsafe { self.driver.put_back(before)? };
+            self.before = None;
         }
+        Ok(())
+    }
+}
+
+/// Puts back, once a context may have been let go of, what was current on this thread before. cudarc makes a context current
+/// to open it and to let go of it, and leaves it so.
+struct Leaving {
+    driver: Driver,
+    device: c_int,
+    /// `None` once it is put back.
+    before: Option<Raw<sys::CUctx_st>>,
+    own: Raw<sys::CUctx_st>,
+    owner: Weak<CudaContext>,
+}
+
+impl Leaving {
+    fn new(driver: &Driver, owner: &Arc<CudaContext>) -> Result<Leaving, Error> {
+        let before = Some(Raw(current(driver)?));
+        let (device, own) = (owner.cu_device(), Raw(owner.cu_ctx()));
+        Ok(Leaving { driver: driver.unfailing(), device, before, own, owner: Arc::downgrade(owner) })
+    }
+
+    /// Puts it back, unless it is the context itself and that is gone; where it is refused, dropping this tries again.
+    fn end(&mut self) -> Result<(), Error> {
+        let Some(Raw(before)) = self.before else { return Ok(()) };
+        let is_there = before != self.own.0 || self.owner.strong_count() > 0;
+        // Held until it is current.
+        let held = (!is_there && self.somebody_has_it())
+            .then(|| Held::new(&self.driver, self.device))
+            .transpose()?
+            .filter(|held| held.context.0 == before);
+        let before = if is_there || held.is_some() { before } else { std::ptr::null_mut() };
+        // SAFETY: it is none, or was current on this thread and somebody keeps it.
+        unsafe { self.driver.put_back(before)? };
+        self.before = None;
+        Ok(())
+    }
+
+    fn somebody_has_it(&self) -> bool {
+        let (mut flags, mut active) = (0, 0);
+        // SAFETY: they are written into locals.
+        let asked =
+            unsafe { self.driver.cuDevicePrimaryCtxGetState(self.device, &raw mut flags, &raw mut active) };
+        asked.is_ok() && active != 0
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // Where it is refused, there is nothing to be done: the next user binds its own.
+        let _ = self.end();
+    }
+}
+
+/// A hold on a device's primary context.
+struct Held<'a> {
+    driver: &'a Driver,
+    device: c_int,
+    context: Raw<sys::CUctx_st>,
+}
+
+impl<'a> Held<'a> {
+    fn new(driver: &'a Driver, device: c_int) -> Result<Held<'a>, Error> {
+        let mut context: CUcontext = std::ptr::null_mut();
+        // SAFETY: it is written into a local.
+        unsafe { driver.cuDevicePrimaryCtxRetain(&raw mut context, device)? };
+        Ok(Held { driver, device, context: Raw(context) })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // SAFETY: this one is given back, and nothing is used by way of it. A driver that refuses has done it, or cannot.
+        let _ = unsafe { self.driver.unfailing().cuDevicePrimaryCtxRelease_v2(self.device) };
     }
 }
 
@@ -93,17 +180,45 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes `context` current on this thread where it is not.
-fn bind(driver: &Driver, context: CUcontext) -> Result<CUcontext, Error> {
+/// What is current on this thread; null for none.
+fn current(driver: &Driver) -> Result<CUcontext, Error> {
     let mut current: CUcontext = std::ptr::null_mut();
     // SAFETY: it is written into a local.
     unsafe { driver.cuCtxGetCurrent(&raw mut current)? };
+    Ok(current)
+}
+
+/// Makes `context` current on this thread where it is not; answers what was.
+fn bind(driver: &Driver, context: CUcontext) -> Result<Option<CUcontext>, Error> {
+    let current = current(driver)?;
     if current == context {
-        return Ok(std::ptr::null_mut());
+        return Ok(None);
     }
     // SAFETY: its owner is alive.
     unsafe { driver.cuCtxSetCurrent(context)? };
-    Ok(current)
+    Ok(Some(current))
+}
+
+/// Free and total memory of the current context's device.
+pub(super) fn memory(driver: &Driver) -> Result<(Bytes, Bytes), Error> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: both are written into locals.
+    unsafe { driver.cuMemGetInfo_v2(&raw mut free, &raw mut total)? };
+    Ok((Bytes::from_usize(free), Bytes::from_usize(total)))
+}
+
+/// The driver's "no memory" with the figures of the current context's device; other errors as they are.
+pub(super) fn explain(driver: &Driver, name: &str, error: Error, requested: Bytes) -> Error {
+    if errors::code(&error) != Some(errors::OUT_OF_MEMORY) {
+        return error;
+    }
+    let device = name.to_owned();
+    match memory(driver) {
+        Ok((_, capacity)) if requested > capacity => Error::TooLarge { device, requested, capacity },
+        Ok((free, capacity)) => Error::OutOfMemory { device, requested, free, capacity },
+        // The driver does not say how much there is: then how much was asked for has to do.
+        Err(_) => Error::OutOfMemory { device, requested, free: Bytes::ZERO, capacity: Bytes::ZERO },
+    }
 }
 
 /// The number of devices and the number of one of them.
@@ -136,12 +251,14 @@ impl Context {
     /// The device's primary context, retained.
     pub(super) fn open(options: &CudaOptions, faults: Arc<Faults>) -> Result<Arc<Context>, Error> {
         let library = library::library()?;
-        let driver = Driver::new(faults);
-        find_device(&driver, options.ordinal)?;
-        driver.gate("cuDevicePrimaryCtxRetain")?;
-        let owner = CudaContext::new(options.ordinal)
-            .map_err(|error| errors::error("cuDevicePrimaryCtxRetain", error.0 as u32))?;
-        Context::adopt(library, driver, owner, options)
+        let driver = Driver::new(&library.functions, faults);
+        let device = find_device(&driver, options.ordinal)?;
+        let (keeper, before) = (driver.clone(), Some(current(&driver)?));
+        let mut before = Bound { driver: &keeper, before };
+        let owner = retain(&driver, device, options.ordinal)?;
+        let context = Context::adopt(library, driver, owner, options)?;
+        before.end()?;
+        Ok(context)
     }
 
     /// Somebody's context, kept alive and used beside them.
@@ -150,7 +267,13 @@ impl Context {
         options: &CudaOptions,
         faults: Arc<Faults>,
     ) -> Result<Arc<Context>, Error> {
-        Context::adopt(library::library()?, Driver::new(faults), owner, options)
+        let library = library::library()?;
+        let driver = Driver::new(&library.functions, faults);
+        // Where this fails, the owner goes, and it may be the last.
+        let mut leaving = Leaving::new(&driver, &owner)?;
+        let context = Context::adopt(library, driver, owner, options)?;
+        leaving.end()?;
+        Ok(context)
     }
 
     fn adopt(
@@ -160,18 +283,24 @@ impl Context {
         options: &CudaOptions,
     ) -> Result<Arc<Context>, Error> {
         let device = owner.cu_device();
-        let has = |attribute| library.has(&driver, attribute, device);
-        let bound = Bound { before: bind(&driver, owner.cu_ctx())?, driver: &driver };
-        let copies = new_stream(&driver, &owner)?;
+        let has = |attribute| driver.has(attribute, device);
+        let mut bound = Bound { before: bind(&driver, owner.cu_ctx())?, driver: &driver };
         let name = format!("cuda:{}", owner.ordinal());
+        let copies =
+            new_stream(&driver, &owner).map_err(|error| explain(&driver, &name, error, Bytes::ZERO))?;
         let virtual_memory = if has(attribute::VIRTUAL_MEMORY_MANAGEMENT)? {
-            VirtualMemory::probe(&driver, device, options.granule)?
+            VirtualMemory::probe(&driver, device, &name, options.granule)?
         } else {
+            if let Some(granule) = options.granule {
+                virtual_memory::checked_granule(granule, LEAST_PAGE)?;
+            }
             VirtualMemory::none()
         };
         let managed = has(attribute::MANAGED_MEMORY)? && has(attribute::CONCURRENT_MANAGED_ACCESS)?;
         let stream_ordered = has(attribute::MEMORY_POOLS)?;
+        bound.end()?;
         drop(bound);
+        let captures = Captures::of(owner.cu_ctx());
         Ok(Arc::new(Context {
             library,
             device,
@@ -183,11 +312,11 @@ impl Context {
             leftovers: Mutex::default(),
             put_off: AtomicBool::new(false),
             spare: Mutex::default(),
-            captures: AtomicUsize::new(0),
-            shared_streams: Mutex::default(),
+            captures,
             copies,
             owner,
             driver,
+            leaving: None,
         }))
     }
 
@@ -222,24 +351,15 @@ impl Context {
     /// Free and total memory as the driver counts them.
     pub(super) fn memory(&self) -> Result<(Bytes, Bytes), Error> {
         let _bound = self.bind()?;
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: both are written into locals.
-        unsafe { self.driver.cuMemGetInfo_v2(&raw mut free, &raw mut total)? };
-        Ok((Bytes::from_usize(free), Bytes::from_usize(total)))
+        memory(&self.driver)
     }
 
     /// The driver's "no memory" with the figures; other errors as they are.
     pub(super) fn explain(&self, error: Error, requested: Bytes) -> Error {
-        if errors::code(&error) != Some(errors::OUT_OF_MEMORY) {
-            return error;
-        }
-        let device = self.name.clone();
-        match self.memory() {
-            Ok((_, capacity)) if requested > capacity => Error::TooLarge { device, requested, capacity },
-            Ok((free, capacity)) => Error::OutOfMemory { device, requested, free, capacity },
-            // The driver does not say how much there is: then how much was asked for has to do.
-            Err(_) => Error::OutOfMemory { device, requested, free: Bytes::ZERO, capacity: Bytes::ZERO },
-        }
+        let bound = self.bind();
+        let error = explain(&self.driver, &self.name, error, requested);
+        drop(bound);
+        error
     }
 
     /// An event for one use.
@@ -265,27 +385,39 @@ impl Context {
         }
     }
 
-    /// Remembers a stream that somebody else can reach, and so can capture.
-    pub(super) fn remember_shared(&self, stream: Weak<Queue>) {
-        let mut streams = lock(&self.shared_streams);
-        streams.retain(|other| other.strong_count() > 0);
-        if !streams.iter().any(|other| other.ptr_eq(&stream)) {
-            streams.push(stream);
-        }
-    }
-
     /// Refuses what must not be done while a stream of this device is captured.
     pub(super) fn refuse_in_capture(&self, what: &'static str) -> Result<(), Error> {
         if self.is_capturing() { Err(Error::Capturing { what }) } else { Ok(()) }
     }
 
     pub(super) fn is_capturing(&self) -> bool {
-        if self.captures.load(Ordering::Acquire) > 0 {
-            return true;
-        }
-        let shared: Vec<_> = lock(&self.shared_streams).iter().filter_map(Weak::upgrade).collect();
-        shared.iter().any(|stream| stream.is_captured_by_others())
+        self.captures.any()
     }
+}
+
+/// cudarc's hold on a device's primary context.
+///
+/// cudarc forgets to let go of the context where its question after taking hold of it fails. So what it asks is asked here
+/// first, with the context held: the driver has answered each of it just now. Should it then fail cudarc all the same, the
+/// context stays until the process ends: how many hold it cannot be asked, and one hold too few would destroy it under others.
+fn retain(driver: &Driver, device: c_int, ordinal: usize) -> Result<Arc<CudaContext>, Error> {
+    driver.attribute(attribute::MEMORY_POOLS, device)?;
+    let _held = Held::new(driver, device).map_err(|error| full(driver, device, ordinal, error))?;
+    CudaContext::new(ordinal).map_err(|error| errors::error("cuDevicePrimaryCtxRetain", error.0 as u32))
+}
+
+/// The driver's "no memory" where there is no context to ask: how much it takes to open one it does not say.
+fn full(driver: &Driver, number: c_int, ordinal: usize, error: Error) -> Error {
+    if errors::code(&error) != Some(errors::OUT_OF_MEMORY) {
+        return error;
+    }
+    let mut total = 0;
+    // SAFETY: it is written into a local.
+    if unsafe { driver.cuDeviceTotalMem_v2(&raw mut total, number) }.is_err() {
+        return error;
+    }
+    let (device, capacity) = (format!("cuda:{ordinal}"), Bytes::from_usize(total));
+    Error::OutOfMemory { device, requested: Bytes::ZERO, free: Bytes::ZERO, capacity }
 }
 
 /// A non-blocking stream. cudarc answers with an error that an earlier drop has left: that is put back for whoever asks.
@@ -310,6 +442,7 @@ impl Drop for Context {
             self.release(Leftover::Event(event));
         }
         self.settle();
+        self.leaving = Leaving::new(&self.driver.unfailing(), &self.owner).ok();
     }
 }
 

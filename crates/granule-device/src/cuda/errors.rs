@@ -8,6 +8,7 @@ pub(super) const STUB_LIBRARY: u32 = 34;
 pub(super) const NO_DEVICE: u32 = 100;
 pub(super) const INVALID_DEVICE: u32 = 101;
 pub(super) const INVALID_IMAGE: u32 = 200;
+pub(super) const NOT_MAPPED: u32 = 211;
 pub(super) const NOT_FOUND: u32 = 500;
 pub(super) const NOT_READY: u32 = 600;
 pub(super) const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;

@@ -65,7 +65,7 @@ pub struct CudaInfo {
 /// to do. [`Error::Driver`].
 pub fn cuda_devices() -> Result<Vec<CudaInfo>, Error> {
     let library = library::library()?;
-    let driver = Driver::new(Arc::default());
+    let driver = Driver::new(&library.functions, Arc::default());
     let devices = all(&driver)?;
     (0..devices.len()).map(|ordinal| describe(library, &driver, ordinal, &devices)).collect()
 }
@@ -100,9 +100,9 @@ fn describe(library: &Library, driver: &Driver, ordinal: usize, all: &[c_int]) -
         CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned()
     };
     let number = |attribute| -> Result<Option<u32>, Error> {
-        Ok(library.attribute(driver, attribute, device)?.and_then(|value| u32::try_from(value).ok()))
+        Ok(driver.attribute(attribute, device)?.and_then(|value| u32::try_from(value).ok()))
     };
-    let has = |attribute| library.has(driver, attribute, device);
+    let has = |attribute| driver.has(attribute, device);
     let mut peers = Vec::with_capacity(all.len());
     for &other in all {
         let mut can = c_int::from(other == device);

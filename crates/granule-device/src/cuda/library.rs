@@ -1,45 +1,84 @@
 //! Finding the driver's library without a panic: is it there, does it load, is it a driver, is it new enough.
 //!
-//! cudarc panics at the first call where the library or a symbol is missing. So everything this crate calls is looked up
-//! here first, in the library that cudarc will open: the same names in the same order, which the system answers with the
-//! same library.
+//! cudarc panics at the first call where the library or a symbol is missing. So everything that is called is looked up here
+//! first, in the library that cudarc uses: the one it is linked to, or the same names in the same order, which the system
+//! answers with the same library.
 
+#[cfg(unix)]
+use std::ffi::CStr;
 use std::ffi::{c_int, c_uint};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-use super::calls::{self, Driver};
+use cudarc::driver::sys;
+
+use super::calls::{CUDARC_CALLS, Functions};
 use super::errors;
 use crate::Error;
 
 /// The oldest driver that loads the PTX that Granule ships: CUDA 12.4 (Linux driver 550).
 const MINIMUM: c_int = 12040;
 
-/// As many as cudarc tries, in its order. Those that name a toolkit's version are Windows's, for toolkits before 11.
-const NAMES: &[&str] = if cfg!(windows) {
-    &["nvcuda.dll", "nvcuda64.dll"]
-} else if cfg!(target_os = "macos") {
-    &["libcuda.dylib"]
-} else {
-    &[
-        "libcuda.so",
-        "libcuda64.so",
-        "libcuda.so.12",
-        "libcuda.so.11",
-        "libcuda.so.10",
-        "libcuda.so.9",
-        "libcuda.so.1",
-    ]
-};
+/// The names that cudarc tries, in its order, where it loads the library: those of the toolkit that its bindings are of
+/// come before those of other ones.
+fn names() -> Vec<String> {
+    use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 
-/// cuDeviceGetAttribute with a plain number: attributes newer than cudarc's bindings are no values of their enum.
-type GetAttribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_uint;
+    let (major, minor) = (sys::CUDA_VERSION / 1000, sys::CUDA_VERSION % 1000 / 10);
+    let bits = usize::BITS;
+    let mut names = Vec::new();
+    for library in ["cuda", "nvcuda"] {
+        let plain = format!("{DLL_PREFIX}{library}{DLL_SUFFIX}");
+        names.push(plain.clone());
+        let toolkits = [
+            String::new(),
+            format!("_{major}"),
+            format!("_{major}{minor}"),
+            format!("_{major}{minor}_0"),
+            format!("_{major}0_{minor}"),
+            "_10".to_owned(),
+            "_11".to_owned(),
+            "_12".to_owned(),
+            format!("_{major}0_0"),
+            "_9".to_owned(),
+        ];
+        names.extend(toolkits.map(|toolkit| format!("{DLL_PREFIX}{library}{bits}{toolkit}{DLL_SUFFIX}")));
+        names.extend([major, 12, 11, 10, 9, 1].map(|version| format!("{plain}.{version}")));
+    }
+    names
+}
+
+/// The file of the driver's library where the program is linked to it (cudarc's feature `dynamic-linking`): the one that
+/// has cudarc's functions. Where cudarc loads the library, they are this program's own.
+#[cfg(unix)]
+fn linked() -> Option<String> {
+    let mut info = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    let function = sys::cuInit as *const ();
+    // SAFETY: it writes into a local, whose bytes are all a value of it.
+    let info = unsafe {
+        if libc::dladdr(function.cast(), info.as_mut_ptr()) == 0 {
+            return None;
+        }
+        info.assume_init()
+    };
+    if info.dli_fname.is_null() {
+        return None;
+    }
+    // SAFETY: the loader's name of what holds this function, which stays as long as that does.
+    let name = unsafe { CStr::from_ptr(info.dli_fname) }.to_str().ok()?;
+    is_version_of(name, "libcuda.so").then(|| name.to_owned())
+}
+
+#[cfg(not(unix))]
+fn linked() -> Option<String> {
+    None
+}
 
 /// The driver's library, loaded for the rest of the process.
 #[derive(Debug)]
 pub(super) struct Library {
     library: libloading::Library,
-    get_attribute: GetAttribute,
+    pub(super) functions: Functions,
     /// As the driver counts: 12040 is CUDA 12.4.
     pub(super) version: c_int,
 }
@@ -86,7 +125,7 @@ pub(super) fn words(version: c_int) -> String {
 
 fn find() -> Result<Library, Failure> {
     let (library, name) = open()?;
-    let path = path_of(name);
+    let path = path_of(&name);
     let broken = |reason: String| Failure::Broken { path: path.clone(), reason };
     let has = |symbol: &str| {
         // SAFETY: the symbol is only looked up, as an address.
@@ -112,14 +151,11 @@ fn find() -> Result<Library, Failure> {
     if version < MINIMUM {
         return Err(Failure::TooOld { found: version });
     }
-    if let Some(lacks) = calls::SYMBOLS.iter().find(|symbol| !has(symbol)) {
-        return Err(broken(format!("it says CUDA {} and lacks {lacks}", words(version))));
+    let lacks = |symbol: &str| broken(format!("it says CUDA {} and lacks {symbol}", words(version)));
+    if let Some(symbol) = CUDARC_CALLS.iter().find(|symbol| !has(symbol)) {
+        return Err(lacks(symbol));
     }
-    // SAFETY: this is the function's signature, but for the attribute, whose type is an enum over int.
-    let get_attribute = match unsafe { library.get::<GetAttribute>(b"cuDeviceGetAttribute") } {
-        Ok(symbol) => *symbol,
-        Err(error) => return Err(broken(error.to_string())),
-    };
+    let functions = Functions::find(&library).map_err(lacks)?;
     // SAFETY: this is the function's signature; it may be called at any time, by any thread, any number of times.
     let code = unsafe {
         match library.get::<unsafe extern "C" fn(c_uint) -> c_uint>(b"cuInit") {
@@ -128,20 +164,20 @@ fn find() -> Result<Library, Failure> {
         }
     };
     match code {
-        0 => Ok(Library { library, get_attribute, version }),
+        0 => Ok(Library { library, functions, version }),
         errors::STUB_LIBRARY => Err(broken("it is the toolkit's stub for linking, not a driver".to_owned())),
         code => Err(Failure::Initialization { code }),
     }
 }
 
 /// Opens the first library that can be opened. Where none can, one that is there and broken says more than one that is not.
-fn open() -> Result<(libloading::Library, &'static str), Failure> {
+fn open() -> Result<(libloading::Library, String), Failure> {
     let mut broken = None;
-    for name in NAMES {
+    for name in linked().into_iter().chain(names()) {
         // SAFETY: this runs the initializers of what is named like NVIDIA's driver in the system's library path.
-        match unsafe { libloading::Library::new(*name) } {
+        match unsafe { libloading::Library::new(&name) } {
             Ok(library) => return Ok((library, name)),
-            Err(error) => broken = broken.or_else(|| what_is_wrong(name, &said(&error))),
+            Err(error) => broken = broken.or_else(|| what_is_wrong(&name, &said(&error))),
         }
     }
     Err(broken.unwrap_or_else(|| Failure::Missing {
@@ -170,35 +206,25 @@ fn what_is_wrong(name: &str, message: &str) -> Option<Failure> {
 /// Where the library lies, as far as the system tells; else what it was asked for.
 fn path_of(name: &str) -> PathBuf {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let stem = name.split('.').next().unwrap_or(name);
-    let named = |path: &&str| path.rsplit('/').next().is_some_and(|file| file.starts_with(stem));
-    let path = maps.lines().filter_map(|line| Some(&line[line.find('/')?..])).find(named);
-    PathBuf::from(path.unwrap_or(name))
+    PathBuf::from(mapped(&maps, name).unwrap_or(name))
+}
+
+/// The first file in /proc/self/maps that is some version of a library.
+fn mapped<'a>(maps: &'a str, name: &str) -> Option<&'a str> {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    let library = file.trim_end_matches(|c: char| c == '.' || c.is_ascii_digit());
+    maps.lines().filter_map(|line| Some(&line[line.find('/')?..])).find(|path| is_version_of(path, library))
+}
+
+/// Whether a path is of `library` itself or of a version of it: "libcuda.so", "libcuda.so.1", "libcuda.so.550.54.15".
+fn is_version_of(path: &str, library: &str) -> bool {
+    let file = path.rsplit('/').next().unwrap_or(path);
+    let is_version = |rest: &str| rest.split('.').skip(1).all(|part| part.parse::<u32>().is_ok());
+    file.strip_prefix(library)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.') && is_version(rest))
 }
 
 impl Library {
-    /// A device's attribute; `None` where the driver is too old to know it.
-    pub(super) fn attribute(
-        &self,
-        driver: &Driver,
-        attribute: c_int,
-        device: c_int,
-    ) -> Result<Option<c_int>, Error> {
-        const CALL: &str = "cuDeviceGetAttribute";
-        driver.gate(CALL)?;
-        let mut value = 0;
-        // SAFETY: the function writes one int, and takes any numbers.
-        match unsafe { (self.get_attribute)(&raw mut value, attribute, device) } {
-            errors::INVALID_VALUE => Ok(None),
-            code => errors::check(CALL, code).map(|()| Some(value)),
-        }
-    }
-
-    /// Whether a device has what an attribute of 0 or 1 stands for.
-    pub(super) fn has(&self, driver: &Driver, attribute: c_int, device: c_int) -> Result<bool, Error> {
-        self.attribute(driver, attribute, device).map(|value| value == Some(1))
-    }
-
     /// A function that is not NVIDIA's: the simulator's own.
     pub(super) fn extension<F: Copy>(&self, symbol: &str) -> Option<F> {
         // SAFETY: the callers name the simulator's functions with their signatures; no driver has such names.
@@ -223,5 +249,34 @@ mod tests {
         }
         assert_eq!(words(12040), "12.4");
         assert_eq!(words(13020), "13.2");
+    }
+
+    #[test]
+    fn only_the_drivers_own_library_is_taken_for_it() {
+        let maps = "7f00-7f01 r-xp 00000000 08:01 1 /opt/cuda/lib64/libcudart.so.12.4.127\n\
+                    7f02-7f03 rw-p 00000000 00:00 0\n\
+                    7f04-7f05 r-xp 00000000 08:01 2 /usr/lib/libcuda_wrapper.so\n\
+                    7f06-7f07 r-xp 00000000 08:01 3 /usr/lib/libcuda.so.550.54.15\n";
+        for name in ["libcuda.so", "libcuda.so.1", "libcuda.so.12"] {
+            assert_eq!(mapped(maps, name), Some("/usr/lib/libcuda.so.550.54.15"), "{name}");
+        }
+        assert_eq!(mapped(maps, "libcuda64.so"), None);
+        assert!(
+            !is_version_of("/a/libcuda.so.bak", "libcuda.so") && is_version_of("libcuda.so.1", "libcuda.so")
+        );
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn names_are_tried_in_cudarcs_order() {
+        let names = names();
+        let place = |name: &str| names.iter().position(|other| other == name).unwrap_or(usize::MAX);
+        let major = format!("libcuda.so.{}", sys::CUDA_VERSION / 1000);
+        let order = ["libcuda.so", "libcuda64.so", &major, "libcuda.so.11", "libcuda.so.1", "libnvcuda.so"];
+        assert!(order.map(place).is_sorted(), "{names:?}");
+        assert!(place("libcuda.so.12") >= place(&major), "{names:?}");
+        assert!(place("libnvcuda.so") < names.len());
+        // Whatever it is linked to, it is not this program.
+        assert!(linked().is_none_or(|path| path.contains("libcuda.so")));
     }
 }

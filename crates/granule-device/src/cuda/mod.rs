@@ -17,6 +17,7 @@ mod library;
 mod module;
 mod moment;
 mod nvtx;
+mod ranges;
 mod release;
 mod stream;
 mod virtual_memory;

@@ -1,12 +1,8 @@
-//! Virtual memory of a CUDA device: reservations, granules, what stands behind which place, and for whom.
+//! Virtual memory of a CUDA device: what it can do, granules, reservations, and what stands behind their places.
 //!
-//! What is mapped is remembered here, because the driver wants to be told exactly: it unmaps what is mapped and nothing
-//! else, and a replaced mapping can only be put back by one who knows what it was. The calls are not ordered with streams;
-//! callers see to it that no work uses the places.
+//! The calls are not ordered with streams; callers see to it that no work uses the places.
 
-use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
-use std::ops::Range;
 use std::sync::OnceLock;
 
 use cudarc::driver::sys::{
@@ -14,8 +10,9 @@ use cudarc::driver::sys::{
 };
 
 use super::calls::Driver;
-use super::context::{Context, attribute, lock};
+use super::context::{Context, attribute, explain, lock, memory};
 use super::errors;
+use super::ranges::{Reserved, grant};
 use super::release::was_asked;
 use crate::backend::{MapFailure, RawGranule, ReplaceFailure};
 use crate::{Access, Bytes, DevicePtr, Error};
@@ -23,12 +20,12 @@ use crate::{Access, Bytes, DevicePtr, Error};
 /// Where memory is, as the driver is told: CUmemLocation, a type and an id. Its bindings changed shape in CUDA 13.2.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Location {
-    kind: c_int,
-    id: c_int,
+pub(super) struct Location {
+    pub(super) kind: c_int,
+    pub(super) id: c_int,
 }
 
-const ON_DEVICE: c_int = 1;
+pub(super) const ON_DEVICE: c_int = 1;
 const ON_HOST_NODE: c_int = 3;
 
 /// CUmemAllocationProp.
@@ -44,10 +41,10 @@ struct Properties {
 
 /// CUmemAccessDesc.
 #[repr(C)]
-struct Grant {
-    location: Location,
+pub(super) struct Grant {
+    pub(super) location: Location,
     /// 0 none, 1 read, 3 read and write.
-    flags: c_int,
+    pub(super) flags: c_int,
 }
 
 const _: () = assert!(
@@ -66,22 +63,11 @@ pub(super) struct VirtualMemory {
     /// The size of a granule; 0 where there is no virtual memory.
     pub(super) granule: usize,
     /// Whether the driver grants access that only reads. Where it does not, such places are mapped for writing and it is
-    /// the types of this crate that keep them from being written.
-    pub(super) read_only: bool,
+    /// the types of this crate that keep them from being written. Unknown where the device was full when it was opened,
+    /// until a granule is to be read only.
+    read_only: OnceLock<bool>,
     /// The host's memory node whose granules the device can map; asked for when first needed.
     host_node: OnceLock<Option<c_int>>,
-}
-
-/// Every reservation by its base.
-#[derive(Debug, Default)]
-pub(super) struct Ranges(BTreeMap<u64, Reserved>);
-
-#[derive(Debug)]
-struct Reserved {
-    /// What is mapped behind each place.
-    places: Vec<Option<(u64, Access)>>,
-    /// The devices that can reach it, this one included.
-    devices: Vec<c_int>,
 }
 
 /// How much of the device's memory the driver can map at the least.
@@ -110,45 +96,48 @@ fn reserve(driver: &Driver, len: usize, align: usize) -> Result<u64, Error> {
     Ok(base)
 }
 
-/// # Safety
-/// - The addresses are mapped, and nothing uses them that the change would be wrong for.
-unsafe fn grant(driver: &Driver, at: u64, len: usize, flags: c_int, devices: &[c_int]) -> Result<(), Error> {
-    let grants: Vec<Grant> =
-        devices.iter().map(|&id| Grant { location: Location { kind: ON_DEVICE, id }, flags }).collect();
-    // SAFETY: the caller's promise; the grants have the driver's shape and live through the call.
-    unsafe { driver.cuMemSetAccess(at, len, grants.as_ptr().cast(), grants.len()) }
-}
-
 impl VirtualMemory {
     pub(super) fn none() -> VirtualMemory {
-        VirtualMemory { granule: 0, read_only: false, host_node: OnceLock::from(None) }
+        VirtualMemory { granule: 0, read_only: OnceLock::from(false), host_node: OnceLock::from(None) }
     }
 
-    /// Asks for the granularity and tries read-only access on a real granule, which is given back.
+    /// Asks for the granularity, and tries read-only access on a real granule if there is room for one.
     pub(super) fn probe(
         driver: &Driver,
         device: c_int,
+        name: &str,
         wanted: Option<Bytes>,
     ) -> Result<VirtualMemory, Error> {
         let minimum = granularity(driver, device)?;
         let granule = wanted.unwrap_or(Bytes::from_usize(minimum));
-        let page = Bytes::from_usize(minimum);
-        let size = granule.to_usize().filter(|size| size.is_power_of_two() && size % minimum.max(1) == 0);
-        let Some(size) = size else { return Err(Error::GranuleSize { granule, page }) };
-        let handle = create(driver, size, Location { kind: ON_DEVICE, id: device })?;
-        let read_only = try_granule(driver, handle, size, Access::ReadOnly, device);
-        // SAFETY: it was made here and is mapped nowhere.
-        let released = unsafe { driver.unfailing().cuMemRelease(handle) };
-        let read_only = released.and(granted(read_only))?;
+        let size = checked_granule(granule, Bytes::from_usize(minimum))?;
+        let read_only = match try_read_only(driver, size, device) {
+            Err(error) if errors::code(&error) == Some(errors::OUT_OF_MEMORY) => {
+                // The device is full now; but a granule that it can never hold is a mistake to be told.
+                if memory(driver).is_ok_and(|(_, total)| granule > total) {
+                    return Err(explain(driver, name, error, granule));
+                }
+                OnceLock::new()
+            }
+            tried => OnceLock::from(tried?),
+        };
         Ok(VirtualMemory { granule: size, read_only, host_node: OnceLock::new() })
     }
+}
 
-    fn flags(&self, access: Access) -> c_int {
-        match access {
-            Access::ReadOnly if self.read_only => 1,
-            Access::ReadOnly | Access::ReadWrite => 3,
-        }
-    }
+/// The size of a granule as a number, where it can be mapped in pages of this size.
+pub(super) fn checked_granule(granule: Bytes, page: Bytes) -> Result<usize, Error> {
+    let fits = |size: &usize| size.is_power_of_two() && granule.get() % page.get().max(1) == 0;
+    granule.to_usize().filter(fits).ok_or(Error::GranuleSize { granule, page })
+}
+
+/// Whether the driver grants access that only reads, tried on a granule that is given back.
+fn try_read_only(driver: &Driver, size: usize, device: c_int) -> Result<bool, Error> {
+    let handle = create(driver, size, Location { kind: ON_DEVICE, id: device })?;
+    let tried = try_granule(driver, handle, size, Access::ReadOnly, device);
+    // SAFETY: it was made here and is mapped nowhere.
+    let released = unsafe { driver.unfailing().cuMemRelease(handle) };
+    released.and(granted(tried))
 }
 
 /// Maps a granule with this access for a moment.
@@ -220,6 +209,30 @@ impl Context {
         made.map(RawGranule).map_err(|error| self.explain(error, Bytes::from_usize(granule)))
     }
 
+    /// Whether the driver grants access that only reads: known, or tried on a granule of the caller's, or on a new one.
+    pub(super) fn read_only(&self, granule: Option<u64>) -> Result<bool, Error> {
+        let VirtualMemory { granule: size, read_only, .. } = &self.virtual_memory;
+        if let Some(&known) = read_only.get() {
+            return Ok(known);
+        }
+        self.refuse_in_capture("trying a granule")?;
+        let _bound = self.bind()?;
+        let tried = match granule {
+            Some(handle) => granted(try_granule(&self.driver, handle, *size, Access::ReadOnly, self.device)),
+            None => try_read_only(&self.driver, *size, self.device),
+        };
+        let tried = tried.map_err(|error| self.explain(error, Bytes::from_usize(*size)))?;
+        Ok(*read_only.get_or_init(|| tried))
+    }
+
+    /// The driver's number for an access to a granule.
+    fn flags(&self, access: Access, granule: u64) -> Result<c_int, Error> {
+        match access {
+            Access::ReadOnly if self.read_only(Some(granule))? => Ok(1),
+            Access::ReadOnly | Access::ReadWrite => Ok(3),
+        }
+    }
+
     /// The host's memory node whose granules this device can map, tried once with a real one.
     pub(super) fn host_node(&self) -> Result<Option<c_int>, Error> {
         let virtual_memory = &self.virtual_memory;
@@ -228,7 +241,7 @@ impl Context {
         }
         self.refuse_in_capture("trying a granule of host memory")?;
         // Where the driver does not know the attribute, or the machine has no nodes, the first is the only one.
-        let node = self.library.attribute(&self.driver, attribute::HOST_NUMA_ID, self.device)?;
+        let node = self.driver.attribute(attribute::HOST_NUMA_ID, self.device)?;
         let node = node.unwrap_or(0).max(0);
         let _bound = self.bind()?;
         let made = create(&self.driver, virtual_memory.granule, Location { kind: ON_HOST_NODE, id: node });
@@ -241,7 +254,8 @@ impl Context {
             }
             Err(error) => Err(error),
         };
-        let node = granted(tried)?.then_some(node);
+        let granule = Bytes::from_usize(virtual_memory.granule);
+        let node = granted(tried).map_err(|error| self.explain(error, granule))?.then_some(node);
         Ok(*virtual_memory.host_node.get_or_init(|| node))
     }
 
@@ -253,8 +267,7 @@ impl Context {
         let _bound = self.bind()?;
         let base = reserve(&self.driver, size, granule).map_err(|error| self.explain(error, len))?;
         let devices = std::iter::once(self.device).chain(peers.iter().copied()).collect();
-        let reserved = Reserved { places: vec![None; size / granule], devices };
-        lock(&self.ranges).0.insert(base, reserved);
+        lock(&self.ranges).insert(base, Reserved::new(size / granule, devices));
         Ok(DevicePtr::new(base))
     }
 
@@ -262,14 +275,14 @@ impl Context {
     pub(super) fn free_range(&self, base: DevicePtr) -> Result<(), Error> {
         let mut ranges = lock(&self.ranges);
         let granule = self.virtual_memory.granule;
-        let Some(reserved) = ranges.0.get_mut(&base.addr()) else { return Ok(()) };
+        let Some(reserved) = ranges.get_mut(base.addr()) else { return Ok(()) };
         let len = reserved.places.len();
         // SAFETY: the caller gives the reservation back, so nothing uses it.
         unsafe {
             reserved.unmap(&self.driver, base.addr(), granule, 0..len).or_else(was_asked)?;
             self.driver.cuMemAddressFree(base.addr(), len * granule).or_else(was_asked)?;
         }
-        ranges.0.remove(&base.addr());
+        ranges.remove(base.addr());
         Ok(())
     }
 
@@ -285,6 +298,8 @@ impl Context {
         self.refuse_in_capture("mapping a granule").map_err(nothing)?;
         let _bound = self.bind().map_err(nothing)?;
         let granule = self.virtual_memory.granule;
+        let Some(tried) = granules.first() else { return Ok(()) };
+        let flags = self.flags(access, tried.0).map_err(nothing)?;
         let mut ranges = lock(&self.ranges);
         let (reserved, first) = ranges.find(at, granule).map_err(nothing)?;
         let mut mapped = 0;
@@ -299,7 +314,6 @@ impl Context {
             mapped = index + 1;
         }
         if done.is_ok() && mapped > 0 {
-            let flags = self.virtual_memory.flags(access);
             // SAFETY: all of it was mapped just now, and nothing uses it yet. One call for the whole run: it is the
             // slowest of them.
             done = unsafe { grant(&self.driver, at.addr(), mapped * granule, flags, &reserved.devices) };
@@ -325,36 +339,27 @@ impl Context {
         self.refuse_in_capture("replacing a granule").map_err(nothing)?;
         let _bound = self.bind().map_err(nothing)?;
         let granule = self.virtual_memory.granule;
+        let flags = self.flags(access, new.0).map_err(nothing)?;
         let mut ranges = lock(&self.ranges);
         let (reserved, place) = ranges.find(at, granule).map_err(nothing)?;
         let Some((old, old_access)) = reserved.places[place] else {
             return Err(nothing(Error::NotMapped { place }));
         };
-        let devices = reserved.devices.clone();
-        let put = |driver: &Driver, handle: u64, access: Access| -> Result<(), Error> {
-            // SAFETY: nothing is mapped at the place, which the caller owns and nothing uses; both granules are alive.
-            unsafe {
-                driver.cuMemMap(at.addr(), granule, 0, handle, 0)?;
-                let flags = self.virtual_memory.flags(access);
-                let granted = grant(driver, at.addr(), granule, flags, &devices);
-                if granted.is_err() {
-                    driver.unfailing().cuMemUnmap(at.addr(), granule)?;
-                }
-                granted
-            }
-        };
-        // SAFETY: the place is mapped, and nothing uses it.
-        unsafe { reserved.unmap(&self.driver, at.addr(), granule, place..place + 1).map_err(nothing)? };
-        let Err(error) = put(&self.driver, new.0, access) else {
-            reserved.places[place] = Some((new.0, access));
-            return Ok(());
-        };
-        // Putting the old one back asks for nothing that was not there, so injected faults do not stop it.
-        let gone = put(&self.driver.unfailing(), old, old_access).is_err();
-        if !gone {
-            reserved.places[place] = Some((old, old_access));
+        // What is mapped for reading was tried then.
+        let old_flags = self.flags(old_access, old).map_err(nothing)?;
+        // SAFETY: the place is mapped, nothing uses it, and both granules are alive.
+        unsafe {
+            reserved.unmap(&self.driver, at.addr(), granule, place..place + 1).map_err(nothing)?;
+            let Err(error) = reserved.put(&self.driver, at.addr(), granule, place, (new.0, access), flags)
+            else {
+                return Ok(());
+            };
+            // Putting the old one back asks for nothing that was not there, so injected faults do not stop it.
+            let driver = self.driver.unfailing();
+            let gone = reserved.places[place].is_some()
+                || reserved.put(&driver, at.addr(), granule, place, (old, old_access), old_flags).is_err();
+            Err(ReplaceFailure { error, gone })
         }
-        Err(ReplaceFailure { error, gone })
     }
 
     /// Unmaps whatever of these places is mapped.
@@ -381,70 +386,14 @@ impl Context {
         let mut ranges = lock(&self.ranges);
         let (reserved, first) = ranges.find(at, granule)?;
         let size = len.to_usize().unwrap_or(0);
-        let flags = self.virtual_memory.flags(access);
+        let Some((handle, _)) = reserved.places[first] else {
+            return Err(Error::NotMapped { place: first });
+        };
+        let flags = self.flags(access, handle)?;
         // SAFETY: the caller's promise.
         unsafe { grant(&self.driver, at.addr(), size, flags, &reserved.devices)? };
         for (_, current) in reserved.places[first..first + size / granule].iter_mut().flatten() {
             *current = access;
-        }
-        Ok(())
-    }
-}
-
-impl Ranges {
-    /// The addresses of the reservation that one of them lies in.
-    pub(super) fn around(&self, at: DevicePtr, granule: usize) -> Option<Range<u64>> {
-        let (&base, reserved) = self.0.range(..=at.addr()).next_back()?;
-        let range = base..base + (reserved.places.len() * granule) as u64;
-        range.contains(&at.addr()).then_some(range)
-    }
-
-    /// The reservation that an address lies in, and the number of its place.
-    fn find(&mut self, at: DevicePtr, granule: usize) -> Result<(&mut Reserved, usize), Error> {
-        let found = self.0.range_mut(..=at.addr()).next_back();
-        let place = |base: u64| usize::try_from(at.addr() - base).ok().map(|offset| offset / granule.max(1));
-        match found.and_then(|(&base, reserved)| Some((place(base)?, reserved))) {
-            Some((place, reserved)) if place < reserved.places.len() => Ok((reserved, place)),
-            _ => Err(Error::NoSuchPlace { range: 0..0, places: 0 }),
-        }
-    }
-}
-
-impl Reserved {
-    /// What the driver itself says.
-    fn is_mapped(&self, driver: &Driver, at: u64) -> bool {
-        let location = Location { kind: ON_DEVICE, id: self.devices[0] };
-        let mut flags = 0;
-        // SAFETY: the location has the driver's shape and lives through the call; it writes into a local.
-        unsafe { driver.unfailing().cuMemGetAccess(&raw mut flags, (&raw const location).cast(), at) }.is_ok()
-    }
-
-    /// Unmaps what is mapped of these places, each run of them in one call; `at` is where the first one is.
-    ///
-    /// # Safety
-    /// - Nothing uses the places.
-    unsafe fn unmap(
-        &mut self,
-        driver: &Driver,
-        at: u64,
-        granule: usize,
-        places: Range<usize>,
-    ) -> Result<(), Error> {
-        let first = places.start;
-        let mut next = places.start;
-        while next < places.end {
-            let run = self.places[next..places.end].iter().take_while(|place| place.is_some()).count();
-            if run > 0 {
-                let start = at + ((next - first) * granule) as u64;
-                // SAFETY: these places are mapped, each as a whole, and the caller says that nothing uses them.
-                match unsafe { driver.cuMemUnmap(start, run * granule) } {
-                    // Drivers answer with the error of earlier work too, after having done it.
-                    Err(Error::Driver { .. }) if !self.is_mapped(driver, start) => {}
-                    done => done?,
-                }
-                self.places[next..next + run].fill(None);
-            }
-            next += run.max(1);
         }
         Ok(())
     }

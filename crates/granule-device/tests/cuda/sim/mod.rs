@@ -1,6 +1,8 @@
 //! Tests that need the simulated driver: it has two devices, says what is held, and fails on demand.
 
+mod contexts;
 mod faults;
+mod full;
 mod held;
 mod peers;
 mod probing;
