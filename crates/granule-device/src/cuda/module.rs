@@ -1,15 +1,15 @@
 //! Modules of kernels, loaded from PTX by the driver's compiler, and the kernels in them.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_int, c_void};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use cudarc::driver::sys::{
     self, CUfunction, CUfunction_attribute_enum as Attribute, CUjit_option_enum as Jit,
 };
 
-use super::context::{Context, Raw};
+use super::context::{Context, Raw, lock};
 use super::errors;
 use super::release::Leftover;
 use crate::device::{Counted, Thing};
@@ -28,7 +28,14 @@ pub(super) struct Loaded {
     module: Raw<sys::CUmod_st>,
     context: Arc<Context>,
     owner: Counted,
+    /// By the driver's handle, which is one for all that ask for a kernel.
+    shared: Mutex<BTreeMap<usize, Arc<Shared>>>,
 }
+
+/// How much dynamic shared memory a kernel may be launched with, as far as the driver was told: it keeps one figure for each
+/// kernel. `None` until it is first asked for; it only grows.
+#[derive(Default)]
+struct Shared(Mutex<Option<u32>>);
 
 /// A kernel of a module. Cheap to clone; it keeps the module.
 #[derive(Clone)]
@@ -36,8 +43,7 @@ pub struct Function {
     pub(super) raw: Raw<sys::CUfunc_st>,
     pub(super) module: Module,
     name: Arc<str>,
-    /// How much dynamic shared memory it was told to expect.
-    shared: Arc<AtomicU32>,
+    shared: Arc<Shared>,
 }
 
 /// What a kernel takes, as the driver compiled it for this device.
@@ -86,7 +92,8 @@ impl Module {
         drop(bound);
         loaded.map_err(|error| refused(context, error, &log))?;
         let owner = Counted::new(device, Thing::Module);
-        let loaded = Loaded { module: Raw(module), context: Arc::clone(context), owner };
+        let (context, shared) = (Arc::clone(context), Mutex::default());
+        let loaded = Loaded { module: Raw(module), context, owner, shared };
         Ok(Module { inner: Arc::new(loaded) })
     }
 
@@ -114,7 +121,8 @@ impl Module {
             found => found?,
         }
         let (raw, module) = (Raw(function), self.clone());
-        Ok(Function { raw, module, name: name.into(), shared: Arc::default() })
+        let shared = Arc::clone(lock(&self.inner.shared).entry(function.addr()).or_default());
+        Ok(Function { raw, module, name: name.into(), shared })
     }
 }
 
@@ -161,12 +169,7 @@ impl Function {
     pub fn attributes(&self) -> Result<FunctionAttributes, Error> {
         let context = self.context();
         let _bound = context.bind()?;
-        let get = |attribute| -> Result<u32, Error> {
-            let mut value: c_int = 0;
-            // SAFETY: the function's module is loaded; the answer is written into a local.
-            unsafe { context.driver.cuFuncGetAttribute(&raw mut value, attribute, self.raw.0)? };
-            Ok(u32::try_from(value).unwrap_or(0))
-        };
+        let get = |attribute| self.attribute(attribute);
         let bytes = |attribute| get(attribute).map(|value| Bytes::new(u64::from(value)));
         Ok(FunctionAttributes {
             registers: get(Attribute::CU_FUNC_ATTRIBUTE_NUM_REGS)?,
@@ -181,18 +184,34 @@ impl Function {
         &self.module.inner.context
     }
 
-    /// Tells the driver that launches will ask for so much shared memory: beyond 48 KiB it wants to know. The context is
-    /// current.
+    fn attribute(&self, attribute: Attribute) -> Result<u32, Error> {
+        let mut value: c_int = 0;
+        // SAFETY: the function's module is loaded; the answer is written into a local.
+        unsafe { self.context().driver.cuFuncGetAttribute(&raw mut value, attribute, self.raw.0)? };
+        Ok(u32::try_from(value).unwrap_or(0))
+    }
+
+    /// Tells the driver that launches will ask for so much dynamic shared memory: where it is more than 48 KiB together with
+    /// what the kernel declares, it wants to know. The context is current.
     pub(super) fn allow_shared(&self, bytes: u32) -> Result<(), Error> {
         const UNASKED: u32 = 48 << 10;
-        if bytes <= UNASKED.max(self.shared.load(Ordering::Relaxed)) {
+        if bytes == 0 {
             return Ok(());
         }
-        let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-        let value = c_int::try_from(bytes).unwrap_or(c_int::MAX);
-        // SAFETY: the function's module is loaded.
-        unsafe { self.context().driver.cuFuncSetAttribute(self.raw.0, attribute, value)? };
-        self.shared.fetch_max(bytes, Ordering::Relaxed);
+        // Held over the call: of two threads, the one that asks for less must not come last.
+        let mut allowed = lock(&self.shared.0);
+        let known = match *allowed {
+            Some(known) => known,
+            None => UNASKED.saturating_sub(self.attribute(Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?),
+        };
+        *allowed = Some(known);
+        if bytes > known {
+            let attribute = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let value = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+            // SAFETY: the function's module is loaded.
+            unsafe { self.context().driver.cuFuncSetAttribute(self.raw.0, attribute, value)? };
+            *allowed = Some(bytes);
+        }
         Ok(())
     }
 }

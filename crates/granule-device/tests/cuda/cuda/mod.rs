@@ -4,4 +4,5 @@ mod graphs;
 mod interop;
 mod kernels;
 mod memory;
+mod shared;
 mod streams;
