@@ -205,7 +205,7 @@ fn freeing_memory_runs_the_work_of_its_device_and_is_no_order() {
         ok(unsafe { sys::cuDevicePrimaryCtxRetain(&mut context, 1) });
         ok(unsafe { sys::cuCtxSetCurrent(context) });
         let (elsewhere, b) = (stream(), alloc(LEN));
-        unsafe { [here, other].map(|at| at.write_bytes(0, LEN)) };
+        [here, other].into_iter().for_each(|at| unsafe { at.write_bytes(0, LEN) });
         fill(a, 1, LEN, x);
         ok(unsafe { sys::cuMemcpyDtoHAsync_v2(here.cast(), a, LEN, x) });
         fill(b, 1, LEN, elsewhere);
