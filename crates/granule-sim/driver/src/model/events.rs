@@ -112,6 +112,7 @@ impl Simulation {
     pub(crate) fn query_event(&mut self, caller: &Caller, handle: u64) -> Result<()> {
         let event = self.event(caller, handle)?;
         let (context, recorded) = (event.context, event.recorded.clone());
+        self.forbid_while_capturing(caller)?;
         match recorded {
             Recorded::Never => Ok(()),
             Recorded::InCapture { .. } => Err(Code::CAPTURED_EVENT),
@@ -126,6 +127,7 @@ impl Simulation {
     pub(crate) fn synchronize_event(&mut self, caller: &Caller, handle: u64) -> Result<()> {
         let event = self.event(caller, handle)?;
         let (context, recorded) = (event.context, event.recorded.clone());
+        self.forbid_while_capturing(caller)?;
         match recorded {
             // Done already, by definition: cudarc waits like this for pinned memory that nothing used.
             Recorded::Never => Ok(()),

@@ -85,7 +85,7 @@ fn what_a_capture_forbids_breaks_it() {
     let other = stream();
     record(outside, other);
     let mut pointer = 0;
-    let forbidden: [(&dyn Fn() -> CUresult, CUresult); 5] = [
+    let forbidden: [(&dyn Fn() -> CUresult, CUresult); 7] = [
         (&|| unsafe { sys::cuStreamSynchronize(main) }, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),
         (&|| unsafe { sys::cuStreamQuery(main) }, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),
         (&|| unsafe { sys::cuCtxSynchronize() }, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),
@@ -97,6 +97,8 @@ fn what_a_capture_forbids_breaks_it() {
             &|| unsafe { sys::cuMemAlloc_v2((&raw const pointer).cast_mut(), LEN) },
             CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
         ),
+        (&|| unsafe { sys::cuEventQuery(outside) }, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),
+        (&|| unsafe { sys::cuEventSynchronize(outside) }, CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED),
     ];
     for (number, (call, expected)) in forbidden.iter().enumerate() {
         begin(main);
@@ -110,6 +112,26 @@ fn what_a_capture_forbids_breaks_it() {
     pointer += 1;
     assert_eq!(pointer, 1, "nothing was allocated");
     free(a);
+    destroy(&[main, other], &[outside]);
+    assert!(bench.end().is_empty());
+}
+
+#[test]
+#[ignore = "needs the simulated driver: cargo xtask test"]
+fn a_relaxed_thread_may_ask_events_and_free_beside_a_global_capture() {
+    let bench = Bench::new();
+    let (main, other, outside, a) = (stream(), stream(), event(), alloc(LEN));
+    record(outside, other);
+    begin(main);
+    let mut mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
+    ok(unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) });
+    ok(unsafe { sys::cuEventSynchronize(outside) });
+    ok(unsafe { sys::cuEventQuery(outside) });
+    free(a);
+    ok(unsafe { sys::cuThreadExchangeStreamCaptureMode(&mut mode) });
+    let (code, graph) = end(main);
+    ok(code);
+    ok(unsafe { sys::cuGraphDestroy(graph) });
     destroy(&[main, other], &[outside]);
     assert!(bench.end().is_empty());
 }
