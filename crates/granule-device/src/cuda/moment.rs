@@ -46,7 +46,7 @@ impl CudaMoment {
     }
 
     fn query(&self, driver: &Driver) -> Result<bool, Error> {
-        let _relaxed = Relaxed::enter();
+        let _relaxed = Relaxed::enter(driver);
         // SAFETY: the event is alive and was recorded.
         match unsafe { driver.cuEventQuery(self.event.0) } {
             Ok(()) => Ok(true),
@@ -57,7 +57,7 @@ impl CudaMoment {
 
     /// Waits; an error means that the driver could not say, and that the work may be running still.
     pub(super) fn synchronize(&self, driver: &Driver) -> Result<(), Error> {
-        let _relaxed = Relaxed::enter();
+        let _relaxed = Relaxed::enter(driver);
         // SAFETY: the event is alive and was recorded.
         unsafe { driver.cuEventSynchronize(self.event.0)? };
         self.done.store(true, Ordering::Release);

@@ -119,7 +119,7 @@ impl Context {
     fn give_back(&self, leftover: &mut Leftover) -> Result<(), Error> {
         let bound = self.bind()?;
         let driver = &self.driver;
-        let _relaxed = Relaxed::enter();
+        let _relaxed = Relaxed::enter(driver);
         // SAFETY: each was answered by the driver and is given back once; its owner says that nothing uses it any more.
         let asked = unsafe {
             match leftover {
@@ -167,7 +167,7 @@ impl Context {
     fn wait_for_abandoned(&self, abandoned: &mut Abandoned) -> Result<(), Error> {
         if let Some(stream) = abandoned.stream.as_ref().filter(|_| !abandoned.waited) {
             let driver = self.driver.unfailing();
-            let _relaxed = Relaxed::enter();
+            let _relaxed = Relaxed::enter(&driver);
             if abandoned.captured {
                 end_unwanted(&driver, stream.cu_stream())?;
                 abandoned.captured = false;

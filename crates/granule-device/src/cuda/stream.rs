@@ -200,7 +200,7 @@ impl Queue {
         }
         let driver = self.context.driver.unfailing();
         let _bound = self.context.bind_unfailing()?;
-        let _relaxed = Relaxed::enter();
+        let _relaxed = Relaxed::enter(&driver);
         // SAFETY: the stream is alive.
         over(|| unsafe { driver.cuStreamSynchronize(self.raw()) })
     }

@@ -66,26 +66,27 @@ impl Captures {
 /// While this lives no capture, of this thread or another, forbids this thread the calls that captures forbid, and none of
 /// them spoils a capture.
 pub(in crate::cuda) struct Relaxed {
+    driver: Driver,
     before: CUstreamCaptureMode,
     /// It is this thread's.
     thread: PhantomData<*const ()>,
 }
 
 impl Relaxed {
-    /// `None` where the driver may not be called. Not counted among the calls that can fail.
-    pub(in crate::cuda) fn enter() -> Option<Relaxed> {
+    /// `None` where the driver may not be called. Past injected faults.
+    pub(in crate::cuda) fn enter(driver: &Driver) -> Option<Relaxed> {
+        let driver = driver.unfailing();
         let mut mode = Mode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: it is read from and written into a local; every driver that is new enough has the function.
-        let entered = !calls::in_host_function()
-            && unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut mode) } == sys::CUresult::CUDA_SUCCESS;
-        entered.then(|| Relaxed { before: mode, thread: PhantomData })
+        // SAFETY: it is read from and written into a local.
+        unsafe { driver.cuThreadExchangeStreamCaptureMode(&raw mut mode) }.ok()?;
+        Some(Relaxed { driver, before: mode, thread: PhantomData })
     }
 }
 
 impl Drop for Relaxed {
     fn drop(&mut self) {
         // SAFETY: as above; the mode is the one that the thread had.
-        let _ = unsafe { sys::cuThreadExchangeStreamCaptureMode(&raw mut self.before) };
+        let _ = unsafe { self.driver.cuThreadExchangeStreamCaptureMode(&raw mut self.before) };
     }
 }
 

@@ -121,7 +121,8 @@ impl Held {
     pub(super) fn take_until(&mut self, number: u64) -> Finished {
         let done = self.running.iter().take_while(|batch| batch.number <= number).count();
         let tickets = self.running.drain(..done).flat_map(|batch| batch.tickets).collect();
-        let resources = self.kept.extract_if(.., |kept| kept.until <= number).map(|kept| kept.resource).collect();
+        let resources =
+            self.kept.extract_if(.., |kept| kept.until <= number).map(|kept| kept.resource).collect();
         Finished { tickets, resources }
     }
 

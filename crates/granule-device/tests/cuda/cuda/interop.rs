@@ -1,7 +1,7 @@
 //! Memory lent to cudarc: its calls take our views where they take its own slices.
 
-use cudarc::driver::{DevicePtr, LaunchArgs, PushKernelArg};
-use granule_device::{CudaView, CudaViewMut, DeviceSlice, Error};
+use cudarc::driver::DevicePtr;
+use granule_device::{DeviceSlice, Error};
 
 use crate::support::{assert_nothing_left, bytes, device, region, write};
 
@@ -46,11 +46,19 @@ fn a_lent_region_lives_until_the_stream_has_passed() {
     drop(from);
     // Looking waits for what cudarc was given, which our stream never saw.
     assert_eq!(bytes(&to), vec![9; 1 << 16]);
-    // On a stream that the region was not lent on, each use is waited for.
-    let view = stream.lend::<u8, _>(&to, ..).unwrap();
+    // A stream that the region was not lent on waits for the one that it was, and each use is waited for.
     let elsewhere = std::sync::Arc::clone(other.as_cuda().unwrap());
-    assert_eq!(elsewhere.clone_dtoh(&view).unwrap(), vec![9; 1 << 16]);
-    drop(view);
+    for round in 0..10 {
+        stream.fill(&mut to, .., round).unwrap();
+        let view = stream.lend::<u8, _>(&to, ..).unwrap();
+        assert_eq!(elsewhere.clone_dtoh(&view).unwrap(), vec![round; 1 << 16]);
+        drop(view);
+        stream.fill(&mut to, .., 100).unwrap();
+        let mut view = stream.lend_mut::<u8, _>(&mut to, ..).unwrap();
+        elsewhere.memcpy_htod(&[round; 1 << 16], &mut view).unwrap();
+        drop(view);
+        assert_eq!(bytes(&to), vec![round; 1 << 16]);
+    }
     stream.synchronize().unwrap();
     drop(to);
     assert_eq!(device.live().buffers, 0);
@@ -77,10 +85,4 @@ fn slices_are_lent_as_whole_aligned_elements() {
     assert!(matches!(lent(buffer.slice(..3).unwrap()), Err(Error::Launch { .. })));
     assert!(matches!(lent(buffer.slice(2..6).unwrap()), Err(Error::Launch { .. })));
     assert!(matches!(lent(DeviceSlice::from(&[0; 4][..])), Err(Error::Launch { .. })));
-}
-
-/// Views go into cudarc's launches. That they do is for the compiler to say.
-#[expect(dead_code, reason = "compiled, not run")]
-fn push<'a>(launch: &mut LaunchArgs<'a>, from: &'a CudaView<'_, f32>, to: &'a mut CudaViewMut<'_, f32>) {
-    launch.arg(from).arg(to);
 }

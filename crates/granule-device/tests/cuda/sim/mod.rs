@@ -4,5 +4,6 @@ mod contexts;
 mod faults;
 mod full;
 mod held;
+mod lost;
 mod peers;
 mod probing;

@@ -64,3 +64,22 @@ fn a_granule_is_read_by_both_at_one_address() {
     assert!(matches!(a.reserve_for(Bytes::kib(4), &[&host]), Err(Error::Unsupported { .. })));
     assert!(matches!(host.reserve_for(Bytes::kib(4), &[&a]), Err(Error::Unsupported { .. })));
 }
+
+#[test]
+#[ignore = "needs the simulated CUDA driver; cargo xtask test provides it"]
+fn a_copy_waits_for_memory_that_the_peer_is_making() {
+    let (a, b) = two();
+    let sim = granule_sim::Sim::find().unwrap();
+    for seed in 1..=8 {
+        sim.set_seed(seed);
+        let (here, there) = (a.stream().unwrap(), b.stream().unwrap());
+        let (mut from, mut busy) = (region(&a, 4096), region(&b, 1 << 20));
+        here.fill(&mut from, .., 3).unwrap();
+        there.fill(&mut busy, .., 3).unwrap();
+        let mut to = there.alloc(Bytes::kib(4)).unwrap();
+        here.copy_to_peer(&from, .., &mut to, ..).unwrap();
+        assert_eq!(bytes(&to), [3; 4096], "seed {seed}");
+    }
+    assert_nothing_left(&a);
+    assert_nothing_left(&b);
+}
