@@ -1,4 +1,4 @@
-//! Memory in one piece for its whole life: plain, pinned, and a file registered with the device.
+//! Memory in one piece for its whole life: plain, pinned, managed, and a stream's.
 
 use std::ops::RangeBounds;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::backend::{Ending, MemoryKind, RawStream};
 use crate::device::{Counted, Thing};
 use crate::slice::{Home, checked_range};
-use crate::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Event, MappedFile, Memory};
+use crate::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Event, Memory};
 
 /// One allocation of either kind, freed on drop.
 #[derive(Debug)]
@@ -245,59 +245,5 @@ impl Drop for StreamBuffer {
 impl std::fmt::Debug for StreamBuffer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "StreamBuffer({}, {})", self.device().name(), self.len())
-    }
-}
-
-/// A mapped file that a device's streams can read. It keeps the file.
-#[derive(Debug)]
-pub struct Registered {
-    owner: Counted,
-    file: Arc<MappedFile>,
-}
-
-impl Registered {
-    pub(crate) fn new(device: &Device, file: Arc<MappedFile>) -> Result<Registered, Error> {
-        if file.is_empty() {
-            return Err(Error::ZeroSize { what: "registered memory" });
-        }
-        // SAFETY: the file stays mapped as long as this has it, and drop unregisters first.
-        unsafe { device.backend().register(file.slice().ptr(), file.len()) }
-            .map_err(|source| refused(&file, source))?;
-        Ok(Registered { owner: Counted::new(device, Thing::Registered), file })
-    }
-
-    /// The device that can reach it.
-    pub fn device(&self) -> &Device {
-        self.owner.device()
-    }
-
-    /// The file.
-    pub fn file(&self) -> &Arc<MappedFile> {
-        &self.file
-    }
-
-    /// The file's bytes.
-    pub fn slice(&self) -> DeviceSlice<'_> {
-        let bytes = self.file.slice();
-        // SAFETY: the file stays mapped while this has it, and is never written; registering has made the same addresses
-        // the device's.
-        unsafe { DeviceSlice::from_raw(bytes.ptr(), bytes.len(), Home::shared(self.owner.device().kind())) }
-    }
-}
-
-/// A driver that does not take a file's pages says so by a code; the reader wants to know which file, and what to do.
-fn refused(file: &MappedFile, source: Error) -> Error {
-    match source {
-        Error::Driver { .. } | Error::Unsupported { .. } => {
-            Error::CannotRegister { path: file.path().to_owned(), source: Box::new(source) }
-        }
-        other => other,
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        // SAFETY: it was registered when this was made; work on it keeps this alive.
-        unsafe { self.owner.device().backend().unregister(self.file.slice().ptr()) };
     }
 }

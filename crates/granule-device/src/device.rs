@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::backend::{Backend, GranulePlace, RawStream};
-use crate::buffer::{Buffer, Managed, Pinned, Registered};
+use crate::buffer::{Buffer, Managed, Pinned};
 use crate::fault::{FaultGuard, FaultPlan, Faults};
 use crate::suballocation::Suballocation;
 use crate::{
-    Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule, Lease, LeaseMode, MappedFile, Reservation,
-    Stream,
+    Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule, Lease, LeaseMode, Reservation, Stream,
 };
 
 /// The kinds of device.
@@ -305,14 +304,6 @@ impl Device {
     /// [`Error::Unsupported`] where the device cannot share memory with a running host; else as [`Device::alloc`].
     pub fn alloc_managed(&self, len: Bytes) -> Result<Managed, Error> {
         Managed::new(self, len)
-    }
-
-    /// Makes a mapped file reachable by this device's streams.
-    ///
-    /// # Errors
-    /// [`Error::ZeroSize`] for an empty file; [`Error::CannotRegister`] where the driver does not take a file's pages.
-    pub fn register(&self, file: Arc<MappedFile>) -> Result<Registered, Error> {
-        Registered::new(self, file)
     }
 
     /// A new stream, with nothing to do.

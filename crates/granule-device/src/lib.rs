@@ -21,13 +21,14 @@ mod host;
 mod lease;
 mod mapped_file;
 mod region;
+mod registered;
 mod reservation;
 mod retired;
 mod slice;
 mod stream;
 mod suballocation;
 
-pub use buffer::{Buffer, Managed, Pinned, Registered, StreamBuffer};
+pub use buffer::{Buffer, Managed, Pinned, StreamBuffer};
 pub use bytes::Bytes;
 #[cfg(feature = "cuda")]
 pub use cuda::{
@@ -41,6 +42,7 @@ pub use granule::Granule;
 pub use lease::{Lease, LeaseMode};
 pub use mapped_file::MappedFile;
 pub use region::{Memory, Region};
+pub use registered::{Registered, RegisteredMemory};
 pub use reservation::Reservation;
 pub use retired::Retired;
 pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, checked_range};

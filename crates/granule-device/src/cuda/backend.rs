@@ -20,8 +20,7 @@ use crate::{
 };
 
 /// Pinned memory that every context can use.
-const PORTABLE: u32 = 1;
-const REGISTER_READ_ONLY: u32 = 8;
+pub(super) const PORTABLE: u32 = 1;
 
 /// A CUDA device below a [`Device`] handle.
 #[derive(Debug)]
@@ -38,7 +37,7 @@ impl Cuda {
         &self.context
     }
 
-    fn length(&self, len: Bytes) -> Result<usize, Error> {
+    pub(super) fn length(&self, len: Bytes) -> Result<usize, Error> {
         // What does not fit into an address does not fit on the device.
         len.to_usize().ok_or_else(|| Error::TooLarge {
             device: self.context.name.clone(),
@@ -299,28 +298,8 @@ unsafe impl Backend for Cuda {
     }
 
     unsafe fn register(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {
-        self.context.refuse_in_capture("registering memory")?;
-        if !self.has(attribute::READ_ONLY_HOST_REGISTER)? {
-            let why = "the driver does not register memory that may only be read";
-            return Err(Error::Unsupported { what: "registering a mapped file", why });
-        }
-        let size = self.length(len)?;
-        let _bound = self.context.bind()?;
-        let driver = &self.context.driver;
-        let host = at.as_host_ptr().cast();
-        let mut device = 0;
-        // SAFETY: the caller says that the memory is mapped and stays so.
-        unsafe {
-            driver.cuMemHostRegister_v2(host, size, PORTABLE | REGISTER_READ_ONLY)?;
-            let known = driver.cuMemHostGetDevicePointer_v2(&raw mut device, host, 0);
-            if known.is_ok() && device == at.addr() {
-                return Ok(());
-            }
-            self.context.release(Leftover::Registered(at));
-            known?;
-        }
-        let why = "the device reaches registered memory at another address than the host";
-        Err(Error::Unsupported { what: "registering a mapped file", why })
+        // SAFETY: the caller's promise.
+        unsafe { self.register_read_only(at, len) }
     }
 
     unsafe fn unregister(&self, at: DevicePtr) {

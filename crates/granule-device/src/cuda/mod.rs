@@ -18,6 +18,7 @@ mod module;
 mod moment;
 mod nvtx;
 mod ranges;
+mod registration;
 mod release;
 mod stream;
 mod virtual_memory;
