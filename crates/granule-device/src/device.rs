@@ -238,7 +238,8 @@ impl Device {
         self.inner.backend.memory()
     }
 
-    /// What it can do. A granule of host memory is tried out when this is first asked.
+    /// What it can do. A granule of host memory is tried out when this is first asked, and one to be read only where the
+    /// device was full when it was opened.
     ///
     /// # Errors
     /// [`Error::Driver`], [`Error::OutOfMemory`] where that cannot be tried; [`Error::Capturing`]; never on the host.
@@ -267,7 +268,8 @@ impl Device {
     /// A range of addresses with nothing behind it, `len` rounded up to whole granules, its base aligned to one.
     ///
     /// # Errors
-    /// [`Error::ZeroSize`]; [`Error::TooLarge`] beyond what can be addressed; [`Error::Os`].
+    /// [`Error::ZeroSize`]; [`Error::TooLarge`] beyond what can be addressed; [`Error::Unsupported`] on a device without
+    /// virtual memory; [`Error::Os`].
     pub fn reserve(&self, len: Bytes) -> Result<Reservation, Error> {
         Reservation::new(self, len, &[])
     }

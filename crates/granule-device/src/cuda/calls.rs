@@ -131,7 +131,7 @@ macro_rules! driver {
             pub(super) fn refusing() -> Functions {
                 Functions {
                     $($name: {
-                        #[expect(non_snake_case, clippy::too_many_arguments, reason = "the driver's")]
+                        #[expect(non_snake_case, reason = "the driver's")]
                         unsafe extern "C" fn $name($(_: $kind),*) -> c_uint {
                             999
                         }

@@ -69,8 +69,8 @@ impl Device {
     ///
     /// # Errors
     /// [`Error::NoCudaDriver`], [`Error::BrokenCudaDriver`], [`Error::CudaDriverTooOld`], [`Error::NoCudaDevice`],
-    /// [`Error::NoSuchDevice`]: each says what to do. [`Error::OutOfMemory`] where not even one granule is free to try out
-    /// what the driver can map; [`Error::Driver`].
+    /// [`Error::NoSuchDevice`]: each says what to do. [`Error::OutOfMemory`] where there is no room for a context; a full
+    /// device that has one can be opened. [`Error::Driver`].
     pub fn cuda(ordinal: usize) -> Result<Device, Error> {
         Device::cuda_with(CudaOptions::new(ordinal))
     }
@@ -79,7 +79,8 @@ impl Device {
     /// can be shared with them.
     ///
     /// # Errors
-    /// As [`Device::cuda`]; [`Error::GranuleSize`] for a granule that cannot be mapped.
+    /// As [`Device::cuda`]; [`Error::GranuleSize`] for a granule that cannot be mapped, [`Error::TooLarge`] for one that is
+    /// larger than the device.
     pub fn cuda_with(options: CudaOptions) -> Result<Device, Error> {
         let faults = Arc::new(Faults::default());
         let context = Context::open(&options, Arc::clone(&faults))?;

@@ -127,7 +127,7 @@ impl VirtualMemory {
 
 /// The size of a granule as a number, where it can be mapped in pages of this size.
 pub(super) fn checked_granule(granule: Bytes, page: Bytes) -> Result<usize, Error> {
-    let fits = |size: &usize| size.is_power_of_two() && granule.get() % page.get().max(1) == 0;
+    let fits = |size: &usize| size.is_power_of_two() && granule.get().is_multiple_of(page.get().max(1));
     granule.to_usize().filter(fits).ok_or(Error::GranuleSize { granule, page })
 }
 

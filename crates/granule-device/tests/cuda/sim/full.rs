@@ -37,7 +37,7 @@ fn a_full_device_can_be_opened_and_learns_the_rest_later() {
         rest.push(granule);
     }
     let mut range = second.reserve(second.granularity()).unwrap();
-    range.map(0, &[one.clone()], Access::ReadWrite).unwrap();
+    range.map(0, std::slice::from_ref(&one), Access::ReadWrite).unwrap();
     second.copy((&[5; 16][..]).into(), range.slice_mut(..16).unwrap()).unwrap();
     range.set_access(0..1, Access::ReadOnly).unwrap();
     let mut alias = second.reserve(second.granularity()).unwrap();
