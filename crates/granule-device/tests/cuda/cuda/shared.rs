@@ -1,6 +1,8 @@
 //! Dynamic shared memory beyond what is granted unasked.
 
-use granule_device::{Bytes, Device, Launch, LaunchShape, Module, Region};
+use granule_device::{
+    Buffer, Bytes, Device, Error, FaultPlan, Function, Launch, LaunchShape, Module, Region, Stream,
+};
 
 use crate::support::{assert_nothing_left, device, fill_kernel, pattern, read, region};
 
@@ -27,13 +29,32 @@ fn two_handles_of_a_kernel_share_what_it_may_take() {
     assert_nothing_left(&device);
 }
 
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn threads_that_ask_for_less_take_nothing_from_others() {
+    let device = device();
+    let function = fill_kernel(&device);
+    let (stream, mut data) = (device.stream().unwrap(), region(&device, 64));
+    let (other_stream, mut other_data) = (device.stream().unwrap(), region(&device, 64));
+    let launch = |stream: &Stream, data: &mut Region<Buffer>, kib: u64| {
+        let launch = Launch::new(&function, LaunchShape::row(1, 32).shared(Bytes::kib(kib)));
+        let launch = launch.write_region(data, ..).value(64_u64).value(kib).value(0_u64);
+        // SAFETY: the kernel stays inside its 64 bytes.
+        unsafe { stream.launch(launch) }.unwrap_or_else(|error| panic!("{kib} KiB: {error}"));
+    };
+    std::thread::scope(|threads| {
+        threads.spawn(|| (49..96).for_each(|kib| launch(&stream, &mut data, kib)));
+        threads.spawn(|| (49..80).for_each(|kib| launch(&other_stream, &mut other_data, kib)));
+    });
+    device.synchronize().unwrap();
+}
+
 /// One launch of a kernel that has no rows to work on.
-fn launch_with(device: &Device, shared: Bytes) -> Result<(), granule_device::Error> {
+fn launch_with(function: &Function, shared: Bytes) -> Result<(), Error> {
+    let device = function.device();
     let stream = device.stream()?;
-    let function = Module::load(device, DEQUANTIZE)?.function("dequantize_q8_0_f32")?;
-    let (from, mut to) =
-        (Region::new(device.alloc(Bytes::kib(4))?)?, Region::new(device.alloc(Bytes::kib(4))?)?);
-    let launch = Launch::new(&function, LaunchShape::row(1, 256).shared(shared))
+    let (from, mut to) = (region(device, 4096), region(device, 4096));
+    let launch = Launch::new(function, LaunchShape::row(1, 256).shared(shared))
         .read_region(&from, ..)
         .value(0_u64)
         .write_region(&mut to, ..)
@@ -41,18 +62,38 @@ fn launch_with(device: &Device, shared: Bytes) -> Result<(), granule_device::Err
         .value(0_u64)
         .value(0_u64);
     // SAFETY: these are its arguments, and with no rows it touches no memory.
-    unsafe { stream.launch(launch)? };
-    stream.synchronize()
+    let told = unsafe { stream.launch(launch) };
+    stream.synchronize()?;
+    told
+}
+
+/// Whether the driver is told how much a launch takes: then there is a call of that name to fail.
+fn is_told(device: &Device, shared: Bytes) -> bool {
+    let module = Module::load(device, DEQUANTIZE).unwrap();
+    (1..100).any(|n| {
+        let function = module.function("dequantize_q8_0_f32").unwrap();
+        let stream = device.stream().unwrap();
+        let data = region(device, 4096);
+        let launch = Launch::new(&function, LaunchShape::row(1, 256).shared(shared)).read_region(&data, ..);
+        let launch = (0..5).fold(launch, |launch, _| launch.value(0_u64));
+        let _fault = device.inject_fault(FaultPlan::nth(n));
+        // SAFETY: these are its arguments, and with no rows it touches no memory.
+        let launched = unsafe { stream.launch(launch) };
+        matches!(launched, Err(Error::Injected { call: "cuFuncSetAttribute", .. }))
+    })
 }
 
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn what_a_kernel_declares_counts_too() {
     let device = device();
-    let function = Module::load(&device, DEQUANTIZE).unwrap().function("dequantize_q8_0_f32").unwrap();
-    let declared = function.attributes().unwrap().shared;
+    let load = || Module::load(&device, DEQUANTIZE).unwrap().function("dequantize_q8_0_f32").unwrap();
+    let declared = load().attributes().unwrap().shared;
     assert!(declared > Bytes::ZERO && declared < Bytes::kib(48), "{declared}");
-    for dynamic in [Bytes::kib(48).get() - declared.get(), Bytes::kib(48).get(), Bytes::kib(49).get()] {
-        launch_with(&device, Bytes::new(dynamic)).unwrap_or_else(|error| panic!("{dynamic}: {error}"));
+    let unasked = Bytes::new(Bytes::kib(48).get() - declared.get());
+    for dynamic in [unasked, Bytes::new(unasked.get() + 1), Bytes::kib(48), Bytes::kib(49)] {
+        launch_with(&load(), dynamic).unwrap_or_else(|error| panic!("{dynamic}: {error}"));
+        assert_eq!(is_told(&device, dynamic), dynamic > unasked, "{dynamic}");
     }
+    assert_nothing_left(&device);
 }
