@@ -17,7 +17,7 @@ use cudarc::driver::sys;
 use super::calls;
 use super::context::{Context, Raw, lock};
 use super::moment::{is_captures_fault, over};
-use super::stream::{Captures, Finished, Relaxed, end_unwanted, is_captured};
+use super::stream::{Finished, Relaxed, end_unwanted, is_captured};
 use crate::region::Pending;
 use crate::{DevicePtr, Error};
 
@@ -52,7 +52,7 @@ pub(super) struct Abandoned {
 impl Context {
     /// Gives one thing back, now or later.
     pub(super) fn release(&self, mut leftover: Leftover) {
-        let now = !calls::in_host_function() && !Captures::of(self.raw()).any();
+        let now = !calls::in_host_function() && !self.is_capturing();
         if !now {
             self.put_off.store(true, Ordering::Release);
         }
@@ -63,7 +63,7 @@ impl Context {
 
     /// Tries again what was put off or refused; answers how much is left.
     pub(super) fn settle(&self) -> usize {
-        if calls::in_host_function() || lock(&self.leftovers).is_empty() || Captures::of(self.raw()).any() {
+        if calls::in_host_function() || lock(&self.leftovers).is_empty() || self.is_capturing() {
             return lock(&self.leftovers).len();
         }
         self.put_off.store(false, Ordering::Release);

@@ -85,17 +85,17 @@ fn a_dropped_stream_lets_go_beside_a_capture() {
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_stream_that_its_own_kind_dropped_is_waited_for() {
     let device = device();
-    let (first, second) = (device.stream().unwrap(), device.stream().unwrap());
+    let [first, second, third] = std::array::from_fn(|_| device.stream().unwrap());
     let mut data = region(&device, 1 << 16);
     first.fill(&mut data, .., 7).unwrap();
+    third.begin_capture().unwrap();
     // Where the driver may not be called.
     second.call(move || drop(first)).unwrap();
     second.synchronize().unwrap();
-    second.begin_capture().unwrap();
     let data = in_time(move || data.slice(..).map(drop).map(|()| data)).unwrap();
-    second.end_capture().unwrap();
+    third.end_capture().unwrap();
     assert_eq!(bytes(&data), [7; 1 << 16]);
-    drop((data, second));
+    drop((data, second, third));
     assert_nothing_left(&device);
 }
 

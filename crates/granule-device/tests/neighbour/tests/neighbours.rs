@@ -1,5 +1,7 @@
 //! Granule beside an engine's own choice of cudarc: without a driver, and with one.
 
+use cudarc::driver::{LaunchConfig, PushKernelArg};
+use cudarc::nvrtc::Ptx;
 use granule_device::{Bytes, Device, Error, Region, cuda_devices};
 use neighbour::Engine;
 
@@ -44,5 +46,32 @@ mod cuda {
         assert_eq!(device.live(), Default::default());
         drop(own);
         engine.stream.synchronize().unwrap();
+    }
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn an_engines_kernel_takes_views_of_granules_memory() {
+        const PTX: &str = include_str!("../../../../../kernels/ptx/fill.ptx");
+        let engine = Engine::new().unwrap();
+        let (device, stream) = engine.granule().unwrap();
+        let function =
+            engine.context.load_module(Ptx::from_src(PTX)).unwrap().load_function("fill_bytes").unwrap();
+        let mut region = Region::new(device.alloc(Bytes::new(320)).unwrap()).unwrap();
+        stream.fill(&mut region, .., 1).unwrap();
+        let mut view = stream.lend_mut::<u64, _>(&mut region, 32..).unwrap();
+        let (count, low, high) = (256_u64, u64::from_le_bytes([2; 8]), u64::from_le_bytes([3; 8]));
+        let shape = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (64, 1, 1), shared_mem_bytes: 0 };
+        let mut launch = engine.stream.launch_builder(&function);
+        launch.arg(&mut view).arg(&count).arg(&low).arg(&high);
+        // SAFETY: the kernel takes a pointer, a count and a pattern, and stays inside its 256 bytes; the view was lent for
+        // this stream.
+        unsafe { launch.launch(shape).unwrap() };
+        drop(view);
+        // Looking waits for the engine's kernel, which Granule never saw.
+        let mut seen = [0_u8; 320];
+        device.copy(region.slice(..).unwrap(), (&mut seen[..]).into()).unwrap();
+        let expected = [vec![1; 32], [[2; 8], [3; 8]].concat().repeat(16), vec![1; 32]].concat();
+        assert_eq!(seen[..], expected);
+        drop((region, stream, function));
+        assert_eq!(device.live(), Default::default());
     }
 }
