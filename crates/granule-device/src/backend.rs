@@ -170,7 +170,7 @@ pub(crate) trait RawStream: Send + Sync {
     fn record(&self) -> Result<Arc<dyn Moment>, Error>;
     fn synchronize(&self) -> Result<(), Error>;
     /// Waits until nothing that was given to this stream holds the region any more. Only asked of streams that have
-    /// [made themselves known](Ticket::held_by) to it.
+    /// [made themselves known](Ticket::held_by) to it. An error means that it is held still.
     fn finish(&self, _region: &Pending) -> Result<(), Error> {
         Ok(())
     }
