@@ -402,8 +402,9 @@ impl Context {
 /// context stays until the process ends: how many hold it cannot be asked, and one hold too few would destroy it under others.
 fn retain(driver: &Driver, device: c_int, ordinal: usize) -> Result<Arc<CudaContext>, Error> {
     driver.attribute(attribute::MEMORY_POOLS, device)?;
-    let _held = Held::new(driver, device).map_err(|error| full(driver, device, ordinal, error))?;
-    CudaContext::new(ordinal).map_err(|error| errors::error("cuDevicePrimaryCtxRetain", error.0 as u32))
+    let full = |error| full(driver, device, ordinal, error);
+    let _held = Held::new(driver, device).map_err(full)?;
+    CudaContext::new(ordinal).map_err(|error| full(errors::error("cuDevicePrimaryCtxRetain", error.0 as u32)))
 }
 
 /// The driver's "no memory" where there is no context to ask: how much it takes to open one it does not say.

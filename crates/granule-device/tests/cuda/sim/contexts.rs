@@ -4,7 +4,7 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, result, sys};
-use granule_device::{Bytes, Device, FaultPlan};
+use granule_device::{Bytes, Device, Error, FaultPlan};
 use granule_sim::Sim;
 
 use crate::support::device;
@@ -135,4 +135,43 @@ fn opening_and_closing_a_device_leaves_nothing_whatever_fails() {
         ["cuDevicePrimaryCtxRetain"]
     );
     assert_eq!(sim.take_reports(), []);
+}
+
+#[test]
+#[ignore = "needs the simulated CUDA driver; cargo xtask test provides it"]
+fn a_device_without_room_says_so_when_it_is_opened() {
+    let sim = Sim::find().unwrap();
+    let engine = CudaContext::new(0).unwrap();
+    let (mut full, mut opened) = (0, 0);
+    for k in 1.. {
+        let fault = sim.fail_nth(k, Sim::OUT_OF_MEMORY);
+        let device = Device::cuda(0);
+        let waiting = fault.clear();
+        match device {
+            Ok(_) => opened += 1,
+            Err(Error::OutOfMemory { device, .. }) => {
+                assert_eq!(device, "cuda:0");
+                full += 1;
+            }
+            Err(Error::Driver { call, code: 2, .. }) => {
+                let takes_room =
+                    ["cuDevicePrimaryCtxRetain", "cuStreamCreate", "cuMemCreate"].contains(&call);
+                assert!(!takes_room, "k = {k}: {call}");
+            }
+            Err(other) => panic!("k = {k}: {other}"),
+        }
+        if waiting {
+            break;
+        }
+    }
+    assert!(full > 1 && opened > 2, "{full} {opened}");
+    // What cudarc has forgotten; see the test above.
+    assert_eq!(sim.live().len(), 1);
+    drop(engine);
+    if !sim.live().is_empty() {
+        // SAFETY: the hold that cudarc forgot; there is no other.
+        unsafe { result::primary_ctx::release(0).unwrap() };
+    }
+    assert_eq!(sim.live(), []);
+    make_none_current();
 }

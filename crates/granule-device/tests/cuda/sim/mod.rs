@@ -7,3 +7,4 @@ mod held;
 mod lost;
 mod peers;
 mod probing;
+mod replaced;
