@@ -256,7 +256,7 @@ impl<M: Memory> Region<M> {
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::InHostFunction`]; [`Error::Capturing`] where somebody else captures a stream that uses
-    /// the region, which then cannot be waited for.
+    /// the region, which then cannot be waited for; [`Error::Driver`] where the driver does not say whether they have run.
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
         let range = checked_range(range, self.len)?;
         self.wait_until_ready();

@@ -46,6 +46,7 @@ impl CudaMoment {
     }
 
     fn query(&self, driver: &Driver) -> Result<bool, Error> {
+        let _bound = self.context.bind_unfailing()?;
         let _relaxed = Relaxed::enter(driver);
         // SAFETY: the event is alive and was recorded.
         match unsafe { driver.cuEventQuery(self.event.0) } {
@@ -57,6 +58,8 @@ impl CudaMoment {
 
     /// Waits; an error means that the driver could not say, and that the work may be running still.
     pub(super) fn synchronize(&self, driver: &Driver) -> Result<(), Error> {
+        // A thread without the context might be told that it has none, which says nothing of the work.
+        let _bound = self.context.bind_unfailing()?;
         let _relaxed = Relaxed::enter(driver);
         // SAFETY: the event is alive and was recorded.
         unsafe { driver.cuEventSynchronize(self.event.0)? };
@@ -78,7 +81,7 @@ impl CudaMoment {
 /// Whether the context is gone, and with it all work: what was given will never run, or touch memory, any more.
 pub(super) fn is_lost(error: &Error) -> bool {
     // Shutting down, context destroyed; uncorrectable memory and link; what a kernel or copy can do to its context.
-    matches!(errors::code(error), Some(4 | 201 | 214 | 220 | 700 | 702 | 709 | 710 | 714..=719))
+    matches!(errors::code(error), Some(4 | 214 | 220 | 700 | 702 | 709 | 710 | 714..=719))
 }
 
 /// Whether a capture is what the driver refused a call for.
@@ -86,8 +89,8 @@ pub(super) fn is_captures_fault(error: &Error) -> bool {
     matches!(errors::code(error), Some(900..=908))
 }
 
-/// Waits by asking the driver: until it says that the work is done, or twice that it is lost. Asked twice, because an answer
-/// may be the error of something else.
+/// Waits by asking the driver: until it says that the work is done, or, asked again, that it is lost. The first answer may be
+/// the error of something else.
 pub(super) fn over(ask: impl Fn() -> Result<(), Error>) -> Result<(), Error> {
     match ask().or_else(|_| ask()) {
         Err(error) if is_lost(&error) => Ok(()),
