@@ -66,8 +66,24 @@ impl Device {
         // SAFETY: the caller's promise; it is unregistered before `keep` goes.
         unsafe { register(self, ptr, Bytes::from_usize(memory.len()), access)? };
         let owner = Counted::new(self, Thing::Registered);
-        Ok(RegisteredMemory { owner, ptr, len: memory.len(), access, _keep: Box::new(keep) })
+        Ok(RegisteredMemory { owner, ptr, len: memory.len(), access, keep: Some(Box::new(keep)) })
     }
+}
+
+/// What keeps registered memory in place.
+pub(crate) type Keep = Box<dyn Any + Send + Sync>;
+
+/// # Safety
+/// - The memory was registered, no work on it is left, and `keep` keeps it in place.
+unsafe fn unregister(device: &Device, at: DevicePtr, keep: Keep) {
+    #[cfg(feature = "cuda")]
+    if let Some(cuda) = device.backend().as_cuda() {
+        // SAFETY: the caller's promise.
+        return unsafe { cuda.unregister_kept(at, keep) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { device.backend().unregister(at) };
+    drop(keep);
 }
 
 /// # Safety
@@ -91,7 +107,7 @@ pub struct RegisteredMemory {
     len: usize,
     access: Access,
     /// Dropped after the memory is unregistered.
-    _keep: Box<dyn Any + Send + Sync>,
+    keep: Option<Keep>,
 }
 
 impl RegisteredMemory {
@@ -162,7 +178,7 @@ unsafe impl Memory for RegisteredMemory {
 impl Drop for RegisteredMemory {
     fn drop(&mut self) {
         // SAFETY: it was registered when this was made; work on it keeps this alive.
-        unsafe { self.owner.device().backend().unregister(self.ptr) };
+        unsafe { unregister(self.owner.device(), self.ptr, self.keep.take().unwrap_or(Box::new(()))) };
     }
 }
 
@@ -222,6 +238,6 @@ fn refused(file: &MappedFile, source: Error) -> Error {
 impl Drop for Registered {
     fn drop(&mut self) {
         // SAFETY: it was registered when this was made; work on it keeps this alive.
-        unsafe { self.owner.device().backend().unregister(self.file.slice().ptr()) };
+        unsafe { unregister(self.owner.device(), self.file.slice().ptr(), Box::new(Arc::clone(&self.file))) };
     }
 }

@@ -352,7 +352,9 @@ unsafe impl Backend for Cuda {
     }
 
     fn settle(&self) -> usize {
-        self.context.settle()
+        let waiting = self.context.settle();
+        self.let_go();
+        waiting
     }
 
     fn as_cuda(&self) -> Option<&Cuda> {

@@ -17,7 +17,8 @@ use super::release::Leftover;
 use super::stream::Captures;
 use super::virtual_memory::{self, VirtualMemory};
 use crate::fault::Faults;
-use crate::{Bytes, CudaOptions, Error};
+use crate::registered::Keep;
+use crate::{Bytes, CudaOptions, DevicePtr, Error};
 
 /// A handle of the driver's. It is only handed back to the driver, which takes it from any thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub(crate) struct Context {
     pub(super) ranges: Mutex<Ranges>,
     /// What the driver refused to take back, or could not be asked to.
     pub(super) leftovers: Mutex<Vec<Leftover>>,
+    /// What keeps registered memory in place that is still to be unregistered.
+    pub(super) kept: Mutex<Vec<(DevicePtr, Keep)>>,
     /// Whether some of them were only put off.
     pub(super) put_off: AtomicBool,
     /// Events without a meaning now.
@@ -310,6 +313,7 @@ impl Context {
             stream_ordered,
             ranges: Mutex::default(),
             leftovers: Mutex::default(),
+            kept: Mutex::default(),
             put_off: AtomicBool::new(false),
             spare: Mutex::default(),
             captures,

@@ -1,8 +1,9 @@
 //! Registering memory of this process with the driver.
 
 use super::backend::{Cuda, PORTABLE};
-use super::context::attribute;
+use super::context::{attribute, lock};
 use super::release::Leftover;
+use crate::registered::Keep;
 use crate::{Access, Bytes, DevicePtr, Error};
 
 const READ_ONLY: u32 = 8;
@@ -35,11 +36,37 @@ impl Cuda {
         unsafe { self.register_with(at, len, PORTABLE) }
     }
 
+    /// Unregisters memory, and lets go of what keeps it in place once that is done.
+    ///
+    /// # Safety
+    /// - As [`Backend::unregister`](crate::backend::Backend::unregister).
+    pub(crate) unsafe fn unregister_kept(&self, at: DevicePtr, keep: Keep) {
+        self.context().release(Leftover::Registered(at));
+        lock(&self.context().kept).push((at, keep));
+        self.let_go();
+    }
+
+    /// Lets go of what was kept for memory that is no longer registered.
+    pub(super) fn let_go(&self) {
+        let context = self.context();
+        if lock(&context.kept).is_empty() {
+            return;
+        }
+        let waiting = |at: DevicePtr| {
+            let is = |leftover: &Leftover| matches!(leftover, Leftover::Registered(other) if *other == at);
+            lock(&context.leftovers).iter().any(is)
+        };
+        let gone: Vec<_> = lock(&context.kept).extract_if(.., |(at, _)| !waiting(*at)).collect();
+        // What is dropped with it may do anything, so no lock is held here.
+        drop(gone);
+    }
+
     /// # Safety
     /// - As above.
     unsafe fn register_with(&self, at: DevicePtr, len: Bytes, flags: u32) -> Result<(), Error> {
         let context = self.context();
         context.refuse_in_capture("registering memory")?;
+        self.let_go();
         let size = self.length(len)?;
         let _bound = context.bind()?;
         let driver = &context.driver;

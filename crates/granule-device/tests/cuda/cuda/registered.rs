@@ -89,3 +89,29 @@ fn memory_that_is_refused_is_let_go_of() {
     drop(first);
     assert_nothing_left(&device);
 }
+
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn memory_stays_until_it_is_unregistered() {
+    let device = device();
+    let stream = device.stream().unwrap();
+    let (memory, gone) = pages(&device, Access::ReadWrite);
+    let memory = memory.unwrap();
+    stream.begin_capture().unwrap();
+    // Unregistering it now would spoil the capture: it is put off.
+    drop(memory);
+    let waiting = device.live().unsettled == 1;
+    assert_eq!(gone.load(Ordering::Acquire), !waiting);
+    stream.end_capture().unwrap();
+    assert_eq!(device.live().unsettled, 0);
+    assert!(gone.load(Ordering::Acquire));
+    // Refused before the driver was asked.
+    let (memory, gone) = pages(&device, Access::ReadOnly);
+    let plan = device.inject_fault(granule_device::FaultPlan::from_nth(1));
+    drop(memory.unwrap());
+    assert!(device.live().unsettled == 1 && !gone.load(Ordering::Acquire));
+    drop(plan);
+    drop(stream);
+    assert_nothing_left(&device);
+    assert!(gone.load(Ordering::Acquire));
+}
