@@ -34,7 +34,7 @@ pub(crate) const ALL: &[Fact] = &[
     fact("read-only access is accepted", "yes", read_only_is_accepted),
     fact("writing through read-only access by a fill", "no (illegal address)", write_read_only),
     // The simulator runs kernels that were compiled for its emulator, and this one was not.
-    fact("writing through read-only access by a kernel", "no (not supported)", write_read_only_by_kernel),
+    fact("writing through read-only access by a kernel", "no (not found)", write_read_only_by_kernel),
     fact("a released granule lives while it is mapped", "yes", released_while_mapped),
     fact("one unmap over a run of mappings", "yes", unmap_a_run),
     fact("unmapping half of a granule", "no (invalid value)", unmap_half),
