@@ -96,7 +96,7 @@ pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
 fn wanted(program: &Binary) -> bool {
     let tools = ["probe", "granule-planted", "xtask", "granule"];
     match program.role {
-        Role::Test => program.ignored_tests(&["cuda::"]).is_ok_and(|tests| !tests.is_empty()),
+        Role::Test => program.ignored_tests(&[test::CUDA]).is_ok_and(|tests| !tests.is_empty()),
         Role::Program => tools.contains(&program.target.as_str()) || program.target.starts_with("cuda"),
     }
 }

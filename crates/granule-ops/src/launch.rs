@@ -1,9 +1,9 @@
 //! What the launchers share: memory that kernels can reach, alignment, and grids.
 
-use granule_device::{Bytes, Device, DeviceKind, LaunchShape, Stream};
+use granule_device::{Bytes, Device, DeviceKind, Launch, LaunchShape, Stream};
 use granule_kernels::{PIECE_BYTES, THREADS, TILE_BLOCKS};
 
-use crate::rows::RowShape;
+use crate::rows::{RowShape, Rows, RowsMut};
 use crate::{Error, Kernels};
 
 /// The most thread blocks that a grid has in x, and in y.
@@ -46,7 +46,7 @@ pub(crate) fn check_multiple(what: &'static str, got: u64, must: usize) -> Resul
 }
 
 /// Rows lie where kernels can read and write them in their widest pieces.
-pub(crate) fn check_rows(kind: DeviceKind, address: u64, shape: &RowShape) -> Result<(), Error> {
+fn check_rows(kind: DeviceKind, address: u64, shape: &RowShape) -> Result<(), Error> {
     check_kind("a matrix of rows", kind)?;
     let plain_blocks = shape.dtype().is_quantized() && shape.planes().is_none();
     let must = if plain_blocks { BLOCK_ALIGN } else { WIDE_ALIGN };
@@ -68,22 +68,64 @@ fn is_gapless(shape: &RowShape) -> bool {
 }
 
 /// What a kernel over rows is told of the work: rows, blocks in a row, and the grid for them.
-pub(crate) struct RowWork {
-    pub(crate) rows: u64,
-    pub(crate) blocks: u64,
-    pub(crate) shape: LaunchShape,
+struct RowWork {
+    rows: u64,
+    blocks: u64,
+    shape: LaunchShape,
 }
 
 impl RowWork {
     /// The work of converting between two shapes that [`check_pair`](crate::rows::check_pair) has passed; `None` where
     /// there is none. Rows without gaps on both sides are one long row, so that short ones fill tiles too.
-    pub(crate) fn of(from: &RowShape, to: &RowShape) -> Option<RowWork> {
+    fn of(from: &RowShape, to: &RowShape) -> Option<RowWork> {
         let (rows, blocks) = (from.rows() as u64, (from.cols() / granule_quant::BLOCK_LEN) as u64);
         let gapless = is_gapless(from) && is_gapless(to);
         // The product does not overflow: the rows have more bytes than blocks, and `RowShape` has counted those.
         let (rows, blocks) = if gapless { (1, rows * blocks) } else { (rows, blocks) };
         (rows * blocks > 0).then(|| RowWork { rows, blocks, shape: row_grid(rows, blocks) })
     }
+}
+
+/// Gives kernel `name` of operation `op` the rows of `from` and `to` and, where it raises one, the flag. Kernels over rows
+/// take all of it in one order: address and stride of each side, with the planes of a planar one behind, rows, blocks, flag.
+///
+/// # Errors
+/// [`Error::Alignment`], [`Error::NotOnDevice`], [`Error::OtherDevice`], [`Error::NoKernel`], [`Error::Device`]: nothing is
+/// launched.
+///
+/// # Safety
+/// - The kernel takes these arguments, for shapes that [`check_pair`](crate::rows::check_pair) has passed.
+/// - The memory of both, and `kernels` where the kernel raises a flag, stay until the stream has passed this.
+/// - Until then nothing else writes `from` or touches `to`.
+pub(crate) unsafe fn launch_rows(
+    kernels: &Kernels,
+    stream: &Stream,
+    (op, name): (&'static str, &str),
+    (from, mut to): (Rows<'_>, RowsMut<'_>),
+    flag: Option<u64>,
+) -> Result<(), Error> {
+    let (x, y) = (*from.shape(), *to.shape());
+    check_stream(kernels, stream)?;
+    check_rows(from.data().kind(), from.data().ptr().addr(), &x)?;
+    let target = to.data();
+    check_rows(target.kind(), target.ptr().addr(), &y)?;
+    let Some(work) = RowWork::of(&x, &y) else { return Ok(()) };
+    let function = kernels.function(op, name)?;
+    let mut launch = Launch::new(&function, work.shape).read(from.data()).value(x.stride() as u64);
+    if let Some(planes) = x.planes() {
+        launch = launch.value(planes.quants as u64).value(planes.scales as u64);
+    }
+    launch = launch.write(target).value(y.stride() as u64);
+    if let Some(planes) = y.planes() {
+        launch = launch.value(planes.quants as u64).value(planes.scales as u64);
+    }
+    launch = launch.value(work.rows).value(work.blocks);
+    if let Some(flag) = flag {
+        launch = launch.value(flag);
+    }
+    // SAFETY: the caller says that these are the kernel's arguments and that the memory stays; bounds and alignment are
+    // checked above.
+    Ok(unsafe { stream.launch(launch) }?)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! # Ok::<(), &str>(())
 //! ```
 
+pub mod emulator_abi;
 pub mod emulator_build;
 
 use std::ffi::{CStr, c_void};

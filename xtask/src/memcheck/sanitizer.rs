@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 
 use super::planted::{self, Bug};
 use super::{Line, Verdict};
+use crate::test::CUDA;
 use crate::test::binaries::{Binary, Role};
 use crate::test::gpu::{self, Gpu};
 use crate::test::jobs::{self, Done, Job};
@@ -42,14 +43,14 @@ pub(crate) fn run(programs: &[Binary]) -> Result<Vec<Line>> {
             }
         }
         for binary in programs.iter().filter(|program| program.role == Role::Test) {
-            let tests = binary.ignored_tests(&["cuda::"])?;
+            let tests = binary.ignored_tests(&[CUDA])?;
             if tests.is_empty() {
                 continue;
             }
             let mut command = under(&sanitizer, tool, options, binary);
             command.args(["--ignored", "--exact", "--test-threads=1"]).args(&tests);
-            let done = jobs::run_in_turn(vec![Job { name: binary.name(), command }])?;
-            lines.extend(done.into_iter().map(|done| test_line(tool, tests.len(), done)));
+            let done = jobs::run(Job { name: binary.name(), command })?;
+            lines.push(test_line(tool, tests.len(), done));
         }
     }
     Ok(lines)

@@ -7,6 +7,7 @@ use super::{Line, Verdict};
 use crate::test::binaries::{Binary, Role};
 use crate::test::jobs::{self, Done, Job};
 use crate::test::simulator::{REPORTS_LEFT, Setup, Simulator};
+use crate::test::{CUDA, SIMULATED};
 
 /// Orders of events that a planted bug has to be found in at least one of, and its corrected twin in none.
 const SEEDS: u64 = 20;
@@ -30,7 +31,7 @@ pub(crate) fn run(programs: &[Binary]) -> Result<Vec<Line>> {
         }
     }
     for binary in programs.iter().filter(|program| program.role == Role::Test) {
-        let tests = binary.ignored_tests(&["cuda::", "sim::"])?;
+        let tests = binary.ignored_tests(&[CUDA, SIMULATED])?;
         if tests.is_empty() {
             continue;
         }

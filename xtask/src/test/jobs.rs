@@ -29,17 +29,6 @@ pub(crate) struct Done {
     pub(crate) took: Duration,
 }
 
-/// Runs all jobs, as many at once as there are processors, and answers in the order of the jobs.
-pub(crate) fn run_all(jobs: Vec<Job>) -> Result<Vec<Done>> {
-    let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len().max(1));
-    run_some_at_once(jobs, at_once)
-}
-
-/// Runs the jobs one after the other: where there is one GPU.
-pub(crate) fn run_in_turn(jobs: Vec<Job>) -> Result<Vec<Done>> {
-    run_some_at_once(jobs, 1)
-}
-
 /// A job that waits, then what became of it.
 enum Slot {
     Waiting(Box<Job>),
@@ -47,7 +36,9 @@ enum Slot {
     Ended(Result<Done>),
 }
 
-fn run_some_at_once(jobs: Vec<Job>, at_once: usize) -> Result<Vec<Done>> {
+/// Runs all jobs, as many at once as there are processors, and answers in the order of the jobs.
+pub(crate) fn run_all(jobs: Vec<Job>) -> Result<Vec<Done>> {
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from).min(jobs.len());
     let slots: Vec<Mutex<Slot>> =
         jobs.into_iter().map(|job| Mutex::new(Slot::Waiting(Box::new(job)))).collect();
     let next = AtomicUsize::new(0);

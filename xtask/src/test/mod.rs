@@ -18,9 +18,9 @@ use self::simulator::{REPORTS_LEFT, Setup, Simulator};
 use crate::steps::Steps;
 
 /// Tests that run on any CUDA driver stand in a module of this name, …
-const CUDA: &str = "cuda::";
+pub(crate) const CUDA: &str = "cuda::";
 /// … those that only make sense on the simulated one in this, …
-const SIMULATED: &str = "sim::";
+pub(crate) const SIMULATED: &str = "sim::";
 /// … and those that prove nothing about an order of events, and take long, in this: they run with few seeds.
 const NUMERIC: &str = "numeric::";
 
@@ -63,17 +63,13 @@ pub(crate) fn run(args: &TestArgs) -> Result<()> {
     Ok(())
 }
 
-fn with_filter(command: &mut std::process::Command, filter: Option<&str>) {
-    command.args(filter);
-}
-
 /// Everything that is not marked as needing something.
 fn on_host(binaries: &[Binary], filter: Option<&str>) -> Result<Line> {
     let mut count = Count::default();
     for binary in binaries.iter().filter(|binary| binary.role == Role::Test) {
         // A test program uses all processors by itself.
         let mut command = binary.command();
-        with_filter(&mut command, filter);
+        command.args(filter);
         let done = jobs::run(Job { name: binary.name(), command })?;
         count.add(judge(&done)?);
         eprintln!("{:>8.1} s  {}", done.took.as_secs_f64(), done.name);

@@ -1,8 +1,8 @@
 //! Dequantizing rows on a CUDA device.
 
-use granule_device::{Launch, Stream};
+use granule_device::Stream;
 
-use crate::launch::{RowWork, check_rows, check_stream};
+use crate::launch::launch_rows;
 use crate::rows::{Rows, RowsMut};
 use crate::{Error, Kernels, dequantize};
 
@@ -18,29 +18,11 @@ use crate::{Error, Kernels, dequantize};
 /// # Safety
 /// - The memory of both stays until the stream has passed this.
 /// - Until then nothing else writes `from` or touches `to`.
-pub unsafe fn cuda(
-    kernels: &Kernels,
-    stream: &Stream,
-    from: Rows<'_>,
-    mut to: RowsMut<'_>,
-) -> Result<(), Error> {
+pub unsafe fn cuda(kernels: &Kernels, stream: &Stream, from: Rows<'_>, to: RowsMut<'_>) -> Result<(), Error> {
     let (x, y) = (*from.shape(), *to.shape());
     dequantize::check(&x, &y)?;
-    check_stream(kernels, stream)?;
-    check_rows(from.data().kind(), from.data().ptr().addr(), &x)?;
-    let target = to.data();
-    check_rows(target.kind(), target.ptr().addr(), &y)?;
-    let Some(work) = RowWork::of(&x, &y) else { return Ok(()) };
     let planar = if x.planes().is_some() { "_planar" } else { "" };
     let name = format!("dequantize{planar}_{}_{}", x.dtype(), y.dtype());
-    let function = kernels.function("dequantize", &name)?;
-    let launch = Launch::new(&function, work.shape).read(from.data()).value(x.stride() as u64);
-    let launch = match x.planes() {
-        Some(planes) => launch.value(planes.quants as u64).value(planes.scales as u64),
-        None => launch,
-    };
-    let launch = launch.write(target).value(y.stride() as u64).value(work.rows).value(work.blocks);
-    // SAFETY: these are the kernel's arguments; shapes, bounds and alignment are checked above; the rest is the caller's
-    // promise.
-    Ok(unsafe { stream.launch(launch) }?)
+    // SAFETY: the name is that of the kernel for these two shapes, which are checked; the rest is the caller's promise.
+    unsafe { launch_rows(kernels, stream, ("dequantize", &name), (from, to), None) }
 }

@@ -1,8 +1,8 @@
 //! Moving rows between layouts on a CUDA device.
 
-use granule_device::{Launch, Stream};
+use granule_device::Stream;
 
-use crate::launch::{RowWork, check_rows, check_stream};
+use crate::launch::launch_rows;
 use crate::rows::{Rows, RowsMut};
 use crate::{Error, Kernels, relayout};
 
@@ -18,31 +18,11 @@ use crate::{Error, Kernels, relayout};
 /// # Safety
 /// - The memory of both stays until the stream has passed this.
 /// - Until then nothing else writes `from` or touches `to`.
-pub unsafe fn cuda(
-    kernels: &Kernels,
-    stream: &Stream,
-    from: Rows<'_>,
-    mut to: RowsMut<'_>,
-) -> Result<(), Error> {
+pub unsafe fn cuda(kernels: &Kernels, stream: &Stream, from: Rows<'_>, to: RowsMut<'_>) -> Result<(), Error> {
     let (x, y) = (*from.shape(), *to.shape());
     relayout::check(&x, &y)?;
-    check_stream(kernels, stream)?;
-    check_rows(from.data().kind(), from.data().ptr().addr(), &x)?;
-    let target = to.data();
-    check_rows(target.kind(), target.ptr().addr(), &y)?;
-    let Some(work) = RowWork::of(&x, &y) else { return Ok(()) };
     let layout = if y.planes().is_some() { "planar" } else { "ggml" };
-    let function = kernels.function("relayout", &format!("relayout_{}_to_{layout}", x.dtype()))?;
-    let mut launch = Launch::new(&function, work.shape).read(from.data()).value(x.stride() as u64);
-    if let Some(planes) = x.planes() {
-        launch = launch.value(planes.quants as u64).value(planes.scales as u64);
-    }
-    launch = launch.write(target).value(y.stride() as u64);
-    if let Some(planes) = y.planes() {
-        launch = launch.value(planes.quants as u64).value(planes.scales as u64);
-    }
-    let launch = launch.value(work.rows).value(work.blocks);
-    // SAFETY: these are the kernel's arguments; shapes, bounds and alignment are checked above; the rest is the caller's
-    // promise.
-    Ok(unsafe { stream.launch(launch) }?)
+    let name = format!("relayout_{}_to_{layout}", x.dtype());
+    // SAFETY: the name is that of the kernel for these two shapes, which are checked; the rest is the caller's promise.
+    unsafe { launch_rows(kernels, stream, ("relayout", &name), (from, to), None) }
 }

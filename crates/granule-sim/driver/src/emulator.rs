@@ -1,47 +1,8 @@
 //! Emulated kernels: shared libraries with the C interface of `emulator/include/granule_emulator.h`.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 
-/// What the interface calls itself.
-const ABI: u32 = 1;
-
-#[repr(C)]
-struct RawKernel {
-    name: *const c_char,
-    n_params: u32,
-    param_sizes: *const u32,
-}
-
-#[repr(C)]
-struct RawWhere {
-    block: [u32; 3],
-    thread: [u32; 3],
-}
-
-#[repr(C)]
-struct RawHooks {
-    context: *mut c_void,
-    access: unsafe extern "C" fn(*mut c_void, u64, u32, u32, u32, *const RawWhere) -> c_int,
-}
-
-#[repr(C)]
-struct RawLaunch {
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared_bytes: u32,
-    seed: u64,
-    params: *mut *mut c_void,
-    hooks: *const RawHooks,
-}
-
-#[repr(C)]
-struct RawResult {
-    code: i32,
-    message: [c_char; 512],
-}
-
-type Find = unsafe extern "C" fn(*const c_char) -> *const RawKernel;
-type Run = unsafe extern "C" fn(*const RawKernel, *const RawLaunch, *mut RawResult) -> i32;
+use granule_sim::emulator_abi::{ABI, Find, Hooks, Kernel as RawKernel, Launch, Outcome, Run, Where};
 
 struct Library {
     find: Find,
@@ -146,8 +107,8 @@ impl Kernels {
         // The kernel gets copies: it may write to its parameters.
         let mut copies: Vec<Vec<u64>> = parameters.iter().map(|p| words(p)).collect();
         let mut pointers: Vec<*mut c_void> = copies.iter_mut().map(|p| p.as_mut_ptr().cast()).collect();
-        let hooks = RawHooks { context: std::ptr::from_mut(&mut watch).cast(), access };
-        let launch = RawLaunch {
+        let hooks = Hooks { context: std::ptr::from_mut(&mut watch).cast(), access };
+        let launch = Launch {
             grid: shape.grid,
             block: shape.block,
             shared_bytes: shape.shared,
@@ -155,15 +116,10 @@ impl Kernels {
             params: pointers.as_mut_ptr(),
             hooks: &hooks,
         };
-        let mut result = RawResult { code: 0, message: [0; 512] };
+        let mut result = Outcome::empty();
         // SAFETY: the kernel is one of this library's, there are as many parameters of its sizes as it wants (checked
         // when the function was looked up), and everything lives until the call returns.
         unsafe { (self.0[kernel.library].run)(kernel.raw as *const RawKernel, &launch, &mut result) };
-        // SAFETY: the interface ends the message with a zero; the last place is made one in any case.
-        let message = unsafe {
-            result.message[511] = 0;
-            CStr::from_ptr(result.message.as_ptr()).to_string_lossy().into_owned()
-        };
         let end = match result.code {
             0 => End::Fine,
             1 => End::IllegalAddress,
@@ -174,7 +130,7 @@ impl Kernels {
             6 => End::Trap,
             _ => End::BadLaunch,
         };
-        (end, message)
+        (end, result.message())
     }
 }
 
@@ -196,7 +152,7 @@ unsafe extern "C" fn access(
     size: u32,
     is_write: u32,
     is_atomic: u32,
-    place: *const RawWhere,
+    place: *const Where,
 ) -> c_int {
     // SAFETY: `context` is what `run` put into the hooks, alive and lent to nobody else until the launch ends.
     let watch = unsafe { &mut *context.cast::<&mut dyn FnMut(Access) -> bool>() };

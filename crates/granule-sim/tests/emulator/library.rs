@@ -1,51 +1,14 @@
 //! A library of emulated kernels, built from `emulator/tests/*.cu` and called through its C interface.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CStr, CString, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::OnceLock;
 
+pub(crate) use granule_sim::emulator_abi::Where;
+use granule_sim::emulator_abi::{Find, Hooks, Kernel, Launch, Outcome, Run};
 use granule_sim::emulator_build::{self, Mode};
 use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
-
-#[repr(C)]
-pub(crate) struct Kernel {
-    name: *const c_char,
-    n_params: u32,
-    param_sizes: *const u32,
-}
-
-/// `granule_emu_where`.
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Where {
-    pub(crate) block: [u32; 3],
-    pub(crate) thread: [u32; 3],
-}
-
-type AccessHook = extern "C" fn(*mut c_void, u64, u32, u32, u32, *const Where) -> i32;
-
-#[repr(C)]
-struct Hooks {
-    context: *mut c_void,
-    access: AccessHook,
-}
-
-#[repr(C)]
-struct RawLaunch {
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared_bytes: u32,
-    seed: u64,
-    params: *mut *mut c_void,
-    hooks: *const Hooks,
-}
-
-#[repr(C)]
-struct RawResult {
-    code: i32,
-    message: [c_char; 512],
-}
 
 /// One access that the hook was asked about.
 #[derive(Debug, Clone, Copy)]
@@ -163,10 +126,9 @@ impl Library {
 
     fn find(&self, name: &str) -> Option<&'static Kernel> {
         let name = CString::new(name).unwrap();
-        let found =
-            self.function::<extern "C" fn(*const c_char) -> *const Kernel>("granule_emu_find")(name.as_ptr());
-        // SAFETY: null, or a kernel that lives as long as the library, which is never closed (-z nodelete).
-        unsafe { found.as_ref() }
+        let find = self.function::<Find>("granule_emu_find");
+        // SAFETY: the name ends with a zero. The answer is null, or a kernel that lives as long as the library, which is never closed (-z nodelete).
+        unsafe { find(name.as_ptr()).as_ref() }
     }
 
     /// Every kernel's name.
@@ -221,7 +183,7 @@ impl Library {
         let mut aligned: Vec<u64> = values.drain(..).map(u64::from_ne_bytes).collect();
         let mut pointers: Vec<*mut c_void> =
             aligned.iter_mut().map(|value| (&raw mut *value).cast()).collect();
-        let launch = RawLaunch {
+        let launch = Launch {
             grid: shape.grid,
             block: shape.block,
             shared_bytes: shape.shared,
@@ -229,13 +191,12 @@ impl Library {
             params: pointers.as_mut_ptr(),
             hooks,
         };
-        let mut result = RawResult { code: -1, message: [0; 512] };
-        let run = self.function::<extern "C" fn(*const Kernel, *const RawLaunch, *mut RawResult) -> i32>(
-            "granule_emu_run",
-        );
-        assert_eq!(run(kernel, &raw const launch, &raw mut result), result.code);
-        // SAFETY: the emulator ends the message with a zero.
-        let message = unsafe { CStr::from_ptr(result.message.as_ptr()) }.to_str().unwrap().to_owned();
+        let mut result = Outcome::empty();
+        let run = self.function::<Run>("granule_emu_run");
+        // SAFETY: the parameters are as many and as large as the kernel says, and live until the launch ends.
+        let code = unsafe { run(kernel, &raw const launch, &raw mut result) };
+        assert_eq!(code, result.code);
+        let message = result.message();
         if result.code == 0 { Ok(()) } else { Err(Failure { code: result.code, message }) }
     }
 }

@@ -1,47 +1,13 @@
 //! A library of emulated kernels, called through its C interface (`granule_emulator.h` in granule-sim).
 
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
+use granule_sim::emulator_abi::{ABI, Find, Hooks, Launch, Outcome, Run, Where};
 use granule_sim::emulator_build::{self, Mode};
 use libloading::Library;
 
-/// A kernel of a library: `granule_emu_kernel`.
-#[repr(C)]
-pub(crate) struct Kernel {
-    name: *const c_char,
-    n_params: u32,
-    param_sizes: *const u32,
-}
-
-/// `granule_emu_hooks`.
-#[repr(C)]
-struct Hooks {
-    context: *mut c_void,
-    access: extern "C" fn(*mut c_void, u64, u32, u32, u32, *const c_void) -> c_int,
-}
-
-/// `granule_emu_launch`.
-#[repr(C)]
-struct LaunchArguments {
-    grid: [u32; 3],
-    block: [u32; 3],
-    shared_bytes: u32,
-    seed: u64,
-    params: *mut *mut c_void,
-    hooks: *const Hooks,
-}
-
-/// `granule_emu_result`.
-#[repr(C)]
-struct Outcome {
-    code: i32,
-    message: [u8; 512],
-}
-
-type Find = unsafe extern "C" fn(*const c_char) -> *const Kernel;
-type Run = unsafe extern "C" fn(*const Kernel, *const LaunchArguments, *mut Outcome) -> i32;
 type Number = unsafe extern "C" fn() -> u32;
 
 /// Emulated kernels.
@@ -77,7 +43,7 @@ extern "C" fn watch(
     size: u32,
     write: u32,
     _: u32,
-    _: *const c_void,
+    _: *const Where,
 ) -> c_int {
     // SAFETY: `Emulated::launch` hands over its own `Watch` and touches it again only after the launch.
     let watch = unsafe { &mut *context.cast::<Watch<'_>>() };
@@ -107,7 +73,7 @@ impl Emulated {
         unsafe {
             let library = Library::new(path).unwrap();
             let number = |name: &str| library.get::<Number>(name).unwrap()();
-            assert_eq!(number("granule_emu_abi"), 1);
+            assert_eq!(number("granule_emu_abi"), ABI);
             assert_eq!(number("granule_emu_checked"), u32::from(mode == Mode::Checked));
             let find = *library.get::<Find>("granule_emu_find").unwrap();
             let run = *library.get::<Run>("granule_emu_run").unwrap();
@@ -135,7 +101,7 @@ impl Emulated {
             values.iter_mut().map(|value| ptr::from_mut(value).cast()).collect();
         let mut watching = Watch { allowed: allowed.unwrap_or_default(), strayed: None };
         let hooks = Hooks { context: ptr::from_mut(&mut watching).cast(), access: watch };
-        let launch = LaunchArguments {
+        let launch = Launch {
             grid,
             block: [granule_kernels::THREADS, 1, 1],
             shared_bytes: 0,
@@ -143,7 +109,7 @@ impl Emulated {
             params: pointers.as_mut_ptr(),
             hooks: if allowed.is_some() { &hooks } else { ptr::null() },
         };
-        let mut outcome = Outcome { code: 0, message: [0; 512] };
+        let mut outcome = Outcome::empty();
         // SAFETY: parameters are as many and as large as the kernel says; the memory they point to belongs to the caller.
         let code = unsafe { (self.run)(kernel, &launch, &mut outcome) };
         if let Some((address, size, write)) = watching.strayed {
@@ -153,7 +119,6 @@ impl Emulated {
         if code == 0 {
             return Ok(());
         }
-        let message = outcome.message.split(|&byte| byte == 0).next().unwrap_or_default();
-        Err(format!("{name}: {} (code {code})", String::from_utf8_lossy(message)))
+        Err(format!("{name}: {} (code {code})", outcome.message()))
     }
 }
