@@ -1,0 +1,5 @@
+//! A stream-ordered size-class pool for temporary device memory, over a bank's granules.
+#![doc = include_str!("../README.md")]
+
+#[doc(hidden)]
+pub mod policy;

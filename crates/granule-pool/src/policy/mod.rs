@@ -1,0 +1,1 @@
+//! The policy of the pool: pure, on offsets and ids; no unsafe, no device.
