@@ -19,6 +19,7 @@ use crate::Error;
 /// # Ok::<(), granule_device::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
 pub struct Bytes(u64);
 
 const KIB: u64 = 1 << 10;

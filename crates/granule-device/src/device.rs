@@ -1,7 +1,7 @@
 //! The `Device` handle: which device it is stays hidden behind it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::backend::{Backend, GranulePlace, RawStream};
@@ -186,7 +186,7 @@ struct Inner {
     live: [AtomicUsize; THINGS],
     /// For waiting on all of them; the streams belong to their handles.
     streams: Mutex<Vec<Weak<dyn RawStream>>>,
-    lease_mode: Mutex<LeaseMode>,
+    lease_mode: AtomicU8,
 }
 
 impl Device {
@@ -209,7 +209,7 @@ impl Device {
     }
 
     pub(crate) fn of(backend: Box<dyn Backend>, faults: Arc<Faults>) -> Device {
-        let (streams, lease_mode) = (Mutex::default(), Mutex::default());
+        let (streams, lease_mode) = (Mutex::default(), AtomicU8::new(LeaseMode::Quiet as u8));
         let inner = Inner { backend, faults, live: Default::default(), streams, lease_mode };
         Device { inner: Arc::new(inner) }
     }
@@ -401,12 +401,17 @@ impl Device {
 
     /// How leases of this device are shown to memory checkers from now on. Those that are out stay as they are.
     pub fn set_lease_mode(&self, mode: LeaseMode) {
-        *self.inner.lease_mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+        self.inner.lease_mode.store(mode as u8, Ordering::Relaxed);
     }
 
-    /// How leases of this device are shown to memory checkers.
+    /// How leases of this device are shown to memory checkers. One relaxed load.
+    #[inline]
     pub fn lease_mode(&self) -> LeaseMode {
-        *self.inner.lease_mode.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.inner.lease_mode.load(Ordering::Relaxed) {
+            1 => LeaseMode::Announced,
+            2 => LeaseMode::Apart,
+            _ => LeaseMode::Quiet,
+        }
     }
 
     /// Makes a call into the system or driver fail, while the guard lives. One plan at a time: a new one replaces the last.

@@ -11,12 +11,12 @@ use crate::{Buffer, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error
 pub enum LeaseMode {
     /// Not at all: a lease is an address and a length and costs nothing.
     #[default]
-    Quiet,
+    Quiet = 0,
     /// Each is [announced](Device::announce) while it lives.
-    Announced,
+    Announced = 1,
     /// Each is an allocation of its own, and the piece that it was to be cut from lies idle. Slow, and it takes memory twice;
     /// for checkers that do not hear announcements.
-    Apart,
+    Apart = 2,
 }
 
 /// A piece of memory on loan from a larger one, see [`Device::lease`].

@@ -45,6 +45,6 @@ pub use region::{Memory, Region};
 pub use registered::{Registered, RegisteredMemory};
 pub use reservation::Reservation;
 pub use retired::Retired;
-pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, checked_range};
+pub use slice::{DevicePtr, DeviceSlice, DeviceSliceMut, Home, checked_range};
 pub use stream::{Event, Stream};
 pub use suballocation::Suballocation;

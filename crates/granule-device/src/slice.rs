@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Bound, Range, RangeBounds};
 
-use crate::{DeviceKind, Error};
+use crate::{Bytes, Device, DeviceKind, Error};
 
 /// An address in a device's memory, for handing to another engine's calls. It owns nothing and keeps nothing alive;
 /// no Granule function takes one.
@@ -19,6 +19,11 @@ impl DevicePtr {
     /// The address as a number. On the host device it is one that this process can follow.
     pub const fn addr(self) -> u64 {
         self.0
+    }
+
+    /// `bytes` further on.
+    pub const fn add(self, bytes: Bytes) -> DevicePtr {
+        DevicePtr(self.0.wrapping_add(bytes.get()))
     }
 
     /// `bytes` further on.
@@ -40,7 +45,7 @@ impl fmt::Debug for DevicePtr {
 
 /// Which kind of device has memory, and whether this process can address it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Home {
+pub struct Home {
     pub(crate) kind: DeviceKind,
     pub(crate) host: bool,
 }
@@ -48,6 +53,16 @@ pub(crate) struct Home {
 impl Home {
     /// Memory of this process that no device knows of.
     pub(crate) const HOST: Home = Home { kind: DeviceKind::Host, host: true };
+
+    /// The memory of this device itself: granules, plain buffers.
+    pub fn on(device: &Device) -> Home {
+        Home::of(device.kind())
+    }
+
+    /// Host memory that this device can reach: pinned, managed, registered.
+    pub fn beside(device: &Device) -> Home {
+        Home::shared(device.kind())
+    }
 
     /// A device's own memory.
     pub(crate) fn of(kind: DeviceKind) -> Home {
@@ -92,10 +107,12 @@ pub struct DeviceSlice<'a> {
 }
 
 impl<'a> DeviceSlice<'a> {
+    /// Memory of which only its place is known, for who cuts memory up.
+    ///
     /// # Safety
     /// - `len` bytes at `ptr` stay mapped and readable for `'a`, where `home` says.
     /// - Nothing writes them during `'a`.
-    pub(crate) unsafe fn from_raw(ptr: DevicePtr, len: usize, home: Home) -> DeviceSlice<'a> {
+    pub unsafe fn from_raw(ptr: DevicePtr, len: usize, home: Home) -> DeviceSlice<'a> {
         DeviceSlice { ptr, len, home, memory: PhantomData }
     }
 
@@ -171,10 +188,12 @@ pub struct DeviceSliceMut<'a> {
 }
 
 impl<'a> DeviceSliceMut<'a> {
+    /// Memory of which only its place is known, for who cuts memory up.
+    ///
     /// # Safety
     /// - `len` bytes at `ptr` stay mapped, readable and writable for `'a`, where `home` says.
     /// - Nothing else reads or writes them during `'a`.
-    pub(crate) unsafe fn from_raw(ptr: DevicePtr, len: usize, home: Home) -> DeviceSliceMut<'a> {
+    pub unsafe fn from_raw(ptr: DevicePtr, len: usize, home: Home) -> DeviceSliceMut<'a> {
         DeviceSliceMut { ptr, len, home, memory: PhantomData }
     }
 

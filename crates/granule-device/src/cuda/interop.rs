@@ -21,10 +21,11 @@ use crate::region::Ticket;
 use crate::slice::checked_range;
 use crate::{DeviceKind, DeviceSlice, DeviceSliceMut, Error, Memory, Region, Stream};
 
-/// A region's memory, held until what was given to the stream with a view of it has run.
+/// Who lends a view: the stream that other streams are ordered behind, and the region's memory, held until what was given to
+/// the stream with the view has run.
 struct Hold {
     stream: Arc<dyn RawStream>,
-    /// `None` once it was handed to the stream.
+    /// `None` for a slice, and once it was handed to the stream.
     ticket: Option<Ticket>,
 }
 
@@ -71,6 +72,50 @@ impl Stream {
         let range = region.checked_write(range)?;
         let (ptr, len, stream, hold) = self.lent::<T, M>(region, range, true)?;
         Ok(CudaViewMut { ptr, len, stream, hold: Some(hold), memory: PhantomData })
+    }
+
+    /// Memory of a slice for cudarc's calls, to be read: on this stream without any wait, on another one as with
+    /// [`Stream::lend`]. Nothing is held; it may be lent while the stream is captured.
+    ///
+    /// # Errors
+    /// [`Error::Launch`] where the bytes are no whole number of aligned `T`s; [`Error::Unsupported`] on the host.
+    ///
+    /// # Safety
+    /// - The memory stays, and nothing writes it, until all work that this stream was given with the view has run, also after
+    ///   the view itself is gone. Giving it to other work of this stream, behind that, is fine.
+    /// - It holds `T`s, where the work reads them as such.
+    pub unsafe fn lend_slice<'a, T: DeviceRepr>(
+        &self,
+        slice: DeviceSlice<'a>,
+    ) -> Result<CudaView<'a, T>, Error> {
+        let (ptr, len, stream, hold) = self.lent_slice::<T>(slice)?;
+        Ok(CudaView { ptr, len, stream, hold: Some(hold), memory: PhantomData })
+    }
+
+    /// As [`Stream::lend_slice`], to be written too.
+    ///
+    /// # Errors
+    /// As [`Stream::lend_slice`].
+    ///
+    /// # Safety
+    /// - As [`Stream::lend_slice`], and nothing else reads the memory meanwhile either.
+    pub unsafe fn lend_slice_mut<'a, T: DeviceRepr>(
+        &self,
+        slice: DeviceSliceMut<'a>,
+    ) -> Result<CudaViewMut<'a, T>, Error> {
+        let (ptr, len, stream, hold) = self.lent_slice::<T>(slice.as_slice())?;
+        Ok(CudaViewMut { ptr, len, stream, hold: Some(hold), memory: PhantomData })
+    }
+
+    fn lent_slice<T>(
+        &self,
+        slice: DeviceSlice<'_>,
+    ) -> Result<(CUdeviceptr, usize, Arc<CudaStream>, Hold), Error> {
+        let queue = self.cuda_queue("a view for cudarc")?;
+        let ptr = slice.ptr().addr();
+        let len = elements::<T>(ptr, slice.len(), slice.kind())?;
+        let hold = Hold { stream: Arc::clone(self.raw()), ticket: None };
+        Ok((ptr, len, Arc::clone(queue.share()), hold))
     }
 
     fn lent<T, M: Memory>(

@@ -86,3 +86,29 @@ fn slices_are_lent_as_whole_aligned_elements() {
     assert!(matches!(lent(buffer.slice(2..6).unwrap()), Err(Error::Launch { .. })));
     assert!(matches!(lent(DeviceSlice::from(&[0; 4][..])), Err(Error::Launch { .. })));
 }
+
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn a_lent_slice_orders_other_streams_and_holds_nothing() {
+    let device = device();
+    let (stream, other) = (device.stream().unwrap(), device.stream().unwrap());
+    let theirs = std::sync::Arc::clone(stream.as_cuda().unwrap());
+    let elsewhere = std::sync::Arc::clone(other.as_cuda().unwrap());
+    let mut buffer = device.alloc(granule_device::Bytes::kib(64)).unwrap();
+    for round in 0..10_u8 {
+        // SAFETY: the buffer outlives the streams' work, which is waited for below.
+        let mut view = unsafe { stream.lend_slice_mut::<u8>(buffer.slice_mut(..).unwrap()).unwrap() };
+        theirs.memset_zeros(&mut view).unwrap();
+        theirs.memcpy_htod(&[round; 1 << 16], &mut view).unwrap();
+        drop(view);
+        // SAFETY: as above.
+        let view = unsafe { stream.lend_slice::<u8>(buffer.slice(..).unwrap()).unwrap() };
+        assert_eq!(elsewhere.clone_dtoh(&view).unwrap(), vec![round; 1 << 16]);
+    }
+    // SAFETY: nothing is given to a stream with it.
+    let odd = unsafe { stream.lend_slice::<u32>(buffer.slice(..6).unwrap()) };
+    assert!(matches!(odd, Err(Error::Launch { .. })));
+    stream.synchronize().unwrap();
+    drop((buffer, theirs, elsewhere, stream, other));
+    assert_nothing_left(&device);
+}
