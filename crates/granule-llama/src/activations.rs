@@ -168,7 +168,7 @@ pub(crate) fn host_f32(range: &mut Growable) -> Result<&mut [f32]> {
     let bytes = range
         .slice_mut(..)?
         .into_host_mut()
-        .ok_or(Error::Unsupported { what: "a device whose memory the host cannot read".into() })?;
+        .ok_or_else(|| Error::Unsupported { what: "a device whose memory the host cannot read".into() })?;
     Ok(bytemuck::cast_slice_mut(bytes))
 }
 

@@ -78,8 +78,10 @@ impl Context {
         model: Arc<Model>,
         options: ContextOptions,
         sequence: Sequence,
-        tokens: Vec<TokenId>,
+        mut tokens: Vec<TokenId>,
     ) -> Result<Self> {
+        // Room for all of them from the start, so that none of them makes the list move; pages nobody writes cost nothing.
+        let _ = tokens.try_reserve_exact(sequence.n_ctx() - tokens.len());
         let n_batch = positive("the batch size", options.n_batch)?.min(sequence.n_ctx());
         let (_, layout) = sequence.cache().layout().layer(0)?;
         let lengths = Lengths::new(model.config(), model.threads(), &layout, n_batch);

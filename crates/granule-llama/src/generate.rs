@@ -30,6 +30,15 @@ pub struct Piece {
     pub text: String,
 }
 
+/// As [`Piece`], its text lent until the next one is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceRef<'a> {
+    /// The token behind it; none where only text that had been held back is left.
+    pub token: Option<TokenId>,
+    /// Its text, as a [`Piece`] has it.
+    pub text: &'a str,
+}
+
 /// Why a generation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -134,14 +143,36 @@ impl Generation<'_> {
         self.context
     }
 
-    fn advance(&mut self) -> Result<Piece> {
+    /// The next piece, without a copy of its text: what [`Iterator::next`] gives, for loops that take no memory. `None` once
+    /// it has ended.
+    ///
+    /// # Errors
+    /// Those of [`Context::eval`]; the generation then has ended.
+    pub fn next_piece(&mut self) -> Option<Result<PieceRef<'_>>> {
+        if self.finish.is_some() {
+            return None;
+        }
+        let start = Instant::now();
+        let token = self.advance();
+        self.stats.decode_time += start.elapsed();
+        Some(match token {
+            Ok(token) => Ok(PieceRef { token, text: &self.held.ready }),
+            Err(error) => {
+                // An error is told once; there is nothing behind it.
+                self.finish = Some(Finish::Failed);
+                Err(error)
+            }
+        })
+    }
+
+    /// Computes the next token; its text is what is ready.
+    fn advance(&mut self) -> Result<Option<TokenId>> {
+        self.held.ready.clear();
         if let Some(token) = self.pending.take() {
             match self.context.eval(&[token]) {
                 Ok(_) => self.stats.n_decoded += 1,
-                Err(Error::ContextFull { .. }) => {
-                    return Ok(self.end(Finish::ContextFull, None, String::new()));
-                }
-                Err(Error::Cancelled) => return Ok(self.end(Finish::Cancelled, None, String::new())),
+                Err(Error::ContextFull { .. }) => return Ok(self.end(Finish::ContextFull, None)),
+                Err(Error::Cancelled) => return Ok(self.end(Finish::Cancelled, None)),
                 Err(other) => return Err(other),
             }
         }
@@ -152,36 +183,24 @@ impl Generation<'_> {
         self.stats.n_generated += 1;
         let tokenizer = self.context.model().tokenizer();
         if tokenizer.is_eog(token) {
-            return Ok(self.end(Finish::EndOfText, Some(token), String::new()));
+            return Ok(self.end(Finish::EndOfText, Some(token)));
         }
-        let text = self.held.push(self.text.push(tokenizer, token)?);
+        let stopped = self.held.push(self.text.push(tokenizer, token)?);
         self.pending = Some(token);
-        match text {
-            Ok(text) if self.stats.n_generated >= self.n_predict => {
-                Ok(self.end(Finish::Length, Some(token), text))
-            }
-            Ok(text) => Ok(Piece { token: Some(token), text }),
-            Err((text, stop)) => {
-                self.finish = Some(Finish::Stop(stop));
-                Ok(Piece { token: Some(token), text })
-            }
+        if let Some(stop) = stopped {
+            self.finish = Some(Finish::Stop(stop));
+        } else if self.stats.n_generated >= self.n_predict {
+            return Ok(self.end(Finish::Length, Some(token)));
         }
+        Ok(Some(token))
     }
 
     /// Ends the generation with everything that was held back.
-    fn end(&mut self, finish: Finish, token: Option<TokenId>, mut text: String) -> Piece {
-        self.finish = Some(finish);
-        match self.held.push(self.text.finish()) {
-            Ok(more) => {
-                text.push_str(&more);
-                text.push_str(&self.held.take());
-            }
-            Err((more, stop)) => {
-                text.push_str(&more);
-                self.finish = Some(Finish::Stop(stop));
-            }
-        }
-        Piece { token, text }
+    fn end(&mut self, finish: Finish, token: Option<TokenId>) -> Option<TokenId> {
+        let stopped = self.held.push(self.text.finish());
+        self.finish = Some(stopped.map_or(finish, Finish::Stop));
+        self.held.let_go();
+        token
     }
 }
 
@@ -189,17 +208,8 @@ impl Iterator for Generation<'_> {
     type Item = Result<Piece>;
 
     fn next(&mut self) -> Option<Result<Piece>> {
-        if self.finish.is_some() {
-            return None;
-        }
-        let start = Instant::now();
-        let piece = self.advance();
-        self.stats.decode_time += start.elapsed();
-        if piece.is_err() {
-            // An error is told once; there is nothing behind it.
-            self.finish = Some(Finish::Failed);
-        }
-        Some(piece)
+        let piece = self.next_piece()?;
+        Some(piece.map(|PieceRef { token, text }| Piece { token, text: text.to_owned() }))
     }
 }
 
@@ -208,24 +218,25 @@ impl Iterator for Generation<'_> {
 struct StopText {
     stops: Vec<String>,
     held: String,
+    /// Text that can no longer be part of a stop text, for the caller to take.
+    ready: String,
 }
 
 impl StopText {
     fn new(mut stops: Vec<String>) -> Self {
         stops.retain(|stop| !stop.is_empty());
-        Self { stops, held: String::new() }
+        Self { stops, held: String::new(), ready: String::new() }
     }
 
-    /// Adds text and returns what can no longer be part of a stop text; or, where one occurs, what is before the
-    /// first and the stop text itself.
-    fn push(&mut self, text: &str) -> Result<String, (String, String)> {
+    /// Adds text and makes ready what can no longer be part of a stop text; where one occurs, that is what is before the
+    /// first, which is the answer.
+    fn push(&mut self, text: &str) -> Option<String> {
         self.held.push_str(text);
         let first = self.stops.iter().filter_map(|stop| Some((self.held.find(stop.as_str())?, stop))).min();
         if let Some((at, stop)) = first {
-            let stop = stop.clone();
-            let before = self.held[..at].to_owned();
+            self.ready.push_str(&self.held[..at]);
             self.held.clear();
-            return Err((before, stop));
+            return Some(stop.clone());
         }
         let mut keep = 0;
         for stop in &self.stops {
@@ -233,12 +244,16 @@ impl StopText {
                 stop.char_indices().map(|(at, _)| at).skip(1).filter(|&at| self.held.ends_with(&stop[..at]));
             keep = ends.max().unwrap_or(0).max(keep);
         }
-        let rest = self.held.split_off(self.held.len() - keep);
-        Ok(std::mem::replace(&mut self.held, rest))
+        let settled = self.held.len() - keep;
+        self.ready.push_str(&self.held[..settled]);
+        self.held.drain(..settled);
+        None
     }
 
-    fn take(&mut self) -> String {
-        std::mem::take(&mut self.held)
+    /// Makes ready what was held back.
+    fn let_go(&mut self) {
+        self.ready.push_str(&self.held);
+        self.held.clear();
     }
 }
 
@@ -249,14 +264,13 @@ mod tests {
 
     fn run(stops: &[&str], pieces: &[&str]) -> (String, Option<String>) {
         let mut held = StopText::new(stops.iter().map(|&s| s.to_owned()).collect());
-        let mut out = String::new();
         for piece in pieces {
-            match held.push(piece) {
-                Ok(text) => out.push_str(&text),
-                Err((text, stop)) => return (out + &text, Some(stop)),
+            if let Some(stop) = held.push(piece) {
+                return (held.ready, Some(stop));
             }
         }
-        (out + &held.take(), None)
+        held.let_go();
+        (held.ready, None)
     }
 
     #[test]

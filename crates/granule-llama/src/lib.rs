@@ -47,7 +47,7 @@ pub use chat::{ChatMessage, ChatPrompt, ChatTemplate};
 pub use config::Config;
 pub use context::{Context, ContextOptions};
 pub use error::{Error, Result};
-pub use generate::{Finish, GenerateOptions, Generation, GenerationStats, Piece};
+pub use generate::{Finish, GenerateOptions, Generation, GenerationStats, Piece, PieceRef};
 pub use granule_kv::KvType;
 pub use memory::MemoryInfo;
 pub use model::{LoadOptions, Model, Progress};

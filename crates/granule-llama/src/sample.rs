@@ -104,11 +104,13 @@ impl Sampler {
     /// [`Error::InvalidSampling`] for an option outside its range.
     pub fn new(options: SamplingOptions) -> Result<Self> {
         options.validate()?;
+        // Room from the start, twice over where keys come and go, so that drawing takes no memory.
+        let remembered = options.repeat_last_n.min(4096);
         Ok(Self {
             options,
             generator: Pcg64::seed_from_u64(options.seed),
-            recent: VecDeque::new(),
-            counts: HashMap::new(),
+            recent: VecDeque::with_capacity(remembered),
+            counts: HashMap::with_capacity(2 * remembered),
             logits: Vec::new(),
             candidates: Vec::new(),
         })

@@ -111,12 +111,12 @@ pub(crate) fn answer(
     }
     let mut generation = generation?;
     let (mut text, mut tokens) = (String::new(), Vec::new());
-    for piece in generation.by_ref() {
+    while let Some(piece) = generation.next_piece() {
         let piece = piece?;
         if !args.json && !piece.text.is_empty() {
-            print(&piece.text)?;
+            print(piece.text)?;
         }
-        text.push_str(&piece.text);
+        text.push_str(piece.text);
         tokens.extend(piece.token);
     }
     let finish = generation.finish().cloned().unwrap_or(Finish::Length);
