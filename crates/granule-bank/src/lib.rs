@@ -10,6 +10,7 @@ mod piece;
 mod range;
 mod retire;
 mod together;
+pub mod trace;
 
 pub use bank::{Bank, BankOptions, Charge, Stock};
 pub use error::Error;
