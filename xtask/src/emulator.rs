@@ -16,7 +16,7 @@ pub(crate) struct Kernels {
 /// Builds what is not up to date into `folder`.
 pub(crate) fn build(folder: &Path) -> Result<Kernels> {
     let root = crate::root();
-    let mut sources = vec![root.join("crates/granule-sim/planted/planted.cu")];
+    let mut sources: Vec<PathBuf> = crate::kernels::unshipped::sources().collect();
     let kernels = root.join("kernels");
     for entry in std::fs::read_dir(&kernels).with_context(|| kernels.display().to_string())? {
         let path = entry?.path();

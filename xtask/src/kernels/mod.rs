@@ -4,10 +4,10 @@
 mod cubin;
 mod nvcc;
 mod nvrtc;
-mod planted;
 mod ptx;
 mod table;
 mod toolchain;
+pub(crate) mod unshipped;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<()> {
     steps.call("compile", || {
         let nvrtc = Nvrtc::load(&toolchain.nvrtc())?;
         built = compile_all(&sources, &toolchain, &nvrtc)?;
-        planted::build(&sources, &nvrtc, args.check)
+        unshipped::build(&sources, &nvrtc, args.check)
     })?;
 
     let mut files = BTreeMap::new();
