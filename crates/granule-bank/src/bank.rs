@@ -1,11 +1,13 @@
 //! The bank: takes granules from the device and hands them out, within its budget.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use granule_device::{Bytes, Device, Granule};
 
 use crate::ledger::{Account, BankStats, Ledger, Refusal};
 use crate::piece::Piece;
+use crate::reclaim::Reclaimers;
 use crate::retire::RetireQueue;
 use crate::{Error, Growable, Owner, Range};
 
@@ -18,6 +20,8 @@ pub struct BankOptions {
     /// How much memory that nobody holds is kept for the next who asks, instead of being given back to the device; by default
     /// 64 MiB. It counts against the budget and makes way for requests.
     pub cache: Option<Bytes>,
+    /// How long a request may wait for device work that retired memory waits for, before it is refused; by default a second.
+    pub patience: Option<Duration>,
 }
 
 impl BankOptions {
@@ -35,9 +39,15 @@ impl BankOptions {
     pub fn cache(self, cache: Bytes) -> BankOptions {
         BankOptions { cache: Some(cache), ..self }
     }
+
+    /// Waiting so long for retired memory before a request is refused. Zero: not at all.
+    pub fn patience(self, patience: Duration) -> BankOptions {
+        BankOptions { patience: Some(patience), ..self }
+    }
 }
 
 const DEFAULT_CACHE: Bytes = Bytes::mib(64);
+const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The owner of a device's granules. Cheap to clone; every clone is the same bank.
 #[derive(Clone, Debug)]
@@ -49,7 +59,9 @@ pub struct Bank {
 #[derive(Debug)]
 pub(crate) struct Inner {
     device: Device,
+    pub(crate) patience: Duration,
     books: Mutex<Books>,
+    pub(crate) reclaimers: Reclaimers,
 }
 
 #[derive(Debug)]
@@ -71,7 +83,9 @@ impl Bank {
         };
         let ledger = Ledger::new(device.granularity(), budget, options.cache.unwrap_or(DEFAULT_CACHE));
         let books = Mutex::new(Books { ledger, cache: Vec::new() });
-        Ok(Bank { inner: Arc::new(Inner { device, books }), retiring: Arc::default() })
+        let patience = options.patience.unwrap_or(DEFAULT_PATIENCE);
+        let inner = Inner { device, patience, books, reclaimers: Reclaimers::default() };
+        Ok(Bank { inner: Arc::new(inner), retiring: Arc::default() })
     }
 
     /// The device whose memory it is.
@@ -132,6 +146,14 @@ impl Bank {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`].
     pub fn charge(&self, owner: &Owner, size: Bytes) -> Result<Charge, Error> {
+        self.under_pressure(|| self.charge_now(owner, size))
+    }
+
+    /// As [`Bank::charge`], without waiting for retired memory and without asking [reclaimers](crate::Reclaim).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::TooLarge`].
+    pub fn charge_now(&self, owner: &Owner, size: Bytes) -> Result<Charge, Error> {
         self.retiring.poll();
         let mut books = self.inner.books();
         let account = books.ledger.account(owner);
@@ -148,11 +170,20 @@ impl Bank {
     }
 
     /// Takes `count` granules for `owner`, all or none, to be put behind ranges without asking again. Their contents are
-    /// whatever they were.
+    /// whatever they were. Where they are not to be had, memory that was retired is waited for and whoever could give some back
+    /// is asked, cheapest first, before the request is refused.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
     pub fn take(&self, owner: &Owner, count: usize) -> Result<Stock, Error> {
+        self.under_pressure(|| self.take_now(owner, count))
+    }
+
+    /// As [`Bank::take`], without waiting for retired memory and without asking [reclaimers](crate::Reclaim).
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
+    pub fn take_now(&self, owner: &Owner, count: usize) -> Result<Stock, Error> {
         self.retiring.poll();
         let mut books = self.inner.books();
         let account = books.ledger.account(owner);
@@ -198,6 +229,11 @@ impl Inner {
     fn books(&self) -> MutexGuard<'_, Books> {
         // Every change of the books is whole before anything that could panic, so a poisoned lock is as good as any.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All that was ever given back; it only grows.
+    pub(crate) fn returned(&self) -> Bytes {
+        self.books().ledger.returned()
     }
 
     /// Takes back a granule that nobody holds or maps any more.

@@ -59,6 +59,14 @@ pub enum Error {
         /// What is of another bank.
         what: &'static str,
     },
+    /// A stock that does not have as many granules as there are places to fill.
+    #[error("{needed} granules are needed and the stock has {stocked}")]
+    StockTooSmall {
+        /// How many places have no memory.
+        needed: usize,
+        /// How many granules there are.
+        stocked: usize,
+    },
     /// The device said no.
     #[error(transparent)]
     Device(#[from] granule_device::Error),

@@ -86,6 +86,23 @@ impl Range {
         self.map_gaps(&gaps, &mut stock)
     }
 
+    /// As [`Range::fill`], with granules that were taken before: no budget is asked. What is not needed stays in the stock, and
+    /// where it fails all of it does.
+    ///
+    /// # Errors
+    /// [`Error::StockTooSmall`], [`Error::OtherBank`], [`Error::Device`].
+    pub fn fill_from(&mut self, places: Span<usize>, stock: &mut Stock) -> Result<(), Error> {
+        let gaps = self.gaps(&places)?;
+        let (needed, stocked) = (gaps.iter().map(Span::len).sum(), stock.len());
+        if stocked < needed {
+            return Err(Error::StockTooSmall { needed, stocked });
+        }
+        if stock.pieces.iter().any(|piece| !piece.is_of(self.bank.inner())) {
+            return Err(Error::OtherBank { what: "a stock of granules" });
+        }
+        self.map_gaps(&gaps, stock)
+    }
+
     /// Takes the memory away from behind those of the places that have any. Where it is not shared it goes back to the bank.
     ///
     /// # Errors
@@ -192,13 +209,16 @@ impl Range {
         self.runs(places, Option::is_none)
     }
 
-    /// Maps granules of the stock, which has enough, behind runs of empty places: all or none.
+    /// Maps granules of the stock, which has enough, behind runs of empty places: all, or none and the stock has them still.
     pub(crate) fn map_gaps(&mut self, gaps: &[Span<usize>], stock: &mut Stock) -> Result<(), Error> {
         for (index, gap) in gaps.iter().enumerate() {
             let at = stock.pieces.len().saturating_sub(gap.len());
             let granules: Vec<_> = stock.pieces[at..].iter().map(|piece| piece.granule().clone()).collect();
             if let Err(error) = self.reservation.map(gap.start, &granules, Access::ReadWrite) {
-                gaps[..index].iter().for_each(|gap| self.evict(gap.clone()));
+                for gap in gaps[..index].iter().rev() {
+                    self.reservation.evict(gap.clone());
+                    stock.pieces.extend(self.pieces[gap.clone()].iter_mut().filter_map(Option::take));
+                }
                 return Err(error.into());
             }
             for (slot, piece) in self.pieces[gap.clone()].iter_mut().zip(stock.pieces.drain(at..)) {

@@ -1,6 +1,8 @@
 //! The retire queue: memory that is given back once device work that may still use it is done.
 
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use granule_device::{Event, Retired};
 
@@ -10,28 +12,60 @@ use crate::piece::Piece;
 #[derive(Debug, Default)]
 pub(crate) struct RetireQueue {
     waiting: Mutex<Vec<Retiree>>,
+    /// How many there are: the common answer, none, is had without the lock.
+    count: AtomicUsize,
+    /// How many places were ever pushed, which is also where the numbers of retirees come from.
+    pushed: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Retiree {
+    id: u64,
     // Unmapped before the pieces go back to the bank.
     retired: Retired,
     pieces: Vec<Piece>,
     event: Event,
 }
 
+/// How long the first pause between two looks at an event is, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
+
 impl RetireQueue {
     pub(crate) fn push(&self, retired: Retired, pieces: Vec<Piece>, event: &Event) {
-        self.waiting().push(Retiree { retired, pieces, event: event.clone() });
+        let id = self.pushed.fetch_add(pieces.len() as u64, Ordering::Relaxed);
+        self.put(Retiree { id, retired, pieces, event: event.clone() });
     }
 
     /// Gives back what has waited long enough. What the system does not unmap goes on waiting.
     pub(crate) fn poll(&self) {
-        let ready: Vec<Retiree> = self.waiting().extract_if(.., |retiree| retiree.event.is_done()).collect();
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        // The driver is asked, and told to unmap, without the lock.
+        let events: Vec<(u64, Event)> =
+            self.waiting().iter().map(|retiree| (retiree.id, retiree.event.clone())).collect();
+        let done: Vec<u64> = events.iter().filter(|(_, event)| event.is_done()).map(|&(id, _)| id).collect();
+        let ready: Vec<Retiree> =
+            self.waiting().extract_if(.., |retiree| done.contains(&retiree.id)).collect();
+        self.count.fetch_sub(ready.len(), Ordering::AcqRel);
         for mut retiree in ready {
             if retiree.retired.finish().is_err() {
-                self.waiting().push(retiree);
+                self.put(retiree);
             }
+        }
+    }
+
+    /// Waits until something is given back, or the moment has come.
+    pub(crate) fn wait(&self, until: Instant) {
+        let mut pause = PAUSES.0;
+        let before = self.places();
+        loop {
+            self.poll();
+            if self.places() < before || Instant::now() >= until {
+                return;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSES.1);
         }
     }
 
@@ -45,6 +79,16 @@ impl RetireQueue {
     /// How many places wait.
     pub(crate) fn places(&self) -> usize {
         self.waiting().iter().map(|retiree| retiree.pieces.len()).sum()
+    }
+
+    /// How many places were ever pushed.
+    pub(crate) fn pushed(&self) -> u64 {
+        self.pushed.load(Ordering::Relaxed)
+    }
+
+    fn put(&self, retiree: Retiree) {
+        self.waiting().push(retiree);
+        self.count.fetch_add(1, Ordering::AcqRel);
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Retiree>> {

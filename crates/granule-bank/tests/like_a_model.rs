@@ -99,7 +99,7 @@ proptest! {
     fn like_a_model(ops in proptest::collection::vec((ops(), 0..12u64), 1..80), budget in 4..20usize, cache in 0..4usize) {
         let options = HostOptions::new().granule(granules(1)).capacity(granules(40));
         let device = Device::host_with(options).unwrap();
-        let options = BankOptions::new().budget(granules(budget)).cache(granules(cache));
+        let options = BankOptions::new().budget(granules(budget)).cache(granules(cache)).patience(std::time::Duration::ZERO);
         let bank = Bank::new(device.clone(), options).unwrap();
         let owners = ["a", "b", "c"].map(Owner::new);
         let stream = device.stream().unwrap();

@@ -2,6 +2,8 @@
 //!
 //! Pure arithmetic: no device, no `unsafe`. The [bank](crate::Bank) asks first and calls the driver after.
 
+pub(crate) mod pressure;
+
 use granule_device::Bytes;
 
 use crate::Owner;
@@ -75,6 +77,7 @@ pub(crate) struct Ledger {
     charged: Bytes,
     peak: Bytes,
     cached: usize,
+    returned: Bytes,
 }
 
 impl Ledger {
@@ -90,6 +93,7 @@ impl Ledger {
             charged: zero,
             peak: zero,
             cached: 0,
+            returned: zero,
         }
     }
 
@@ -148,6 +152,11 @@ impl Ledger {
         self.budget.saturating_sub(self.held)
     }
 
+    /// All that was ever given back; it only grows.
+    pub(crate) fn returned(&self) -> Bytes {
+        self.returned
+    }
+
     pub(crate) fn largest_owner(&self) -> Option<(Owner, Bytes)> {
         let largest = self.accounts.iter().max_by_key(|account| account.current)?;
         (!largest.current.is_zero()).then(|| (largest.owner.clone(), largest.current))
@@ -192,6 +201,7 @@ impl Ledger {
 
     fn unbook(&mut self, account: Account, size: Bytes) {
         self.held = self.held.saturating_sub(size);
+        self.returned = self.returned.saturating_add(size);
         if let Some(account) = self.accounts.get_mut(account.0) {
             account.current = account.current.saturating_sub(size);
         }

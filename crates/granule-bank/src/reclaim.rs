@@ -1,0 +1,234 @@
+//! Reclaimers: owners that can give memory back when somebody else has need of it, and how they are asked.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
+
+use granule_device::Bytes;
+
+use crate::bank::{Bank, Inner};
+use crate::ledger::pressure::{Next, Pressure, Source};
+use crate::{Error, Owner};
+
+/// What an owner could give back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// How much.
+    pub bytes: Bytes,
+    /// What it costs the owner: the microseconds of work that it takes to have one MiB of it again, 0 where nothing is lost.
+    /// The cheapest is asked for first.
+    pub cost: u64,
+}
+
+impl Offer {
+    /// So much, at this cost.
+    pub const fn new(bytes: Bytes, cost: u64) -> Offer {
+        Offer { bytes, cost }
+    }
+}
+
+/// An owner that can give memory back under pressure: a cache that can forget, a pool with idle granules.
+///
+/// It is asked on the thread of whoever needs memory, with no lock of the bank held, and may use the bank; from inside,
+/// though, nobody else is asked, so that no two owners can wait for each other. It must not wait for a lock that its owner
+/// holds while asking the bank for memory: try the lock, and answer zero where it is taken.
+pub trait Reclaim: Send + Sync {
+    /// Whose memory it is, for reports.
+    fn owner(&self) -> Owner;
+
+    /// What it could give back now, in parts of different cost; what costs least is given first. Giving back nothing after
+    /// all is no error: then the request goes on without.
+    fn could_give(&self) -> Vec<Offer>;
+
+    /// Gives back at least `want` if it can, less if it cannot; answers how much. Memory that device work may still use is
+    /// given back with an event ([`Range::clear_after`](crate::Range::clear_after)), which the request then waits for. The bank
+    /// trusts its own books and not the answer.
+    fn reclaim(&self, want: Bytes) -> Bytes;
+}
+
+/// What waiting for device work costs, on the scale of [`Offer::cost`]: more than what is lost by nobody, less than everything else.
+const WAITING: u64 = 1;
+
+/// Keeps a [`Reclaim`] registered with a bank; dropping it ends that. One that is being asked at that moment ends its answer.
+#[must_use = "the reclaimer is asked for as long as this lives"]
+#[derive(Debug)]
+pub struct ReclaimGuard {
+    bank: Weak<Inner>,
+    id: u64,
+}
+
+impl Drop for ReclaimGuard {
+    fn drop(&mut self) {
+        if let Some(bank) = self.bank.upgrade() {
+            bank.reclaimers.entries().retain(|entry| entry.id != self.id);
+        }
+    }
+}
+
+/// Who can be asked.
+#[derive(Debug, Default)]
+pub(crate) struct Reclaimers {
+    entries: Mutex<Vec<Entry>>,
+    /// The number of the next one.
+    next: AtomicU64,
+}
+
+struct Entry {
+    id: u64,
+    /// Not kept: what reclaims mostly holds the bank.
+    reclaimer: Weak<dyn Reclaim>,
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Entry({})", self.id)
+    }
+}
+
+impl Reclaimers {
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, reclaimer: Weak<dyn Reclaim>) -> u64 {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut entries = self.entries();
+        entries.retain(|entry| entry.reclaimer.strong_count() > 0);
+        entries.push(Entry { id, reclaimer });
+        id
+    }
+
+    fn all(&self) -> Vec<(u64, Arc<dyn Reclaim>)> {
+        let alive = |entry: &Entry| Some((entry.id, entry.reclaimer.upgrade()?));
+        self.entries().iter().filter_map(alive).collect()
+    }
+
+    fn get(&self, id: u64) -> Option<Arc<dyn Reclaim>> {
+        self.entries().iter().find(|entry| entry.id == id)?.reclaimer.upgrade()
+    }
+}
+
+thread_local! {
+    /// Whether this thread is inside a reclaimer.
+    static ASKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks the thread as one that asks, until dropped.
+struct Asking;
+
+impl Asking {
+    /// `None` where it asks already.
+    fn begin() -> Option<Asking> {
+        (!ASKING.replace(true)).then_some(Asking)
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKING.set(false);
+    }
+}
+
+impl Bank {
+    /// Registers an owner that can give memory back; it is asked while the answer and itself live. The bank does not keep it.
+    ///
+    /// ```
+    /// # use granule_bank::*; use granule_device::*; use std::sync::{Arc, Mutex};
+    /// /// Something that can be had again: it lets go of its memory when somebody else needs it.
+    /// struct Cached(Mutex<Growable>);
+    /// impl Reclaim for Cached {
+    ///     fn owner(&self) -> Owner {
+    ///         Owner::new("prefix cache")
+    ///     }
+    ///     fn could_give(&self) -> Vec<Offer> {
+    ///         self.0.try_lock().map(|cached| Offer::new(cached.mapped(), 300)).into_iter().collect()
+    ///     }
+    ///     fn reclaim(&self, want: Bytes) -> Bytes {
+    ///         let Ok(mut cached) = self.0.try_lock() else { return Bytes::ZERO };
+    ///         let before = cached.mapped();
+    ///         let _ = cached.shrink_to(before.saturating_sub(want));
+    ///         before.saturating_sub(cached.mapped())
+    ///     }
+    /// }
+    /// # let device = Device::host_with(HostOptions::new().granule(Bytes::kib(16)).capacity(Bytes::mib(1)))?;
+    /// let bank = Bank::new(device, BankOptions::new().budget(Bytes::kib(64)))?;
+    /// let mut cached = bank.growable(&Owner::new("prefix cache"), Bytes::kib(64))?;
+    /// cached.grow_to(Bytes::kib(64))?;
+    /// let cached = Arc::new(Cached(Mutex::new(cached)));
+    /// let _registered = bank.add_reclaimer(&cached);
+    /// let stock = bank.take(&Owner::new("kv"), 3)?; // the budget was spent
+    /// assert_eq!(bank.stats().held, Bytes::kib(64));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn add_reclaimer<R: Reclaim + 'static>(&self, reclaimer: &Arc<R>) -> ReclaimGuard {
+        let reclaimer: Weak<R> = Arc::downgrade(reclaimer);
+        let id = self.inner().reclaimers.add(reclaimer);
+        ReclaimGuard { bank: Arc::downgrade(self.inner()), id }
+    }
+
+    /// Tries, and where memory is short asks whoever could give some and tries again, until it is there or nobody has any.
+    pub(crate) fn under_pressure<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+        let mut refused = match attempt() {
+            Err(error @ Error::OutOfMemory { .. }) => error,
+            done => return done,
+        };
+        let Some(_asking) = Asking::begin() else { return Err(refused) };
+        let deadline = Instant::now() + self.inner().patience;
+        let mut pressure = Pressure::new();
+        loop {
+            match pressure.next(missing(&refused)) {
+                Next::Refuse => return Err(refused),
+                Next::Offers => {
+                    pressure.offered(self.offers(deadline));
+                    continue;
+                }
+                Next::Ask(source, want) => {
+                    let before = self.given_back();
+                    match source {
+                        Source::Work => self.retiring().wait(deadline),
+                        Source::Reclaimer(id) => self.ask(id, want),
+                    }
+                    pressure.answered(source, self.given_back().saturating_sub(before));
+                }
+            }
+            refused = match attempt() {
+                Err(error @ Error::OutOfMemory { .. }) => error,
+                done => return done,
+            };
+        }
+    }
+
+    fn offers(&self, deadline: Instant) -> Vec<(Source, Offer)> {
+        let waiting = if Instant::now() < deadline { self.retiring().places() } else { 0 };
+        let waiting = Offer::new(self.granule().saturating_mul(waiting as u64), WAITING);
+        let mut offers = Vec::new();
+        for (id, reclaimer) in self.inner().reclaimers.all() {
+            offers.extend(reclaimer.could_give().into_iter().map(|offer| (Source::Reclaimer(id), offer)));
+        }
+        // Last, so that owners whose offer costs as much come first.
+        offers.push((Source::Work, waiting));
+        offers
+    }
+
+    fn ask(&self, id: u64, want: Bytes) {
+        if let Some(reclaimer) = self.inner().reclaimers.get(id) {
+            reclaimer.reclaim(want);
+        }
+        self.retiring().poll();
+    }
+
+    /// All that was ever given back, or put off until device work is done: it only grows.
+    fn given_back(&self) -> Bytes {
+        let retired = self.granule().saturating_mul(self.retiring().pushed());
+        self.inner().returned().saturating_add(retired)
+    }
+}
+
+/// What a refused request lacks.
+fn missing(refused: &Error) -> Bytes {
+    match refused {
+        Error::OutOfMemory { requested, free, .. } => requested.saturating_sub(*free).max(Bytes::new(1)),
+        _ => Bytes::ZERO,
+    }
+}
