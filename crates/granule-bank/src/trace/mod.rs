@@ -50,6 +50,8 @@ mod error;
 mod event;
 mod read;
 mod record;
+#[cfg(test)]
+mod tests;
 
 pub use error::Error;
 pub use event::{DeviceId, Event, OwnerId, PoolId, RangeId, StreamId};

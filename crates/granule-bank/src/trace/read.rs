@@ -43,10 +43,13 @@ impl<R: Read> Reader<R> {
         if magic.is_empty() || !MAGIC.starts_with(magic) {
             return Err(Error::NotATrace);
         }
-        let &[low, high, _, _] = rest else { return Err(Error::Truncated { offset: 0 }) };
+        let &[low, high, zero, zero_too] = rest else { return Err(Error::Truncated { offset: 0 }) };
         let found = u16::from_le_bytes([low, high]);
         if found != VERSION {
             return Err(Error::Version { found, known: VERSION });
+        }
+        if [zero, zero_too] != [0, 0] {
+            return Err(Error::Corrupt { offset: 10, what: "what should be zero is not" });
         }
         Ok(reader)
     }
