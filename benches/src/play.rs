@@ -1,0 +1,184 @@
+//! `Player`: runs a script on a subject and takes the time of each batch.
+
+use std::hint::black_box;
+use std::mem::ManuallyDrop;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+
+use crate::script::BATCH;
+use crate::{Handle, Op, Script, Subject};
+
+/// A subject in the middle of a script.
+pub struct Player<'a, S: Subject + 'a> {
+    handle: S::Handle<'a>,
+    live: Vec<Option<ManuallyDrop<S::Block>>>,
+    cycle: &'a [Op],
+    at: usize,
+}
+
+impl<'a, S: Subject + 'a> Player<'a, S> {
+    /// Plays the prologue.
+    pub fn new(subject: &'a S, script: &'a Script, stream: usize) -> Player<'a, S> {
+        let live = (0..script.slots).map(|_| None).collect();
+        let mut player = Player { handle: subject.handle(stream), live, cycle: &script.cycle, at: 0 };
+        player.play(&script.prologue);
+        player
+    }
+
+    /// Plays operations that are not the cycle's.
+    ///
+    /// A slot that is filled is empty before; what `ManuallyDrop` spares is a look at what is overwritten.
+    #[inline]
+    pub fn play(&mut self, ops: &[Op]) {
+        for op in ops {
+            let place = &mut self.live[op.slot as usize];
+            if op.size == 0 {
+                if let Some(block) = place.take() {
+                    self.handle.free(ManuallyDrop::into_inner(block));
+                }
+            } else {
+                let block = self.handle.alloc(op.size);
+                black_box(S::Handle::address(&block));
+                *place = Some(ManuallyDrop::new(block));
+            }
+        }
+    }
+
+    /// Plays the next batch of the cycle; answers how many operations it had. The last batch of a cycle can be short.
+    #[inline]
+    pub fn batch(&mut self) -> usize {
+        let end = self.cycle.len().min(self.at + BATCH);
+        let (cycle, at) = (self.cycle, self.at);
+        self.play(&cycle[at..end]);
+        self.at = if end == cycle.len() { 0 } else { end };
+        end - at
+    }
+
+    /// Plays the cycle from wherever it is until it is there again.
+    pub fn cycle(&mut self) {
+        let mut left = self.cycle.len();
+        while left > 0 {
+            left -= self.batch();
+        }
+    }
+
+    /// Plays until `time` has passed, at least one batch, and takes the time of each batch of full length.
+    pub fn timed(&mut self, time: Duration, into: &mut Timing) {
+        let start = Instant::now();
+        let mut before = start;
+        loop {
+            let ops = self.batch();
+            let now = Instant::now();
+            if ops == BATCH {
+                into.record(now - before);
+            }
+            before = now;
+            if now - start >= time {
+                return;
+            }
+        }
+    }
+
+    /// How long `pairs` allocations and as many frees take, about: whole batches, taken together.
+    pub fn time_of(&mut self, pairs: u64) -> Duration {
+        let (mut ops, start) = (0, Instant::now());
+        while ops < 2 * pairs {
+            ops += self.batch() as u64;
+        }
+        let elapsed = start.elapsed();
+        Duration::from_nanos((elapsed.as_nanos() as f64 * (2 * pairs) as f64 / ops as f64) as u64)
+    }
+
+    /// The live blocks' addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = u64> {
+        self.live.iter().flatten().map(|block| S::Handle::address(block))
+    }
+}
+
+impl<'a, S: Subject + 'a> Drop for Player<'a, S> {
+    fn drop(&mut self) {
+        for block in self.live.drain(..).flatten() {
+            self.handle.free(ManuallyDrop::into_inner(block));
+        }
+    }
+}
+
+/// Times of batches.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    batches: Histogram<u64>,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing { batches: Histogram::new(3).expect("three figures are allowed") }
+    }
+}
+
+impl Timing {
+    /// One batch took this long.
+    pub(crate) fn record(&mut self, batch: Duration) {
+        self.batches.saturating_record(u64::try_from(batch.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Nanoseconds of an allocation and a free in the batches at this quantile: half the batch's operations are one, half
+    /// the other, so the batch's time is divided by 32.
+    pub fn pair(&self, quantile: f64) -> f64 {
+        self.batches.value_at_quantile(quantile) as f64 / (BATCH / 2) as f64
+    }
+
+    /// Nanoseconds of an allocation and a free over all batches.
+    pub fn mean_pair(&self) -> f64 {
+        self.batches.mean() / (BATCH / 2) as f64
+    }
+
+    /// Batches recorded.
+    pub fn len(&self) -> u64 {
+        self.batches.len()
+    }
+
+    /// Whether none was recorded.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// Another thread's batches, too.
+    pub fn merge(&mut self, other: &Timing) {
+        self.batches.add(&other.batches).expect("a histogram that grows takes any value");
+    }
+}
+
+/// Something that takes turns: it plays for about this long and answers nanoseconds of a pair, the median of its batches.
+pub type Turn<'a> = Box<dyn FnMut(Duration) -> f64 + 'a>;
+
+/// A turn of this player.
+pub fn turn<'a, S: Subject + 'a>(mut player: Player<'a, S>) -> Turn<'a> {
+    Box::new(move |time| {
+        let mut timing = Timing::default();
+        player.timed(time, &mut timing);
+        timing.pair(0.5)
+    })
+}
+
+/// Lets all play in turns, `rounds` times for `time` each; answers for each its median over the rounds.
+///
+/// A round is short, so a slow moment of the machine hits neighbours alike; the order is turned round in each round.
+pub fn compare(turns: &mut [Turn<'_>], rounds: usize, time: Duration) -> Vec<Vec<f64>> {
+    let mut times = vec![Vec::with_capacity(rounds); turns.len()];
+    for round in 0..rounds {
+        for i in 0..turns.len() {
+            let i = if round % 2 == 0 { i } else { turns.len() - 1 - i };
+            times[i].push(turns[i](time));
+        }
+    }
+    times
+}
+
+/// The median of numbers that are not NaN.
+pub fn median(numbers: impl IntoIterator<Item = f64>) -> f64 {
+    let mut numbers: Vec<f64> = numbers.into_iter().collect();
+    numbers.sort_by(f64::total_cmp);
+    let (low, high) = (numbers.len().saturating_sub(1) / 2, numbers.len() / 2);
+    numbers.get(low).zip(numbers.get(high)).map_or(f64::NAN, |(low, high)| f64::midpoint(*low, *high))
+}
