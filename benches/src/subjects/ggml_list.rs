@@ -156,13 +156,13 @@ mod tests {
         let list = GgmlList::new(1);
         let mut handle = list.handle(0);
         let [small, large] = [10_000, 100_000].map(|size| handle.alloc(size));
-        assert_eq!((small.size, large.size), (10_496, 105_216));
-        assert_eq!(reserved(&list), 10_496 + 105_216);
+        assert_eq!((small.size, large.size), (10_752, 105_216));
+        assert_eq!(reserved(&list), 10_752 + 105_216);
         let (at_small, at_large) = (small.address, large.address);
         handle.free(large);
         handle.free(small);
         let taken = [handle.alloc(9_000), handle.alloc(300)];
-        assert_eq!(taken.map(|block| (block.address, block.size)), [(at_small, 10_496), (at_large, 105_216)]);
+        assert_eq!(taken.map(|block| (block.address, block.size)), [(at_small, 10_752), (at_large, 105_216)]);
         assert_eq!(list.footprint().calls, Some(2));
     }
 
