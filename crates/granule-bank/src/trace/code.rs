@@ -72,7 +72,7 @@ impl Out<'_> {
         self
     }
 
-    fn granules(&mut self, granules: &[u64]) {
+    fn granules(&mut self, granules: &[u64]) -> &mut Self {
         self.num(granules.len() as u64);
         let mut before = 0;
         for (index, granule) in granules.iter().enumerate() {
@@ -80,6 +80,7 @@ impl Out<'_> {
             self.num(if index == 0 { by } else { zigzag(by) });
             before = *granule;
         }
+        self
     }
 
     fn event(&mut self, since: u64, event: &Event) {
@@ -106,19 +107,18 @@ impl Out<'_> {
             Event::Arena { range, pool } => self.tag(8, since).num(range.0).num(pool.0),
             Event::RangeGone { range } => self.tag(9, since).num(range.0),
             Event::Map { range, place, granules } => {
-                self.tag(10, since).num(range.0).num(*place).granules(granules);
-                self
+                self.tag(10, since).num(range.0).num(*place).granules(granules)
             }
             Event::Unmap { range, place, count } => self.tag(11, since).num(range.0).num(*place).num(*count),
             Event::Retire { range, place, count } => self.tag(12, since).num(range.0).num(*place).num(*count),
             Event::Length { range, used } => self.tag(13, since).num(range.0).size(*used),
             Event::Create { device, count } => self.tag(14, since).num(device.0).num(*count),
             Event::Destroy { device, count } => self.tag(15, since).num(device.0).num(*count),
-            Event::Take { device, owner, count } => {
-                self.tag(16, since).num(device.0).num(owner.0).num(*count)
+            Event::Take { device, owner, granules } => {
+                self.tag(16, since).num(device.0).num(owner.0).granules(granules)
             }
-            Event::Give { device, owner, count } => {
-                self.tag(17, since).num(device.0).num(owner.0).num(*count)
+            Event::Give { device, owner, granules } => {
+                self.tag(17, since).num(device.0).num(owner.0).granules(granules)
             }
             Event::Charge { device, owner, size } => {
                 self.tag(18, since).num(device.0).num(owner.0).size(*size)

@@ -165,17 +165,17 @@ pub enum Event {
         device: DeviceId,
         /// Who has them.
         owner: OwnerId,
-        /// How many.
-        count: u64,
+        /// Which: numbers that no other granule has or will have.
+        granules: Vec<u64>,
     },
-    /// Granules came back to the bank.
+    /// Granules came back to the bank: nobody holds or maps them any more.
     Give {
         /// The bank's device.
         device: DeviceId,
         /// Who had them.
         owner: OwnerId,
-        /// How many.
-        count: u64,
+        /// Which: numbers that no other granule has or will have.
+        granules: Vec<u64>,
     },
     /// Memory that is no granules counts as the owner's.
     Charge {

@@ -276,6 +276,16 @@ impl Sink {
                     self.push(&Event::Map { range, place, granules: granules.to_vec() });
                 }
             }
+            Event::Take { device, owner, granules } if granules.len() > MAX_GRANULES => {
+                for granules in granules.chunks(MAX_GRANULES) {
+                    self.push(&Event::Take { device, owner, granules: granules.to_vec() });
+                }
+            }
+            Event::Give { device, owner, granules } if granules.len() > MAX_GRANULES => {
+                for granules in granules.chunks(MAX_GRANULES) {
+                    self.push(&Event::Give { device, owner, granules: granules.to_vec() });
+                }
+            }
             event => self.push(&event),
         }
     }

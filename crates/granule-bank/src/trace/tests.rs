@@ -100,8 +100,8 @@ fn event() -> impl Strategy<Value = Event> {
             13 => Event::Length { range, used: size },
             14 => Event::Create { device, count },
             15 => Event::Destroy { device, count },
-            16 => Event::Take { device, owner, count },
-            17 => Event::Give { device, owner, count },
+            16 => Event::Take { device, owner, granules: list },
+            17 => Event::Give { device, owner, granules: list },
             18 => Event::Charge { device, owner, size },
             19 => Event::Discharge { device, owner, size },
             20 => Event::Refused { device, owner, requested: size },
@@ -311,7 +311,10 @@ fn what_is_too_long_is_cut_or_told_in_parts() {
     let text = "é".repeat(2000);
     let granules: Vec<u64> = (0..MAX_GRANULES as u64 * 2 + 5).map(|granule| granule * granule).collect();
     let map = Event::Map { range: RangeId(1), place: 10, granules: granules.clone() };
-    let heard = events(&read(&recorded_some(&[Event::Mark { text: text.clone() }, map])).0);
+    let (device, owner) = (DeviceId(0), OwnerId(1));
+    let take = Event::Take { device, owner, granules: granules.clone() };
+    let give = Event::Give { device, owner, granules: granules.clone() };
+    let heard = events(&read(&recorded_some(&[Event::Mark { text: text.clone() }, map, take, give])).0);
     assert!(
         matches!(&heard[1], Event::Mark { text: cut } if text.starts_with(cut.as_str()) && cut.len() == MAX_TEXT)
     );
@@ -323,6 +326,17 @@ fn what_is_too_long_is_cut_or_told_in_parts() {
         all.extend_from_slice(granules);
     }
     assert_eq!(all, granules);
+    let taken = heard[5..8].iter().flat_map(|event| match event {
+        Event::Take { granules, .. } => granules.clone(),
+        other => panic!("{other:?}"),
+    });
+    assert!(taken.eq(granules.iter().copied()));
+    let given = heard[8..11].iter().flat_map(|event| match event {
+        Event::Give { granules, .. } => granules.clone(),
+        other => panic!("{other:?}"),
+    });
+    assert!(given.eq(granules));
+    assert_eq!(heard[11..], [Event::End]);
 }
 
 fn recorded_some(events: &[Event]) -> Vec<u8> {
