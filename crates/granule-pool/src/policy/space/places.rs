@@ -1,0 +1,195 @@
+//! Memory that comes and goes by whole places.
+
+use std::ops::Range;
+
+use super::nodes::{NONE, Node, State};
+use super::{InUse, Space, Span, SpanId};
+use crate::policy::Stamp;
+
+impl Span {
+    pub(super) fn start(&self, place: usize) -> u64 {
+        self.place * place.min(self.places) as u64
+    }
+
+    /// The places that a stretch of bytes touches.
+    pub(super) fn touched(&self, start: u64, end: u64) -> Range<usize> {
+        (start / self.place) as usize..end.div_ceil(self.place) as usize
+    }
+
+    /// The places that lie within a stretch of bytes.
+    fn within(&self, start: u64, end: u64) -> Range<usize> {
+        let (first, end) = (start.div_ceil(self.place) as usize, (end / self.place) as usize);
+        first..end.max(first)
+    }
+
+    /// How many bytes of the place, which it touches, a node has.
+    fn overlap(&self, place: usize, node: &Node) -> u64 {
+        node.end().min(self.start(place + 1)) - node.offset.max(self.start(place))
+    }
+}
+
+impl Space {
+    /// Those of the places that are bare have memory from here on: idle, and one with what lies beside it.
+    pub fn back(&mut self, id: SpanId, places: Range<usize>) {
+        let Some(span) = self.span(id) else { return };
+        let (start, end) = (span.start(places.start), span.start(places.end));
+        let bare: Vec<u32> =
+            self.nodes.list(self.bare).filter(|&node| self.nodes[node].span == id.index).collect();
+        for node in bare {
+            let (from, to) = (self.nodes[node].offset.max(start), self.nodes[node].end().min(end));
+            if from < to {
+                let node = self.fill(node, from, to);
+                self.rest(node);
+            }
+        }
+    }
+
+    /// Makes the stretch of a listed bare node, whole places, free. It is in no list then.
+    pub(super) fn fill(&mut self, node: u32, start: u64, end: u64) -> u32 {
+        let node = self.carve(node, start, end);
+        self.nodes[node].state = State::Free;
+        self.count_places(node, 1);
+        node
+    }
+
+    /// The memory of these places is gone: nothing is cut from them until they are backed again.
+    ///
+    /// # Errors
+    /// [`InUse`] where a block lies in one of them; nothing has changed.
+    pub fn bare(&mut self, id: SpanId, places: Range<usize>) -> Result<(), InUse> {
+        for node in self.without_blocks(id, places)? {
+            if self.nodes[node].state == State::Free {
+                self.count_places(node, -1);
+            }
+            self.nodes[node].state = State::Bare;
+            self.nodes[node].stamp = Stamp::Idle;
+            self.rest(node);
+        }
+        Ok(())
+    }
+
+    /// The memory of these places is on its way out: nothing is cut from them, and [`Space::plan`] passes them by, until
+    /// [`Space::bare`] says that it is gone.
+    ///
+    /// # Errors
+    /// [`InUse`] where a block lies in one of them; nothing has changed.
+    pub fn withdraw(&mut self, id: SpanId, places: Range<usize>) -> Result<(), InUse> {
+        for node in self.without_blocks(id, places)? {
+            if self.nodes[node].state == State::Free {
+                self.count_places(node, -1);
+                self.nodes[node].state = State::Leaving;
+                self.nodes[node].stamp = Stamp::Idle;
+            }
+            self.rest(node);
+        }
+        Ok(())
+    }
+
+    /// Maximal runs of places that have memory and no live byte, with what may still use them: runs of one stamp, ascending.
+    pub fn idle(&self) -> impl Iterator<Item = (SpanId, Range<usize>, Stamp)> {
+        let mut runs: Vec<(SpanId, Range<usize>, Stamp)> = Vec::new();
+        for (index, slot) in self.slots.iter().enumerate() {
+            let Some(span) = &slot.span else { continue };
+            let id = SpanId { index: index as u32, generation: slot.generation };
+            let mut add = |places: Range<usize>, stamp: &Stamp| match runs.last_mut() {
+                _ if places.is_empty() => {}
+                Some((of, run, same)) if *of == id && run.end == places.start && same == stamp => {
+                    run.end = places.end
+                }
+                _ => runs.push((id, places, stamp.clone())),
+            };
+            // A place that no node fills alone: which, how much of it is free so far, and who may still use that.
+            let mut shared = (usize::MAX, 0, Stamp::Idle);
+            for node in self.nodes.upwards(span.first).map(|node| &self.nodes[node]) {
+                if node.state != State::Free {
+                    continue;
+                }
+                let touched = span.touched(node.offset, node.end());
+                let whole = span.within(node.offset, node.end());
+                let before = touched.start..whole.start.min(touched.end);
+                let after = whole.end.max(touched.start)..touched.end;
+                for (places, filled) in [(before, false), (whole, true), (after, false)] {
+                    if filled {
+                        add(places, &node.stamp);
+                        continue;
+                    }
+                    for place in places {
+                        if shared.0 != place {
+                            shared = (place, 0, Stamp::Idle);
+                        }
+                        shared.1 += span.overlap(place, node);
+                        shared.2.merge(&node.stamp);
+                        if shared.1 == span.place {
+                            add(place..place + 1, &shared.2);
+                        }
+                    }
+                }
+            }
+        }
+        runs.into_iter()
+    }
+
+    /// How many bytes of each place of the span are in blocks. Empty where there is no such span.
+    pub fn live(&self, id: SpanId) -> Vec<u64> {
+        let Some(span) = self.span(id) else { return Vec::new() };
+        let mut live = vec![0; span.places];
+        for node in self
+            .nodes
+            .upwards(span.first)
+            .map(|node| &self.nodes[node])
+            .filter(|node| node.state == State::Live)
+        {
+            for place in span.touched(node.offset, node.end()) {
+                live[place] += span.overlap(place, node);
+            }
+        }
+        live
+    }
+
+    /// Cuts the places out as nodes in no list, where no block is among them.
+    fn without_blocks(&mut self, id: SpanId, places: Range<usize>) -> Result<Vec<u32>, InUse> {
+        let span = self.span(id).ok_or(InUse)?;
+        let (start, end) = (span.start(places.start), span.start(places.end));
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let first = self.node_at(id, start).ok_or(InUse)?;
+        let nodes: Vec<u32> =
+            self.nodes.upwards(first).take_while(|&node| self.nodes[node].offset < end).collect();
+        if nodes.iter().any(|&node| self.nodes[node].state == State::Live) {
+            return Err(InUse);
+        }
+        let cut = |node: u32| {
+            let (from, to) = (self.nodes[node].offset.max(start), self.nodes[node].end().min(end));
+            self.carve(node, from, to)
+        };
+        Ok(nodes.into_iter().map(cut).collect())
+    }
+
+    /// The node in which `offset` lies.
+    pub(super) fn node_at(&mut self, id: SpanId, offset: u64) -> Option<u32> {
+        let mut node = self.span(id)?.finger;
+        while offset < self.nodes[node].offset {
+            node = self.nodes[node].below;
+        }
+        while offset >= self.nodes[node].end() {
+            node = self.nodes[node].above;
+            if node == NONE {
+                return None;
+            }
+        }
+        if let Some(span) = &mut self.slots[id.index()].span {
+            span.finger = node;
+        }
+        Some(node)
+    }
+
+    /// A node of whole places has got memory, or has lost it.
+    fn count_places(&mut self, node: u32, sign: isize) {
+        let node = &self.nodes[node];
+        let place = self.slots[node.span as usize].span.as_ref().map_or(u64::MAX, |span| span.place);
+        let places = (node.size / place) as isize;
+        self.counts.places_backed = self.counts.places_backed.saturating_add_signed(sign * places);
+        self.counts.free_bytes = self.counts.free_bytes.saturating_add_signed(node.size as i64 * sign as i64);
+    }
+}
