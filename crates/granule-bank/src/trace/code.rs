@@ -239,12 +239,16 @@ impl Payload {
             13 => Event::Length { range: RangeId(self.id()?), used: self.size()? },
             14 => Event::Create { device: DeviceId(self.id()?), count: self.num()? },
             15 => Event::Destroy { device: DeviceId(self.id()?), count: self.num()? },
-            16 => {
-                Event::Take { device: DeviceId(self.id()?), owner: OwnerId(self.id()?), count: self.num()? }
-            }
-            17 => {
-                Event::Give { device: DeviceId(self.id()?), owner: OwnerId(self.id()?), count: self.num()? }
-            }
+            16 => Event::Take {
+                device: DeviceId(self.id()?),
+                owner: OwnerId(self.id()?),
+                granules: self.granules()?,
+            },
+            17 => Event::Give {
+                device: DeviceId(self.id()?),
+                owner: OwnerId(self.id()?),
+                granules: self.granules()?,
+            },
             18 => {
                 Event::Charge { device: DeviceId(self.id()?), owner: OwnerId(self.id()?), size: self.size()? }
             }
