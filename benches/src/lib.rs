@@ -24,6 +24,7 @@
 pub mod crowd;
 pub mod machine;
 pub mod play;
+pub mod report;
 pub mod script;
 pub mod subject;
 pub mod subjects;
