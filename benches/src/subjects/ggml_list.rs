@@ -8,7 +8,7 @@
 //! no room, everything in the list goes back to it and it is asked once more.
 //!
 //! It was compared with the original on this module's scripts: the same number of calls to the device for each, and 291 ns for a
-//! pair at 1,000 live where the original took 286 (g++ 13 -O3 -march=native; 345 with -O2).
+//! pair at 1,000 live where the original took 286 (g++ 12 -O3 -march=native; 345 with -O2).
 //!
 //! Two things are in its favour here. It takes no lock, as in ggml, where one thread computes for a context; the pool beside it
 //! does. And its device costs nothing: an allocation there is an addition, where `cudaMalloc` and `cudaFree` take microseconds
