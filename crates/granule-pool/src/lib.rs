@@ -3,3 +3,4 @@
 
 #[doc(hidden)]
 pub mod policy;
+pub mod replay;
