@@ -1,128 +1,202 @@
 //! The bank: takes granules from the device and hands them out, within its budget.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use granule_device::{Bytes, Device, Granule};
 
-use crate::ledger::{Account, BankStats, Ledger, Refusal};
-use crate::piece::Piece;
+use crate::ledger::{Account, Ledger};
+use crate::places::Atlas;
+use crate::prepare::{Preparer, Signal};
 use crate::reclaim::Reclaimers;
 use crate::retire::RetireQueue;
-use crate::{Error, Growable, Owner, Range};
-
-/// How a bank is set up.
-#[derive(Clone, Copy, Debug, Default)]
-#[non_exhaustive]
-pub struct BankOptions {
-    /// What the bank may hold in all; by default all that the device has.
-    pub budget: Option<Bytes>,
-    /// How much memory that nobody holds is kept for the next who asks, instead of being given back to the device; by default
-    /// 64 MiB. It counts against the budget and makes way for requests.
-    pub cache: Option<Bytes>,
-    /// How long a request may wait for device work that retired memory waits for, before it is refused; by default a second.
-    pub patience: Option<Duration>,
-}
-
-impl BankOptions {
-    /// The defaults.
-    pub fn new() -> BankOptions {
-        BankOptions::default()
-    }
-
-    /// With this budget.
-    pub fn budget(self, budget: Bytes) -> BankOptions {
-        BankOptions { budget: Some(budget), ..self }
-    }
-
-    /// Keeping up to this much that nobody holds.
-    pub fn cache(self, cache: Bytes) -> BankOptions {
-        BankOptions { cache: Some(cache), ..self }
-    }
-
-    /// Waiting so long for retired memory before a request is refused. Zero: not at all.
-    pub fn patience(self, patience: Duration) -> BankOptions {
-        BankOptions { patience: Some(patience), ..self }
-    }
-}
-
-const DEFAULT_CACHE: Bytes = Bytes::mib(64);
-const DEFAULT_PATIENCE: Duration = Duration::from_secs(1);
+use crate::trace::{DeviceId, Event, OwnerId, Tracer};
+use crate::watch::Watches;
+use crate::{BankOptions, BankStats, Budget, Charge, Error, Growable, Owner, Range, Stock};
 
 /// The owner of a device's granules. Cheap to clone; every clone is the same bank.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Bank {
-    inner: Arc<Inner>,
-    retiring: Arc<RetireQueue>,
+    handle: Arc<Handle>,
 }
 
+/// What all handles of a bank have together and its granules do not: the last handle stops the preparer and waits for what
+/// is retired.
+struct Handle {
+    _preparer: Option<Preparer>,
+    retiring: RetireQueue,
+    inner: Arc<Inner>,
+}
+
+/// What a bank hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goods {
+    Granules,
+    Pinned,
+}
+
+/// The bank itself, kept by its handles and by everything that it handed out.
+///
+/// Locks, outermost first: the watches, the books, the budget's allowance. All others are taken alone. The driver, reclaimers
+/// and watches are called under none of them.
 #[derive(Debug)]
 pub(crate) struct Inner {
-    device: Device,
+    pub(crate) device: Device,
+    pub(crate) goods: Goods,
+    pub(crate) reserve: Bytes,
     pub(crate) patience: Duration,
+    pub(crate) budget: Budget,
+    /// Whether the budget was given, and can be others' too.
+    pub(crate) is_shared: bool,
     books: Mutex<Books>,
+    /// Told when a granule that was being made ahead is in the cache, or could not be made.
+    pub(crate) prepared: Condvar,
+    pub(crate) signal: Signal,
     pub(crate) reclaimers: Reclaimers,
+    pub(crate) watches: Watches,
+    pub(crate) ranges: Atlas,
+    pub(crate) refused: AtomicU64,
+    pub(crate) reclaimed: AtomicU64,
+    pub(crate) tracer: Tracer,
+    pub(crate) traced: DeviceId,
 }
 
 #[derive(Debug)]
-struct Books {
-    ledger: Ledger,
+pub(crate) struct Books {
+    pub(crate) ledger: Ledger,
     /// As many as the ledger says are cached, except while a request is being served.
-    cache: Vec<Granule>,
+    pub(crate) cache: Vec<Granule>,
+    /// By account.
+    traced: Vec<OwnerId>,
+}
+
+/// Whom something is booked for, in the books and in recordings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tag {
+    pub(crate) account: Account,
+    pub(crate) owner: OwnerId,
 }
 
 impl Bank {
     /// A bank over a device.
     ///
     /// # Errors
-    /// [`Error::Device`] where the device does not say how much memory it has.
+    /// [`Error::Device`] where the device does not say how much memory it has, and where a thread that is to make granules
+    /// ahead cannot be started.
     pub fn new(device: Device, options: BankOptions) -> Result<Bank, Error> {
         let budget = match options.budget {
             Some(budget) => budget,
-            None => device.memory()?.total,
+            None => device.memory()?.total.saturating_sub(options.reserve.unwrap_or_default()),
         };
-        let ledger = Ledger::new(device.granularity(), budget, options.cache.unwrap_or(DEFAULT_CACHE));
-        let books = Mutex::new(Books { ledger, cache: Vec::new() });
-        let patience = options.patience.unwrap_or(DEFAULT_PATIENCE);
-        let inner = Inner { device, patience, books, reclaimers: Reclaimers::default() };
-        Ok(Bank { inner: Arc::new(inner), retiring: Arc::default() })
+        Bank::over(device, Goods::Granules, budget, &options)
+    }
+
+    pub(crate) fn over(
+        device: Device,
+        goods: Goods,
+        limit: Bytes,
+        options: &BankOptions,
+    ) -> Result<Bank, Error> {
+        let granule = if goods == Goods::Granules { device.granularity() } else { Bytes::ZERO };
+        let ledger = Ledger::new(granule, limit, options.marks(granule));
+        let tracer = options.tracer.clone().unwrap_or_default();
+        let traced = DeviceId(tracer.number());
+        tracer.declare(Event::Device {
+            device: traced,
+            name: device.name().to_owned(),
+            granule,
+            budget: limit,
+        });
+        let inner = Arc::new(Inner {
+            device,
+            goods,
+            reserve: options.reserve.unwrap_or_default(),
+            patience: options.patience_or_default(),
+            budget: options.shared.clone().unwrap_or_else(|| Budget::new(Bytes::MAX)),
+            is_shared: options.shared.is_some(),
+            books: Mutex::new(Books { ledger, cache: Vec::new(), traced: Vec::new() }),
+            prepared: Condvar::new(),
+            signal: Signal::default(),
+            reclaimers: Reclaimers::default(),
+            watches: Watches::default(),
+            ranges: Atlas::default(),
+            refused: AtomicU64::new(0),
+            reclaimed: AtomicU64::new(0),
+            tracer,
+            traced,
+        });
+        inner.budget.join(&inner);
+        let wanted = options.prepare && goods == Goods::Granules;
+        let preparer = if wanted { Some(Preparer::start(&inner)?) } else { None };
+        let handle = Handle { _preparer: preparer, retiring: RetireQueue::default(), inner };
+        Ok(Bank { handle: Arc::new(handle) })
     }
 
     /// The device whose memory it is.
     pub fn device(&self) -> &Device {
-        &self.inner.device
+        &self.inner().device
     }
 
-    /// The size of a granule.
+    /// The size of a granule; zero where there are none: the device has no virtual memory, or the bank is over pinned memory.
     pub fn granule(&self) -> Bytes {
-        self.inner.device.granularity()
+        self.inner().granule()
     }
 
-    /// Where the memory is now.
+    /// Where the memory is now, and what has happened to it so far.
     pub fn stats(&self) -> BankStats {
-        let retiring = self.retiring.places();
-        self.inner.books().ledger.stats(retiring)
+        let inner = self.inner();
+        let retiring = self.granule().saturating_mul(self.retiring().places() as u64);
+        let shared = inner.is_shared.then(|| inner.budget.stats());
+        let reclaimers = inner.reclaimers.stats();
+        let books = inner.books();
+        let counts = books.ledger.counts();
+        BankStats {
+            granule: inner.granule(),
+            budget: books.ledger.own_limit(),
+            shared,
+            held: books.ledger.held(),
+            charged: books.ledger.charged(),
+            peak: books.ledger.peak(),
+            cached: books.ledger.cached(),
+            retiring,
+            owners: books.ledger.owners(),
+            reclaimers,
+            cache_hits: counts.hits,
+            cache_misses: counts.misses,
+            prepared: counts.prepared,
+            prepare_errors: counts.prepare_errors,
+            reclaimed: Bytes::new(inner.reclaimed.load(Ordering::Relaxed)),
+            refused: inner.refused.load(Ordering::Relaxed),
+            driver_calls: inner.device.calls_made(),
+        }
     }
 
-    /// What a request could have now: the budget less what owners hold.
+    /// What a request could have now: the budget less what owners hold, and no more than a shared budget has left.
     pub fn free(&self) -> Bytes {
-        self.inner.books().ledger.free()
+        self.inner().free()
+    }
+
+    /// Where this bank and all that is made from it tell what happens: start a [`Recorder`](crate::trace::Recorder) on it.
+    pub fn tracer(&self) -> &Tracer {
+        &self.inner().tracer
+    }
+
+    /// What recordings call this bank's device.
+    pub fn traced(&self) -> DeviceId {
+        self.inner().traced
     }
 
     /// Waits for the device work that retired memory waits for, and takes that memory back.
     pub fn drain(&self) {
-        self.retiring.drain();
+        self.retiring().drain();
     }
 
     /// Gives everything that nobody holds back to the device; answers how much that was.
     pub fn trim(&self) -> Bytes {
-        self.retiring.poll();
-        let granules = {
-            let mut books = self.inner.books();
-            let count = books.ledger.trim();
-            books.drain(count)
-        };
-        self.granule().saturating_mul(granules.len() as u64)
+        self.retiring().poll();
+        self.inner().shed(Bytes::MAX)
     }
 
     /// A range of addresses, at least `reserve` long, with nothing behind it; what is put behind it is `owner`'s.
@@ -141,12 +215,13 @@ impl Bank {
         Growable::new(self, owner, reserve)
     }
 
-    /// Counts memory that is not granules, mapped weights for example, as the owner's for as long as the charge lives.
+    /// Counts memory that is not granules, mapped weights for example, as the owner's for as long as the charge lives. Under
+    /// pressure it goes as in [`Bank::take`].
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`].
     pub fn charge(&self, owner: &Owner, size: Bytes) -> Result<Charge, Error> {
-        self.under_pressure(|| self.charge_now(owner, size))
+        self.under_pressure(owner, || self.charge_now(owner, size))
     }
 
     /// As [`Bank::charge`], without waiting for retired memory and without asking [reclaimers](crate::Reclaim).
@@ -154,19 +229,8 @@ impl Bank {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`].
     pub fn charge_now(&self, owner: &Owner, size: Bytes) -> Result<Charge, Error> {
-        self.retiring.poll();
-        let mut books = self.inner.books();
-        let account = books.ledger.account(owner);
-        match books.ledger.charge(account, size) {
-            Ok(drop_count) => {
-                let dropped = books.drain(drop_count);
-                // The driver is called, by the granules' drop, only after the lock is gone.
-                drop(books);
-                drop(dropped);
-                Ok(Charge { bank: Arc::clone(&self.inner), account, size })
-            }
-            Err(refusal) => Err(self.inner.refused(&books.ledger, refusal, owner, size)),
-        }
+        self.retiring().poll();
+        self.inner().charge(owner, size)
     }
 
     /// Takes `count` granules for `owner`, all or none, to be put behind ranges without asking again. Their contents are
@@ -176,7 +240,7 @@ impl Bank {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
     pub fn take(&self, owner: &Owner, count: usize) -> Result<Stock, Error> {
-        self.under_pressure(|| self.take_now(owner, count))
+        self.under_pressure(owner, || self.take_now(owner, count))
     }
 
     /// As [`Bank::take`], without waiting for retired memory and without asking [reclaimers](crate::Reclaim).
@@ -184,148 +248,74 @@ impl Bank {
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
     pub fn take_now(&self, owner: &Owner, count: usize) -> Result<Stock, Error> {
-        self.retiring.poll();
-        let mut books = self.inner.books();
-        let account = books.ledger.account(owner);
-        let admission = match books.ledger.take(account, count) {
-            Ok(admission) => admission,
-            Err(refusal) => {
-                let requested = books.ledger.size_of(count).unwrap_or(Bytes::MAX);
-                return Err(self.inner.refused(&books.ledger, refusal, owner, requested));
-            }
-        };
-        let dropped = books.drain(admission.drop);
-        let reused = books.drain(admission.reuse);
-        drop(books);
-        drop(dropped);
-        let piece = |granule| Piece::new(Arc::clone(&self.inner), account, granule);
-        let mut pieces: Vec<Piece> = Vec::with_capacity(count);
-        pieces.extend(reused.into_iter().map(piece));
-        for made in 0..admission.create {
-            match self.inner.device.create_granule() {
-                Ok(granule) => pieces.push(piece(granule)),
-                Err(error) => {
-                    let mut books = self.inner.books();
-                    books.ledger.take_back(account, admission.create - made);
-                    drop(books);
-                    drop(pieces);
-                    return Err(self.inner.device_refused(error, owner, count));
-                }
-            }
-        }
-        Ok(Stock { pieces })
+        self.retiring().poll();
+        self.inner().take(owner, count)
     }
 
     pub(crate) fn retiring(&self) -> &RetireQueue {
-        &self.retiring
+        &self.handle.retiring
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
-        &self.inner
+        &self.handle.inner
+    }
+}
+
+impl fmt::Debug for Bank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bank({}, {} free)", self.device().name(), self.free())
     }
 }
 
 impl Inner {
-    fn books(&self) -> MutexGuard<'_, Books> {
+    pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
         // Every change of the books is whole before anything that could panic, so a poisoned lock is as good as any.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn granule(&self) -> Bytes {
+        match self.goods {
+            Goods::Granules => self.device.granularity(),
+            Goods::Pinned => Bytes::ZERO,
+        }
+    }
+
+    pub(crate) fn free(&self) -> Bytes {
+        let books = self.books();
+        books.ledger.free(&self.budget.allowance())
+    }
+
     /// All that was ever given back; it only grows.
     pub(crate) fn returned(&self) -> Bytes {
-        self.books().ledger.returned()
+        self.books().ledger.counts().returned
     }
 
-    /// Takes back a granule that nobody holds or maps any more.
-    pub(crate) fn give_back(&self, account: Account, granule: Granule) {
-        let mut books = self.books();
-        if books.ledger.give_back(account) {
-            books.cache.push(granule);
-        } else {
-            drop(books);
-            drop(granule);
+    /// The owner's tag. Owners are not many and stay known.
+    pub(crate) fn tag(&self, books: &mut Books, owner: &Owner) -> Tag {
+        let account = books.ledger.account(owner);
+        if books.traced.len() <= account.index() {
+            books.traced.push(self.tracer.owner(owner));
         }
-    }
-
-    fn refused(&self, ledger: &Ledger, refusal: Refusal, owner: &Owner, requested: Bytes) -> Error {
-        let (device, owner) = (self.device.name().to_owned(), owner.clone());
-        let stats = ledger.stats(0);
-        match refusal {
-            Refusal::TooLarge => Error::TooLarge {
-                device,
-                owner,
-                requested,
-                held: stats.held,
-                free: ledger.free(),
-                budget: stats.budget,
-            },
-            Refusal::Full => Error::OutOfMemory {
-                device,
-                owner,
-                requested,
-                held: stats.held,
-                free: ledger.free(),
-                budget: stats.budget,
-                largest_owner: ledger.largest_owner(),
-            },
-        }
-    }
-
-    /// The device ran out before the budget did: its own word for it, in the bank's terms.
-    fn device_refused(&self, error: granule_device::Error, owner: &Owner, count: usize) -> Error {
-        let granule_device::Error::OutOfMemory { free, .. } = error else { return Error::Device(error) };
-        let books = self.books();
-        let requested = books.ledger.size_of(count).unwrap_or(Bytes::MAX);
-        match self.refused(&books.ledger, Refusal::Full, owner, requested) {
-            Error::OutOfMemory { device, owner, requested, held, budget, largest_owner, .. } => {
-                Error::OutOfMemory { device, owner, requested, held, free, budget, largest_owner }
-            }
-            other => other,
-        }
+        Tag { account, owner: books.traced[account.index()] }
     }
 }
 
 impl Books {
-    fn drain(&mut self, count: usize) -> Vec<Granule> {
+    /// Takes the granules that are longest in the cache out of it, to be let go.
+    pub(crate) fn oldest(&mut self, count: usize) -> Vec<Granule> {
+        self.cache.drain(..count.min(self.cache.len())).collect()
+    }
+
+    /// Takes the granules that came last out of the cache, to be used again.
+    pub(crate) fn newest(&mut self, count: usize) -> Vec<Granule> {
         self.cache.split_off(self.cache.len().saturating_sub(count))
     }
 }
 
-/// Memory that is not granules, counted as an owner's until this is dropped.
-#[derive(Debug)]
-pub struct Charge {
-    bank: Arc<Inner>,
-    account: Account,
-    size: Bytes,
-}
-
-impl Charge {
-    /// How much is counted.
-    pub fn size(&self) -> Bytes {
-        self.size
-    }
-}
-
-impl Drop for Charge {
+impl Drop for Inner {
     fn drop(&mut self) {
-        self.bank.books().ledger.discharge(self.account, self.size);
-    }
-}
-
-/// Granules taken and not yet put behind a range. Dropping it gives them back.
-#[derive(Debug)]
-pub struct Stock {
-    pub(crate) pieces: Vec<Piece>,
-}
-
-impl Stock {
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.pieces.len()
-    }
-
-    /// True where there are none.
-    pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        // Nothing is held any more; what was kept goes with the bank, and off a budget that others share.
+        let books = self.books.get_mut().unwrap_or_else(PoisonError::into_inner);
+        books.ledger.shed(&mut self.budget.allowance(), Bytes::MAX);
     }
 }

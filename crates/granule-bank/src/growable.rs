@@ -5,6 +5,7 @@ use std::ops::RangeBounds;
 use granule_device::{Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Event};
 
 use crate::piece::PieceId;
+use crate::trace::RangeId;
 use crate::{Bank, Error, Growth, Owner, Range, grow_together, shrink_together};
 
 /// Memory that grows at its end. The base never changes and no growth copies or moves a byte; what it costs is whole
@@ -18,6 +19,11 @@ pub struct Growable {
 impl Growable {
     pub(crate) fn new(bank: &Bank, owner: &Owner, reserve: Bytes) -> Result<Growable, Error> {
         Ok(Growable { range: Range::new(bank, owner, reserve)?, len: Bytes::ZERO })
+    }
+
+    /// What snapshots and recordings call its range.
+    pub fn id(&self) -> RangeId {
+        self.range.id()
     }
 
     /// The bank its granules come from.
@@ -80,7 +86,7 @@ impl Growable {
         let keep = len.pieces_of(self.bank().granule()).unwrap_or(usize::MAX);
         let places = keep.min(self.mapped_places())..self.mapped_places();
         self.range.clear_after(places, event)?;
-        self.len = self.len.min(len);
+        self.set_len(self.len.min(len));
         Ok(())
     }
 
@@ -101,7 +107,7 @@ impl Growable {
             written.into_iter().for_each(|place| self.range.allow_writing(place));
             return Err(error);
         }
-        alias.len = len;
+        alias.set_len(len);
         Ok(alias)
     }
 
@@ -120,6 +126,13 @@ impl Growable {
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
         let range = granule_device::checked_range(range, self.usable())?;
         self.range.slice_mut(range)
+    }
+
+    pub(crate) fn set_len(&mut self, len: Bytes) {
+        if self.len != len {
+            self.len = len;
+            self.range.tell_used(len);
+        }
     }
 
     pub(crate) fn mapped_places(&self) -> usize {

@@ -30,3 +30,17 @@ impl fmt::Debug for Owner {
         write!(f, "Owner({:?})", &self.0)
     }
 }
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for Owner {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Owner {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Owner, D::Error> {
+        <String as serde::Deserialize>::deserialize(deserializer).map(Owner::new)
+    }
+}

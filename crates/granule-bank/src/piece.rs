@@ -1,17 +1,32 @@
 //! A granule that a bank has handed out: it returns to the bank when the last holder lets go.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use granule_device::Granule;
 
-use crate::bank::Inner;
+use crate::bank::{Inner, Tag};
 use crate::ledger::Account;
 
 /// Tells one handed-out granule from every other of this process, also where it stands behind several ranges. For reports
 /// that count a shared granule once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PieceId(u64);
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct PieceId(NonZeroU64);
+
+impl PieceId {
+    /// The number that recordings know it by.
+    pub const fn get(self) -> u64 {
+        self.0.get()
+    }
+
+    fn next() -> PieceId {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        // It takes centuries to come round.
+        PieceId(NonZeroU64::MIN.saturating_add(LAST.fetch_add(1, Ordering::Relaxed)))
+    }
+}
 
 /// One handed-out granule. Whoever maps it holds it; the last holder has unmapped it before letting go.
 #[derive(Clone, Debug)]
@@ -20,16 +35,14 @@ pub(crate) struct Piece(Arc<Held>);
 #[derive(Debug)]
 struct Held {
     bank: Arc<Inner>,
-    account: Account,
+    tag: Tag,
     granule: Granule,
     id: PieceId,
 }
 
 impl Piece {
-    pub(crate) fn new(bank: Arc<Inner>, account: Account, granule: Granule) -> Piece {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = PieceId(NEXT.fetch_add(1, Ordering::Relaxed));
-        Piece(Arc::new(Held { bank, account, granule, id }))
+    pub(crate) fn new(bank: Arc<Inner>, tag: Tag, granule: Granule) -> Piece {
+        Piece(Arc::new(Held { bank, tag, granule, id: PieceId::next() }))
     }
 
     pub(crate) fn granule(&self) -> &Granule {
@@ -38,6 +51,11 @@ impl Piece {
 
     pub(crate) fn id(&self) -> PieceId {
         self.0.id
+    }
+
+    /// Whom it counts for.
+    pub(crate) fn account(&self) -> Account {
+        self.0.tag.account
     }
 
     pub(crate) fn is_of(&self, bank: &Arc<Inner>) -> bool {
@@ -52,7 +70,7 @@ impl Piece {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.bank.give_back(self.account, self.granule.clone());
+        self.bank.give_back(self.tag, self.id, self.granule.clone());
     }
 }
 

@@ -5,6 +5,8 @@ use std::ops::{Range as Span, RangeBounds};
 use granule_device::{Access, Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Event, Reservation};
 
 use crate::piece::{Piece, PieceId, Shared};
+use crate::places::Contents;
+use crate::trace::RangeId;
 use crate::{Bank, Error, Owner, Stock};
 
 /// Addresses, cut into places of one granule, some of which have memory behind them. The base never changes.
@@ -15,7 +17,7 @@ use crate::{Bank, Error, Owner, Stock};
 pub struct Range {
     // Dropped before the pieces: a granule is unmapped before it goes back to the bank.
     reservation: Reservation,
-    pieces: Vec<Option<Piece>>,
+    contents: Contents,
     bank: Bank,
     owner: Owner,
 }
@@ -32,8 +34,13 @@ pub(crate) enum Privatized {
 impl Range {
     pub(crate) fn new(bank: &Bank, owner: &Owner, reserve: Bytes) -> Result<Range, Error> {
         let reservation = bank.device().reserve(reserve)?;
-        let pieces = vec![None; reservation.places()];
-        Ok(Range { reservation, pieces, bank: bank.clone(), owner: owner.clone() })
+        let contents = Contents::new(bank, owner, reservation.base(), reservation.places());
+        Ok(Range { reservation, contents, bank: bank.clone(), owner: owner.clone() })
+    }
+
+    /// What snapshots and recordings call it.
+    pub fn id(&self) -> RangeId {
+        self.contents.id
     }
 
     /// The bank its granules come from.
@@ -48,7 +55,7 @@ impl Range {
 
     /// How many places there are.
     pub fn places(&self) -> usize {
-        self.pieces.len()
+        self.reservation.places()
     }
 
     /// The size of the whole range, in addresses.
@@ -63,17 +70,17 @@ impl Range {
 
     /// True where memory stands behind the place.
     pub fn is_mapped(&self, place: usize) -> bool {
-        self.piece(place).is_some()
+        self.contents.with(place, |_| ()).is_some()
     }
 
     /// True where the memory behind the place is somebody else's too.
     pub fn is_shared(&self, place: usize) -> bool {
-        self.piece(place).is_some_and(Piece::is_shared)
+        self.contents.with(place, Piece::is_shared).unwrap_or(false)
     }
 
     /// Which granule stands behind the place.
     pub fn piece_id(&self, place: usize) -> Option<PieceId> {
-        self.piece(place).map(Piece::id)
+        self.contents.with(place, Piece::id)
     }
 
     /// Puts memory behind those of the places that have none: all or nothing. What it holds is whatever it held.
@@ -108,7 +115,7 @@ impl Range {
     /// # Errors
     /// [`Error::Device`].
     pub fn clear(&mut self, places: Span<usize>) -> Result<(), Error> {
-        let runs = self.runs(&places, Option::is_some)?;
+        let runs = self.runs(&places, true)?;
         let mut out: Vec<(usize, Vec<(Piece, Access)>)> = Vec::with_capacity(runs.len());
         for run in runs {
             match self.take_out(run.clone()) {
@@ -133,10 +140,10 @@ impl Range {
         if event.is_done() {
             return self.clear(places);
         }
-        for run in self.runs(&places, Option::is_some)? {
+        for run in self.runs(&places, true)? {
             let retired = self.reservation.retire(run.clone())?;
-            let pieces = self.pieces[run].iter_mut().filter_map(Option::take).collect();
-            self.bank.retiring().push(retired, pieces, event);
+            let pieces = self.contents.retire(run.clone());
+            self.bank.retiring().push(self.contents.places(), run.start, retired, pieces, event);
         }
         Ok(())
     }
@@ -147,7 +154,7 @@ impl Range {
     /// [`Error::Device`], also where a place has no memory.
     pub fn share(&mut self, places: Span<usize>) -> Result<Vec<Shared>, Error> {
         self.reservation.set_access(places.clone(), Access::ReadOnly)?;
-        Ok(self.pieces[places].iter().flatten().cloned().map(Shared).collect())
+        Ok(self.contents.clones(places).into_iter().map(Shared).collect())
     }
 
     /// Puts granules of other ranges behind the places from `place` on, read only: all or none.
@@ -160,9 +167,7 @@ impl Range {
         }
         let granules: Vec<_> = shared.iter().map(|shared| shared.0.granule().clone()).collect();
         self.reservation.map(place, &granules, Access::ReadOnly)?;
-        for (slot, shared) in self.pieces[place..].iter_mut().zip(shared) {
-            *slot = Some(shared.0.clone());
-        }
+        self.contents.put(place, shared.iter().map(|shared| shared.0.clone()));
         Ok(())
     }
 
@@ -206,10 +211,11 @@ impl Range {
 
     /// The places among these that have no memory, as runs.
     pub(crate) fn gaps(&self, places: &Span<usize>) -> Result<Vec<Span<usize>>, Error> {
-        self.runs(places, Option::is_none)
+        self.runs(places, false)
     }
 
-    /// Maps granules of the stock, which has enough, behind runs of empty places: all, or none and the stock has them still.
+    /// Maps granules of the stock, which has enough, behind runs of empty places: all, or none and the stock has them
+    /// still.
     pub(crate) fn map_gaps(&mut self, gaps: &[Span<usize>], stock: &mut Stock) -> Result<(), Error> {
         for (index, gap) in gaps.iter().enumerate() {
             let at = stock.pieces.len().saturating_sub(gap.len());
@@ -217,13 +223,11 @@ impl Range {
             if let Err(error) = self.reservation.map(gap.start, &granules, Access::ReadWrite) {
                 for gap in gaps[..index].iter().rev() {
                     self.reservation.evict(gap.clone());
-                    stock.pieces.extend(self.pieces[gap.clone()].iter_mut().filter_map(Option::take));
+                    stock.pieces.extend(self.contents.take(gap.clone()));
                 }
                 return Err(error.into());
             }
-            for (slot, piece) in self.pieces[gap.clone()].iter_mut().zip(stock.pieces.drain(at..)) {
-                *slot = Some(piece);
-            }
+            self.contents.put(gap.start, stock.pieces.drain(at..));
         }
         Ok(())
     }
@@ -231,14 +235,14 @@ impl Range {
     /// Takes memory away without a chance to fail, to undo.
     pub(crate) fn evict(&mut self, places: Span<usize>) {
         self.reservation.evict(places.clone());
-        self.pieces[places].fill(None);
+        drop(self.contents.take(places));
     }
 
     /// Takes memory away from places that all have some, and answers with what it takes to [`Range::put_back`].
     pub(crate) fn take_out(&mut self, places: Span<usize>) -> Result<Vec<(Piece, Access)>, Error> {
         let access: Vec<Access> = places.clone().map(|place| self.access(place)).collect();
         self.reservation.unmap(places.clone())?;
-        Ok(self.pieces[places].iter_mut().filter_map(Option::take).zip(access).collect())
+        Ok(self.contents.take(places).into_iter().zip(access).collect())
     }
 
     /// Undoes [`Range::take_out`], as far as the system goes along; answers how many places have their memory back. The rest
@@ -249,7 +253,7 @@ impl Range {
             if self.reservation.map(place, std::slice::from_ref(piece.granule()), access).is_err() {
                 break;
             }
-            self.pieces[place] = Some(piece);
+            self.contents.put(place, [piece]);
             back += 1;
         }
         back
@@ -278,7 +282,7 @@ impl Range {
         device.copy(self.reservation.slice(start..start + keep)?, stage.slice_mut(..keep)?)?;
         stage.unmap(0..1)?;
         self.reservation.replace(place, piece.granule(), Access::ReadWrite)?;
-        match self.pieces[place].replace(piece) {
+        match self.contents.replace(place, piece) {
             Some(before) => Ok(Privatized::Copied(place, before)),
             None => Ok(Privatized::InPlace(place)),
         }
@@ -293,36 +297,24 @@ impl Range {
             }
             Privatized::Copied(place, before) => {
                 if self.reservation.replace(place, before.granule(), Access::ReadOnly).is_ok() {
-                    self.pieces[place] = Some(before);
+                    drop(self.contents.replace(place, before));
                 }
             }
         }
-    }
-
-    fn piece(&self, place: usize) -> Option<&Piece> {
-        self.pieces.get(place)?.as_ref()
     }
 
     fn access(&self, place: usize) -> Access {
         self.reservation.mapped(place).map_or(Access::ReadOnly, |(_, access)| access)
     }
 
-    fn runs(
-        &self,
-        places: &Span<usize>,
-        wanted: fn(&Option<Piece>) -> bool,
-    ) -> Result<Vec<Span<usize>>, Error> {
-        let Some(pieces) = self.pieces.get(places.clone()) else {
-            let (range, places) = (places.clone(), self.pieces.len());
-            return Err(granule_device::Error::NoSuchPlace { range, places }.into());
-        };
-        let mut runs: Vec<Span<usize>> = Vec::new();
-        for (place, _) in (places.start..).zip(pieces).filter(|(_, piece)| wanted(piece)) {
-            match runs.last_mut() {
-                Some(run) if run.end == place => run.end += 1,
-                _ => runs.push(place..place + 1),
-            }
-        }
-        Ok(runs)
+    /// The places among these that have memory, or that have none, as runs.
+    fn runs(&self, places: &Span<usize>, mapped: bool) -> Result<Vec<Span<usize>>, Error> {
+        let no_such = || granule_device::Error::NoSuchPlace { range: places.clone(), places: self.places() };
+        Ok(self.contents.runs(places, mapped).ok_or_else(no_such)?)
+    }
+
+    /// So much of it, from its start on, is in use: for recordings.
+    pub(crate) fn tell_used(&self, used: Bytes) {
+        self.contents.used(used);
     }
 }

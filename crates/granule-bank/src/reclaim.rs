@@ -9,7 +9,8 @@ use granule_device::Bytes;
 
 use crate::bank::{Bank, Inner};
 use crate::ledger::pressure::{Next, Pressure, Source};
-use crate::{Error, Owner};
+use crate::trace::Event;
+use crate::{Error, Owner, ReclaimerStats};
 
 /// What an owner could give back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +79,8 @@ struct Entry {
     id: u64,
     /// Not kept: what reclaims mostly holds the bank.
     reclaimer: Weak<dyn Reclaim>,
+    asked: u64,
+    gave: Bytes,
 }
 
 impl std::fmt::Debug for Entry {
@@ -95,13 +98,33 @@ impl Reclaimers {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut entries = self.entries();
         entries.retain(|entry| entry.reclaimer.strong_count() > 0);
-        entries.push(Entry { id, reclaimer });
+        entries.push(Entry { id, reclaimer, asked: 0, gave: Bytes::ZERO });
         id
     }
 
     fn all(&self) -> Vec<(u64, Arc<dyn Reclaim>)> {
         let alive = |entry: &Entry| Some((entry.id, entry.reclaimer.upgrade()?));
         self.entries().iter().filter_map(alive).collect()
+    }
+
+    /// What came of asking each of them so far.
+    pub(crate) fn stats(&self) -> Vec<ReclaimerStats> {
+        let alive = |entry: &Entry| Some((entry.reclaimer.upgrade()?, entry.asked, entry.gave));
+        let all: Vec<_> = self.entries().iter().filter_map(alive).collect();
+        let named = |(reclaimer, asked, gave): (Arc<dyn Reclaim>, u64, Bytes)| ReclaimerStats {
+            owner: reclaimer.owner(),
+            asked,
+            gave,
+        };
+        all.into_iter().map(named).collect()
+    }
+
+    /// Notes what came of asking one.
+    fn note(&self, id: u64, gave: Bytes) {
+        if let Some(entry) = self.entries().iter_mut().find(|entry| entry.id == id) {
+            entry.asked += 1;
+            entry.gave = entry.gave.saturating_add(gave);
+        }
     }
 
     fn get(&self, id: u64) -> Option<Arc<dyn Reclaim>> {
@@ -168,7 +191,11 @@ impl Bank {
     }
 
     /// Tries, and where memory is short asks whoever could give some and tries again, until it is there or nobody has any.
-    pub(crate) fn under_pressure<T>(&self, attempt: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    pub(crate) fn under_pressure<T>(
+        &self,
+        owner: &Owner,
+        attempt: impl Fn() -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut refused = match attempt() {
             Err(error @ Error::OutOfMemory { .. }) => error,
             done => return done,
@@ -178,7 +205,10 @@ impl Bank {
         let mut pressure = Pressure::new();
         loop {
             match pressure.next(missing(&refused)) {
-                Next::Refuse => return Err(refused),
+                Next::Refuse => {
+                    self.note_refusal(owner, &refused);
+                    return Err(refused);
+                }
                 Next::Offers => {
                     pressure.offered(self.offers(deadline));
                     continue;
@@ -189,13 +219,27 @@ impl Bank {
                         Source::Work => self.retiring().wait(deadline),
                         Source::Reclaimer(id) => self.ask(id, want),
                     }
-                    pressure.answered(source, self.given_back().saturating_sub(before));
+                    let gained = self.given_back().saturating_sub(before);
+                    pressure.answered(source, gained);
+                    if let Source::Reclaimer(id) = source {
+                        self.inner().reclaimers.note(id, gained);
+                        self.inner().reclaimed.fetch_add(gained.get(), Ordering::Relaxed);
+                    }
                 }
             }
             refused = match attempt() {
                 Err(error @ Error::OutOfMemory { .. }) => error,
                 done => return done,
             };
+        }
+    }
+
+    fn note_refusal(&self, owner: &Owner, refused: &Error) {
+        let inner = self.inner();
+        inner.refused.fetch_add(1, Ordering::Relaxed);
+        if let Error::OutOfMemory { requested, .. } = *refused {
+            let tracer = &inner.tracer;
+            tracer.emit(|| Event::Refused { device: inner.traced, owner: tracer.owner(owner), requested });
         }
     }
 

@@ -1,12 +1,14 @@
 //! The retire queue: memory that is given back once device work that may still use it is done.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use granule_device::{Event, Retired};
 
 use crate::piece::Piece;
+use crate::places::Places;
+use crate::trace::RangeId;
 
 /// What waits for its event. Every handle of a bank has it, granules do not: the last handle to go waits for what is left.
 #[derive(Debug, Default)]
@@ -21,6 +23,11 @@ pub(crate) struct RetireQueue {
 #[derive(Debug)]
 struct Retiree {
     id: u64,
+    range: RangeId,
+    /// Gone with its range.
+    places: Weak<Places>,
+    /// The first place.
+    first: usize,
     // Unmapped before the pieces go back to the bank.
     retired: Retired,
     pieces: Vec<Piece>,
@@ -31,9 +38,17 @@ struct Retiree {
 const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
 impl RetireQueue {
-    pub(crate) fn push(&self, retired: Retired, pieces: Vec<Piece>, event: &Event) {
+    pub(crate) fn push(
+        &self,
+        places: &Arc<Places>,
+        first: usize,
+        retired: Retired,
+        pieces: Vec<Piece>,
+        event: &Event,
+    ) {
         let id = self.pushed.fetch_add(pieces.len() as u64, Ordering::Relaxed);
-        self.put(Retiree { id, retired, pieces, event: event.clone() });
+        let (range, places, event) = (places.id, Arc::downgrade(places), event.clone());
+        self.put(Retiree { id, range, places, first, retired, pieces, event });
     }
 
     /// Gives back what has waited long enough. What the system does not unmap goes on waiting.
@@ -51,6 +66,8 @@ impl RetireQueue {
         for mut retiree in ready {
             if retiree.retired.finish().is_err() {
                 self.put(retiree);
+            } else if let Some(places) = retiree.places.upgrade() {
+                places.retired(&(retiree.first..retiree.first + retiree.pieces.len()));
             }
         }
     }
@@ -79,6 +96,16 @@ impl RetireQueue {
     /// How many places wait.
     pub(crate) fn places(&self) -> usize {
         self.waiting().iter().map(|retiree| retiree.pieces.len()).sum()
+    }
+
+    /// Asks about everything that waits: its range, its place, its piece.
+    pub(crate) fn each<T>(&self, mut ask: impl FnMut(RangeId, usize, &Piece) -> T) -> Vec<T> {
+        let mut answers = Vec::new();
+        for retiree in self.waiting().iter() {
+            let places = (retiree.first..).zip(&retiree.pieces);
+            answers.extend(places.map(|(place, piece)| ask(retiree.range, place, piece)));
+        }
+        answers
     }
 
     /// How many places were ever pushed.

@@ -81,7 +81,7 @@ pub fn grow_together(growths: &mut [Growth<'_>]) -> Result<Bytes, Error> {
         return Err(error);
     }
     for growth in growths {
-        growth.growable.len = growth.growable.len.max(growth.len);
+        growth.growable.set_len(growth.growable.len.max(growth.len));
     }
     Ok(plans.iter().map(Plan::copied).fold(Bytes::ZERO, Bytes::saturating_add))
 }
@@ -143,14 +143,15 @@ pub fn shrink_together(shrinks: &mut [(&mut Growable, Bytes)]) -> Result<(), Err
             Err(error) => {
                 for ((growable, _), (place, pieces)) in shrinks.iter_mut().zip(out) {
                     let back = place + growable.range.put_back(place, pieces);
-                    growable.len = growable.len.min(growable.bank().granule().saturating_mul(back as u64));
+                    let left = growable.bank().granule().saturating_mul(back as u64);
+                    growable.set_len(growable.len.min(left));
                 }
                 return Err(error);
             }
         }
     }
     for (growable, len) in shrinks {
-        growable.len = growable.len.min(*len);
+        growable.set_len(growable.len.min(*len));
     }
     Ok(())
 }

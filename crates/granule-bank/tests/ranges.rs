@@ -128,7 +128,11 @@ fn the_device_may_be_full_before_the_budget_is() {
 
 #[test]
 fn cached_granules_make_way() {
-    let bank = Bank::new(device(8), BankOptions::new().budget(granules(4)).cache(granules(3))).unwrap();
+    let bank = Bank::new(
+        device(8),
+        BankOptions::new().budget(granules(4)).cache(granules(3)).cache_low(granules(3)),
+    )
+    .unwrap();
     let owner = Owner::new("a");
     let mut range = bank.range(&owner, granules(4)).unwrap();
     range.fill(0..4).unwrap();

@@ -104,6 +104,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 1000 }))]
         /// Against the twin that asks for offers one at a time and always looks through all of them for the cheapest.
         #[test]
         fn it_ends_and_asks_the_cheapest_first(givers in givers(), need in 1..150u64) {

@@ -1,0 +1,114 @@
+//! The preparer: a thread that makes granules ahead, so that nobody has to wait for the driver.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crate::Error;
+use crate::bank::Inner;
+use crate::trace::Event;
+
+/// What wakes a bank's preparer, where there is one.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    /// Whether there is one.
+    on: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    work: bool,
+    stop: bool,
+}
+
+impl Signal {
+    /// Has the preparer look whether granules are wanted. One relaxed load where there is none.
+    pub(crate) fn wake(&self) {
+        if self.on.load(Ordering::Relaxed) {
+            self.state().work = true;
+            self.changed.notify_one();
+        }
+    }
+
+    fn stop(&self) {
+        self.state().stop = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits until there is something to look for; false where it is to stop.
+    fn wait(&self) -> bool {
+        let idle = |state: &mut State| !state.work && !state.stop;
+        let waited = self.changed.wait_while(self.state(), idle);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        state.work = false;
+        !state.stop
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.state().stop
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Preparer {
+    bank: Arc<Inner>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Preparer {
+    pub(crate) fn start(bank: &Arc<Inner>) -> Result<Preparer, Error> {
+        let inner = Arc::clone(bank);
+        bank.signal.on.store(true, Ordering::Relaxed);
+        bank.signal.wake();
+        let thread = std::thread::Builder::new().name("granule-bank".to_owned()).spawn(move || {
+            while inner.signal.wait() {
+                while !inner.signal.is_stopped() && inner.prepare_one() {}
+            }
+        });
+        let call = "spawn(preparer)";
+        let thread = thread.map_err(|source| granule_device::Error::Os { call, source })?;
+        Ok(Preparer { bank: Arc::clone(bank), thread: Some(thread) })
+    }
+}
+
+impl Drop for Preparer {
+    fn drop(&mut self) {
+        self.bank.signal.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // It ends by itself; what it panicked with, nobody is there to hear.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inner {
+    /// Makes one granule ahead, if it is wanted and there is room for it; true where another one may be.
+    fn prepare_one(&self) -> bool {
+        {
+            let mut books = self.books();
+            // Asked under the lock: who has said that it is urgent, and has had the lock since, sees no new one begin.
+            if self.budget.is_urgent() || !books.ledger.prepare(&mut self.budget.allowance()) {
+                return false;
+            }
+        }
+        let made = self.leave_reserve(1).and_then(|()| self.device.create_granule());
+        if made.is_ok() {
+            self.tracer.emit(|| Event::Create { device: self.traced, count: 1 });
+        }
+        let mut books = self.books();
+        books.ledger.prepared(&mut self.budget.allowance(), made.is_ok());
+        let done = made.map(|granule| books.cache.insert(0, granule)).is_ok();
+        drop(books);
+        self.prepared.notify_all();
+        done
+    }
+}
