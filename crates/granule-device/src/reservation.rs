@@ -1,8 +1,11 @@
 //! `Reservation`: a range of device addresses, with granules behind any of its places.
 
+mod runs;
+
 use std::ops::{Range, RangeBounds};
 use std::sync::Arc;
 
+use self::runs::Runs;
 use crate::backend::RawGranule;
 use crate::device::{Counted, Thing};
 use crate::retired::{Fate, Retired};
@@ -19,10 +22,10 @@ pub struct Reservation {
     core: Arc<Core>,
     granule: usize,
     places: Vec<Place>,
-    /// Places 0..this are mapped: the common question, answered without a walk.
-    mapped_prefix: usize,
-    /// One past the last place that may only be read.
-    read_only_end: usize,
+    /// The places that are mapped: the common question, answered without a walk.
+    mapped: Runs,
+    /// Those of them that may only be read.
+    read_only: Runs,
 }
 
 /// The addresses themselves, kept by the reservation and by what was [retired](Retired) from it.
@@ -102,7 +105,8 @@ impl Reservation {
         let base = device.backend().reserve(whole, peers)?;
         let core = Core { base, places, granule, owner: Counted::new(device, Thing::Reservation) };
         let places = std::iter::repeat_with(|| Place::Empty).take(places).collect();
-        Ok(Reservation { core: Arc::new(core), granule, places, mapped_prefix: 0, read_only_end: 0 })
+        let (mapped, read_only) = (Runs::default(), Runs::default());
+        Ok(Reservation { core: Arc::new(core), granule, places, mapped, read_only })
     }
 
     /// The device whose addresses they are.
@@ -172,7 +176,7 @@ impl Reservation {
             self.places[place + index] = Place::Mapped { granule: granule.clone(), access };
         }
         self.device().add_live(Thing::Mapping, granules.len());
-        self.note_changes();
+        self.note_mapped(range, access);
         Ok(())
     }
 
@@ -189,14 +193,14 @@ impl Reservation {
         // SAFETY: the places lie in this reservation, and `&mut self` says that no slice of them exists.
         unsafe { self.device().backend().unmap(self.address(places.start), self.size_of(&places))? };
         let mut granules = Vec::with_capacity(places.len());
-        for place in &mut self.places[places] {
+        for place in &mut self.places[places.clone()] {
             if let Place::Mapped { granule, access } = std::mem::replace(place, Place::Empty) {
                 granule.end_use(access);
                 granules.push(granule);
             }
         }
         self.device().sub_live(Thing::Mapping, granules.len());
-        self.note_changes();
+        self.note_unmapped(places);
         Ok(granules)
     }
 
@@ -205,7 +209,7 @@ impl Reservation {
     pub fn evict(&mut self, places: Range<usize>) -> Vec<Granule> {
         let places = places.start.min(self.places.len())..places.end.min(self.places.len());
         let mut granules = Vec::new();
-        for place in places {
+        for place in places.clone() {
             if self.mapped(place).is_none() {
                 continue;
             }
@@ -224,7 +228,7 @@ impl Reservation {
             }
         }
         self.device().sub_live(Thing::Mapping, granules.len());
-        self.note_changes();
+        self.note_unmapped(places);
         granules
     }
 
@@ -245,7 +249,7 @@ impl Reservation {
             }
         }
         self.device().sub_live(Thing::Mapping, granules.len());
-        self.note_changes();
+        self.note_unmapped(places.clone());
         Ok(Retired::new(Arc::clone(&self.core), places.start, granules, fate))
     }
 
@@ -278,7 +282,7 @@ impl Reservation {
         }
         let new = Place::Mapped { granule: granule.clone(), access };
         let before = std::mem::replace(&mut self.places[place], new);
-        self.note_changes();
+        self.note_mapped(place..place + 1, access);
         match before {
             Place::Mapped { granule, access } => {
                 granule.end_use(access);
@@ -317,12 +321,12 @@ impl Reservation {
             }
             return Err(error);
         }
-        for place in &mut self.places[places] {
+        for place in &mut self.places[places.clone()] {
             if let Place::Mapped { access: current, .. } = place {
                 *current = access;
             }
         }
-        self.note_changes();
+        self.note_mapped(places, access);
         Ok(())
     }
 
@@ -346,8 +350,7 @@ impl Reservation {
         let range = checked_range(range, self.places.len() * self.granule)?;
         let places = self.places_of(&range);
         self.check_mapped(places.clone())?;
-        let read_only = |place: usize| matches!(self.mapped(place), Some((_, Access::ReadOnly)));
-        if places.start < self.read_only_end && places.clone().any(read_only) {
+        if self.read_only.meets(places) {
             return Err(Error::ReadOnly { what: "a place that is shared" });
         }
         // SAFETY: all places are mapped for writing, which makes each the only mapping of its granule, and `self` is
@@ -388,10 +391,7 @@ impl Reservation {
     }
 
     fn check_mapped(&self, places: Range<usize>) -> Result<(), Error> {
-        if places.end <= self.mapped_prefix {
-            return Ok(());
-        }
-        match places.clone().find(|&place| self.mapped(place).is_none()) {
+        match self.mapped.first_outside(places) {
             Some(place) => Err(Error::NotMapped { place }),
             None => Ok(()),
         }
@@ -436,11 +436,19 @@ impl Reservation {
         Ok(())
     }
 
-    fn note_changes(&mut self) {
-        let is_mapped = |place: &Place| matches!(place, Place::Mapped { .. });
-        let read_only = |place: &Place| matches!(place, Place::Mapped { access: Access::ReadOnly, .. });
-        self.mapped_prefix = self.places.iter().take_while(|place| is_mapped(place)).count();
-        self.read_only_end = self.places.iter().rposition(read_only).map_or(0, |last| last + 1);
+    /// These places are mapped now, with this access.
+    fn note_mapped(&mut self, places: Range<usize>, access: Access) {
+        match access {
+            Access::ReadOnly => self.read_only.insert(places.clone()),
+            Access::ReadWrite => self.read_only.remove(places.clone()),
+        }
+        self.mapped.insert(places);
+    }
+
+    /// These places are not mapped any more.
+    fn note_unmapped(&mut self, places: Range<usize>) {
+        self.read_only.remove(places.clone());
+        self.mapped.remove(places);
     }
 }
 
