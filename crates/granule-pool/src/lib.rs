@@ -1,6 +1,26 @@
 //! A stream-ordered size-class pool for temporary device memory, over a bank's granules.
 #![doc = include_str!("../README.md")]
 
+mod arena;
+mod capture;
+mod clocks;
+mod error;
+mod heap;
+mod ladder;
+mod lease;
 #[doc(hidden)]
 pub mod policy;
+mod pool;
 pub mod replay;
+mod shell;
+mod slice;
+mod source;
+mod stats;
+
+pub use capture::CapturedMemory;
+pub use error::Error;
+pub use heap::Heap;
+pub use lease::Lease;
+pub use pool::{Pool, PoolOptions};
+pub use slice::PoolSlice;
+pub use stats::{HeapStats, PoolStats};

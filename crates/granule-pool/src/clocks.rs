@@ -1,0 +1,362 @@
+//! `Clocks`: which stream's work comes before which other's, and the events that make it so.
+//!
+//! Each stream counts the events that were recorded on it: its *tick*. Giving a block back stamps it with the tick and makes no
+//! driver call. Whoever takes the block for another stream raises the tick first and records an event after, so what was
+//! stamped with a tick up to the event's was given to the stream before the event: the stamp was read before it was raised.
+//! Then the taker's stream waits for the event, and for whatever the other stream had waited for when the event was recorded.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use granule_bank::trace::{self, Event as Traced, Tracer};
+use granule_device::{Event, Stream};
+
+use crate::Error;
+use crate::policy::{Clock, Stamp, StreamId, Tick};
+use crate::shell::lock;
+
+/// Later than every tick.
+const END: Tick = Tick::MAX;
+
+/// One stream, or one event, that free memory may still be used by.
+#[derive(Debug)]
+pub(crate) struct StreamClock {
+    id: StreamId,
+    trace: trace::StreamId,
+    tick: AtomicU64,
+    /// What the stream has waited for.
+    waited: Mutex<Clock>,
+    source: Mutex<Source>,
+    /// Whether it is captured: then no event can be recorded on it.
+    captured: AtomicBool,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    /// A heap has it.
+    Open(Arc<Stream>),
+    /// No heap has it any more, and no event is behind its last work.
+    Closed(Arc<Stream>),
+    /// Nothing comes after this.
+    Ended(Event),
+}
+
+impl StreamClock {
+    pub(crate) fn id(&self) -> StreamId {
+        self.id
+    }
+
+    pub(crate) fn trace(&self) -> trace::StreamId {
+        self.trace
+    }
+
+    /// What to stamp a block with that is given back now. All that used the block was given to the stream before.
+    #[inline]
+    pub(crate) fn now(&self) -> Tick {
+        self.tick.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_captured(&self, captured: bool) {
+        self.captured.store(captured, Ordering::Release);
+    }
+
+    fn is_captured(&self) -> bool {
+        self.captured.load(Ordering::Acquire)
+    }
+}
+
+/// An event on a stream, and what it stands for.
+#[derive(Clone, Debug)]
+struct Mark {
+    stream: StreamId,
+    /// Up to which tick all is done with the event.
+    tick: Tick,
+    /// What the stream had waited for before.
+    before: Clock,
+    event: Event,
+}
+
+/// All streams of a pool.
+#[derive(Debug)]
+pub(crate) struct Clocks {
+    tracer: Tracer,
+    streams: Mutex<Streams>,
+    seen: Mutex<Seen>,
+    events: AtomicU64,
+    waits: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Streams {
+    /// Those whose work may not have completed. What is not in here has.
+    known: BTreeMap<StreamId, Arc<StreamClock>>,
+    next: u32,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    /// What has completed.
+    host: Clock,
+    /// Events that may not have.
+    marks: Vec<Mark>,
+}
+
+/// What a taker may have without waiting, at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    /// The taker's own stream, whose work is always in order.
+    own: Option<StreamId>,
+    clock: Clock,
+    /// The streams whose work may not have completed, and whether they can be waited for.
+    known: Vec<(StreamId, bool)>,
+}
+
+impl View {
+    fn misses(&self, stream: StreamId, tick: Tick) -> Option<bool> {
+        if self.own == Some(stream) || self.clock.get(stream) >= tick {
+            return None;
+        }
+        let at = self.known.binary_search_by_key(&stream, |&(known, _)| known).ok()?;
+        Some(self.known[at].1)
+    }
+
+    /// True where memory with this stamp can be had at once.
+    pub(crate) fn covers(&self, stamp: &Stamp) -> bool {
+        stamp.iter().all(|(stream, tick)| self.misses(stream, tick).is_none())
+    }
+
+    /// True where it can be had at once or after waiting for events.
+    pub(crate) fn can_wait(&self, stamp: &Stamp) -> bool {
+        stamp.iter().all(|(stream, tick)| self.misses(stream, tick) != Some(false))
+    }
+}
+
+impl Clocks {
+    pub(crate) fn new(tracer: &Tracer) -> Clocks {
+        Clocks {
+            tracer: tracer.clone(),
+            streams: Mutex::default(),
+            seen: Mutex::default(),
+            events: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+        }
+    }
+
+    /// Events recorded and waits asked for.
+    pub(crate) fn calls(&self) -> (u64, u64) {
+        (self.events.load(Ordering::Relaxed), self.waits.load(Ordering::Relaxed))
+    }
+
+    /// A stream that a heap is for.
+    pub(crate) fn open(&self, stream: &Arc<Stream>, trace: trace::StreamId) -> Arc<StreamClock> {
+        self.add(Source::Open(Arc::clone(stream)), trace)
+    }
+
+    /// Memory stamped with the answer's id at tick 1 may be used until the event is done.
+    pub(crate) fn until(&self, event: &Event) -> Stamp {
+        let clock = self.add(Source::Ended(event.clone()), trace::StreamId(u32::MAX));
+        let mark = Mark { stream: clock.id, tick: END, before: Clock::new(), event: event.clone() };
+        lock(&self.seen).marks.push(mark);
+        Stamp::One(clock.id, 1)
+    }
+
+    fn add(&self, source: Source, trace: trace::StreamId) -> Arc<StreamClock> {
+        let mut streams = lock(&self.streams);
+        let id = StreamId(streams.next);
+        streams.next += 1;
+        let clock = Arc::new(StreamClock {
+            id,
+            trace,
+            tick: AtomicU64::new(1),
+            waited: Mutex::default(),
+            source: Mutex::new(source),
+            captured: AtomicBool::new(false),
+        });
+        streams.known.insert(id, Arc::clone(&clock));
+        clock
+    }
+
+    /// No heap has the stream any more, and no lease of it is out.
+    pub(crate) fn close(&self, clock: &StreamClock) {
+        let stream = match &mut *lock(&clock.source) {
+            source @ Source::Open(_) => {
+                let Source::Open(stream) = &*source else { return };
+                let stream = Arc::clone(stream);
+                *source = Source::Closed(Arc::clone(&stream));
+                stream
+            }
+            Source::Closed(_) | Source::Ended(_) => return,
+        };
+        clock.set_captured(false);
+        self.end(clock, &stream);
+    }
+
+    /// Puts an event behind the last work of a closed stream and lets go of the stream. Where that fails it is tried again when
+    /// somebody looks.
+    fn end(&self, clock: &StreamClock, stream: &Arc<Stream>) {
+        let before = lock(&clock.waited).clone();
+        let Ok(event) = stream.record() else { return };
+        self.events.fetch_add(1, Ordering::Relaxed);
+        let mark = Mark { stream: clock.id, tick: END, before, event: event.clone() };
+        lock(&self.seen).marks.push(mark);
+        // The last handle of a stream waits for it: not under a lock.
+        let source = std::mem::replace(&mut *lock(&clock.source), Source::Ended(event));
+        drop(source);
+    }
+
+    /// Looks which events are done.
+    pub(crate) fn poll(&self) {
+        let closed: Vec<(Arc<StreamClock>, Arc<Stream>)> = {
+            let known: Vec<_> = lock(&self.streams).known.values().cloned().collect();
+            let closed = |clock: Arc<StreamClock>| match &*lock(&clock.source) {
+                Source::Closed(stream) => Some((Arc::clone(&clock), Arc::clone(stream))),
+                Source::Open(_) | Source::Ended(_) => None,
+            };
+            known.into_iter().filter_map(closed).collect()
+        };
+        closed.iter().for_each(|(clock, stream)| self.end(clock, stream));
+        // Nobody else finds the marks meanwhile, and at worst records one more.
+        let mut marks = std::mem::take(&mut lock(&self.seen).marks);
+        let done: Vec<Mark> = marks.extract_if(.., |mark| mark.event.is_done()).collect();
+        let mut seen = lock(&self.seen);
+        seen.marks.append(&mut marks);
+        drop(seen);
+        self.note(&done);
+    }
+
+    /// These events are done.
+    fn note(&self, done: &[Mark]) {
+        let mut seen = lock(&self.seen);
+        for mark in done {
+            seen.host.merge(&mark.before);
+            if mark.tick != END {
+                seen.host.raise(mark.stream, mark.tick);
+            }
+        }
+        drop(seen);
+        let ended: Vec<StreamId> =
+            done.iter().filter(|mark| mark.tick == END).map(|mark| mark.stream).collect();
+        if ended.is_empty() {
+            return;
+        }
+        // Gone from here it counts as complete; nobody's clock needs to know of it.
+        let left: Vec<Arc<StreamClock>> = {
+            let mut streams = lock(&self.streams);
+            ended.iter().for_each(|id| drop(streams.known.remove(id)));
+            streams.known.values().cloned().collect()
+        };
+        for id in ended {
+            lock(&self.seen).host.forget(id);
+            left.iter().for_each(|clock| lock(&clock.waited).forget(id));
+        }
+    }
+
+    /// What a heap may have without waiting; of nobody: what has completed.
+    pub(crate) fn view(&self, of: Option<&StreamClock>) -> View {
+        // Streams last: one that goes meanwhile has completed.
+        let mut clock = lock(&self.seen).host.clone();
+        if let Some(of) = of {
+            clock.merge(&lock(&of.waited));
+        }
+        let streams = lock(&self.streams);
+        let known = streams.known.iter().map(|(&id, clock)| (id, !clock.is_captured())).collect();
+        View { own: of.map(StreamClock::id), clock, known }
+    }
+
+    /// An event behind all that was stamped up to `tick`: one that is there, or a new one.
+    fn mark(&self, stream: StreamId, tick: Tick) -> Result<Option<Mark>, Error> {
+        let known = |mark: &&Mark| mark.stream == stream && mark.tick >= tick;
+        if let Some(mark) = lock(&self.seen).marks.iter().find(known) {
+            return Ok(Some(mark.clone()));
+        }
+        let Some(clock) = lock(&self.streams).known.get(&stream).cloned() else { return Ok(None) };
+        self.mark_now(&clock).map(Some)
+    }
+
+    /// An event behind all that the stream was given.
+    fn mark_now(&self, clock: &StreamClock) -> Result<Mark, Error> {
+        let source = lock(&clock.source).clone();
+        // What the stream was made to wait for is behind the event whatever it is made to wait for from here on.
+        let before = lock(&clock.waited).clone();
+        match source {
+            Source::Ended(event) => Ok(Mark { stream: clock.id, tick: END, before, event }),
+            Source::Open(stream) | Source::Closed(stream) => {
+                // In this order: what is stamped with `tick` was given to the stream before the event.
+                let tick = clock.tick.fetch_add(1, Ordering::AcqRel);
+                let event = stream.record()?;
+                self.events.fetch_add(1, Ordering::Relaxed);
+                let mark = Mark { stream: clock.id, tick, before, event };
+                lock(&self.seen).marks.push(mark.clone());
+                Ok(mark)
+            }
+        }
+    }
+
+    /// Makes the taker's stream wait for whatever may still use memory with this stamp.
+    ///
+    /// # Errors
+    /// [`Error::Device`]; what it was made to wait for by then stays known.
+    pub(crate) fn wait(&self, taker: &StreamClock, stream: &Stream, stamp: &Stamp) -> Result<(), Error> {
+        for (other, tick) in stamp.iter() {
+            if self.view(Some(taker)).misses(other, tick).is_none() {
+                continue;
+            }
+            let Some(mark) = self.mark(other, tick)? else { continue };
+            stream.wait(&mark.event)?;
+            self.waits.fetch_add(1, Ordering::Relaxed);
+            let mut waited = lock(&taker.waited);
+            waited.merge(&mark.before);
+            waited.raise(other, mark.tick);
+            drop(waited);
+            let other = lock(&self.streams).known.get(&other).map(|clock| clock.trace);
+            if let Some(on) = other {
+                self.tracer.emit(|| Traced::Wait { stream: taker.trace, on });
+            }
+        }
+        Ok(())
+    }
+
+    /// Events behind whatever may still use memory with this stamp.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn events(&self, stamp: &Stamp) -> Result<Vec<Event>, Error> {
+        let view = self.view(None);
+        let missing = stamp.iter().filter(|&(stream, tick)| view.misses(stream, tick).is_some());
+        let marks = missing.map(|(stream, tick)| Ok(self.mark(stream, tick)?.map(|mark| mark.event)));
+        marks.filter_map(Result::transpose).collect()
+    }
+
+    /// Waits here for all that one stream was given.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn finish(&self, clock: &StreamClock) -> Result<(), Error> {
+        let mark = self.mark_now(clock)?;
+        mark.event.synchronize();
+        self.note(std::slice::from_ref(&mark));
+        Ok(())
+    }
+
+    /// Waits here for all that the streams were given, except those that are captured.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where one of them could not be waited for; the others were.
+    pub(crate) fn finish_all(&self) -> Result<(), Error> {
+        let streams: Vec<Arc<StreamClock>> = lock(&self.streams).known.values().cloned().collect();
+        // All events first: they may be done while the first is waited for.
+        let mut done = Ok(());
+        let mut marks = Vec::with_capacity(streams.len());
+        for clock in streams.iter().filter(|clock| !clock.is_captured()) {
+            match self.mark_now(clock) {
+                Ok(mark) => marks.push(mark),
+                Err(error) => done = done.and(Err(error)),
+            }
+        }
+        marks.iter().for_each(|mark| mark.event.synchronize());
+        self.note(&marks);
+        self.poll();
+        done
+    }
+}

@@ -1,0 +1,606 @@
+//! `Pool`: the heaps over one bank for one purpose, and what they have in common.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use granule_bank::trace::{self, Event as Traced, Tracer};
+use granule_bank::{Bank, Offer, Owner, Reclaim, ReclaimGuard, Stock};
+use granule_device::{Buffer, Bytes, Device, Home, Stream};
+
+use crate::Error;
+use crate::arena::Arena;
+use crate::capture::{Account, Kept};
+use crate::clocks::Clocks;
+use crate::heap::{Heap, HeapCore, HeapStream};
+use crate::ladder::Ask;
+use crate::policy::{BlockId, Stamp};
+use crate::shell::{Shell, lock};
+use crate::source::{Memory, Source};
+use crate::stats::PoolStats;
+
+/// What the owner of a pool gives up when nothing else serves a request, given its size; answers how much that was.
+type Callback = Arc<dyn Fn(Bytes) -> Bytes + Send + Sync>;
+
+/// How a pool is set up.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct PoolOptions {
+    /// Whom the bank counts the memory for; by default "pool".
+    pub owner: Owner,
+    /// How many bytes of free blocks a heap keeps at hand. By default it is not limited: the free blocks are not lost to others,
+    /// who take them where memory is short.
+    pub cache_limit: Bytes,
+    reclaim: Option<Callback>,
+}
+
+impl Default for PoolOptions {
+    fn default() -> PoolOptions {
+        PoolOptions { owner: Owner::new("pool"), cache_limit: Bytes::MAX, reclaim: None }
+    }
+}
+
+impl PoolOptions {
+    /// The defaults.
+    pub fn new() -> PoolOptions {
+        PoolOptions::default()
+    }
+
+    /// Counted for this owner.
+    pub fn owner(self, name: impl AsRef<str>) -> PoolOptions {
+        PoolOptions { owner: Owner::new(name), ..self }
+    }
+
+    /// Keeping no more than this of free blocks in a heap.
+    pub fn cache_limit(self, limit: Bytes) -> PoolOptions {
+        PoolOptions { cache_limit: limit, ..self }
+    }
+
+    /// Asking this function before a request fails: it is given the size that is missing, gives up what it can, leases of this pool for
+    /// example, and answers how much that was. It is asked at most eight times for one request, and not again after it answers
+    /// with nothing. No lock is held while it runs.
+    pub fn reclaim(self, callback: impl Fn(Bytes) -> Bytes + Send + Sync + 'static) -> PoolOptions {
+        PoolOptions { reclaim: Some(Arc::new(callback)), ..self }
+    }
+}
+
+impl fmt::Debug for PoolOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (owner, limit) = (&self.owner, self.cache_limit);
+        f.debug_struct("PoolOptions")
+            .field("owner", owner)
+            .field("cache_limit", &limit)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Memory for one purpose on one device: a heap for each stream, over one bank. Cheap to clone; every clone is the same pool.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<PoolInner>,
+}
+
+/// What heaps have in common. Kept by pools, heaps and leases.
+pub(crate) struct PoolInner {
+    bank: Bank,
+    options: PoolOptions,
+    source: Source,
+    home: Home,
+    clocks: Clocks,
+    heaps: Mutex<Vec<Weak<HeapCore>>>,
+    /// By number. An arena whose heap is gone stays while there is memory in it.
+    arenas: Mutex<Vec<Option<Arc<Arena>>>>,
+    /// Leases that were allocations of their own, until the work on them has run.
+    apart: Mutex<Vec<(Stamp, Buffer)>>,
+    /// Captured memory that was to go back when the device could not be waited for.
+    late: Mutex<Vec<Arc<Account>>>,
+    tracer: Tracer,
+    trace: (trace::PoolId, trace::OwnerId),
+    steals: AtomicU64,
+    maps: AtomicU64,
+    /// Registered with the bank for as long as the pool lives.
+    reclaimer: OnceLock<ReclaimGuard>,
+}
+
+/// Another heap's memory, or that of one that is gone.
+#[derive(Debug)]
+pub(crate) struct Neighbour {
+    pub(crate) core: Option<Arc<HeapCore>>,
+    pub(crate) arena: Arc<Arena>,
+}
+
+/// Free memory below this is no plenty, in granules.
+const SLACK: u64 = 16;
+
+impl Neighbour {
+    /// Whether it has more than it seems to need.
+    pub(crate) fn has_plenty(&self) -> bool {
+        let Some(core) = &self.core else { return true };
+        let (cached, given) = {
+            let state = core.shell.lock();
+            (state.cache.bytes(), state.counts.given)
+        };
+        cached.saturating_add(self.arena.counts().free_bytes) > core.pool.plenty(given)
+    }
+
+    /// Brings together what it has free.
+    pub(crate) fn flush(&self) {
+        if let Some(core) = &self.core {
+            core.flush(0);
+        }
+    }
+}
+
+impl Pool {
+    /// A pool over a bank's device memory: granules where the device has virtual memory, plain allocations elsewhere.
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn new(bank: &Bank, options: PoolOptions) -> Result<Pool, Error> {
+        Pool::over(bank, options, Source::of(bank))
+    }
+
+    /// A pool of pinned host memory, over a [bank of it](Bank::pinned).
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn pinned(bank: &Bank, options: PoolOptions) -> Result<Pool, Error> {
+        Pool::over(bank, options, Source::Pinned)
+    }
+
+    fn over(bank: &Bank, options: PoolOptions, source: Source) -> Result<Pool, Error> {
+        let tracer = bank.tracer().clone();
+        let trace = (trace::PoolId(tracer.number()), tracer.owner(&options.owner));
+        let (pool, owner) = trace;
+        tracer.declare(Traced::Pool { pool, device: bank.traced(), owner });
+        let inner = Arc::new(PoolInner {
+            bank: bank.clone(),
+            source,
+            home: source.home(bank),
+            clocks: Clocks::new(&tracer),
+            heaps: Mutex::default(),
+            arenas: Mutex::default(),
+            apart: Mutex::default(),
+            late: Mutex::default(),
+            tracer,
+            trace,
+            steals: AtomicU64::new(0),
+            maps: AtomicU64::new(0),
+            reclaimer: OnceLock::new(),
+            options,
+        });
+        let _ = inner.reclaimer.set(bank.add_reclaimer(&inner));
+        Ok(Pool { inner })
+    }
+
+    pub(crate) fn of(inner: Arc<PoolInner>) -> Pool {
+        Pool { inner }
+    }
+
+    /// The bank that its memory comes from.
+    pub fn bank(&self) -> &Bank {
+        &self.inner.bank
+    }
+
+    /// The device whose memory it is.
+    pub fn device(&self) -> &Device {
+        self.inner.device()
+    }
+
+    /// The heap of a stream: the same one each time.
+    ///
+    /// # Errors
+    /// [`Error::OtherDevice`].
+    pub fn heap(&self, stream: &Arc<Stream>) -> Result<Heap, Error> {
+        if !stream.device().is_same(self.device()) {
+            return Err(Error::OtherDevice { what: "a stream" });
+        }
+        let mut heaps = lock(&self.inner.heaps);
+        let of_stream =
+            |core: &Arc<HeapCore>| core.stream.as_ref().is_some_and(|own| Arc::ptr_eq(&own.stream, stream));
+        let known: Vec<Arc<HeapCore>> = heaps.iter().filter_map(Weak::upgrade).collect();
+        let core = match known.iter().find(|core| of_stream(core)) {
+            Some(core) => Arc::clone(core),
+            None => {
+                let trace = trace::StreamId(self.inner.tracer.number());
+                let clock = self.inner.clocks.open(stream, trace);
+                let own = HeapStream { stream: Arc::clone(stream), clock };
+                let core = self.inner.new_core(Some(own));
+                let name = format!("stream {}", trace.0);
+                let device = self.inner.bank.traced();
+                self.inner.tracer.declare(Traced::Stream { stream: trace, device, name });
+                heaps.push(Arc::downgrade(&core));
+                core
+            }
+        };
+        let heap = core.open();
+        // The last reference to a heap that goes gives its stream back, without this lock.
+        drop(heaps);
+        drop((core, known));
+        Ok(heap)
+    }
+
+    /// A new local heap: no stream uses its leases, only this process's own threads and regions. A thread that allocates much should
+    /// have one of its own; clone the handle to share one.
+    ///
+    /// # Errors
+    /// None so far.
+    pub fn local(&self) -> Result<Heap, Error> {
+        let core = self.inner.new_core(None);
+        lock(&self.inner.heaps).push(Arc::downgrade(&core));
+        Ok(core.open())
+    }
+
+    /// What it has leased and what it holds.
+    pub fn stats(&self) -> PoolStats {
+        PoolStats::of(&self.inner)
+    }
+
+    /// Gives back to the bank what no lease is in, memory that device work may still use with an event behind that work; answers how
+    /// much. Every granule that the pool then holds stands behind at least one byte of a lease, or of a capture.
+    ///
+    /// # Errors
+    /// [`Error::Device`], [`Error::Bank`]: some of it was not given back; the next time it is tried again.
+    pub fn trim(&self) -> Result<Bytes, Error> {
+        let inner = &self.inner;
+        inner.flush_all();
+        inner.clocks.poll();
+        inner.collect();
+        let (given, done) = inner.give_idle(u64::MAX);
+        let (pool, freed) = (inner.trace.0, Bytes::new(given));
+        inner.tracer.emit(|| Traced::Trim { pool, freed });
+        done.map(|()| freed)
+    }
+
+    /// Waits for all that the pool's streams were given, and makes what it used free for everybody.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where a stream could not be waited for.
+    pub fn drain(&self) -> Result<(), Error> {
+        let done = self.inner.clocks.finish_all();
+        self.inner.collect();
+        self.inner.bank.drain();
+        done
+    }
+}
+
+impl PoolInner {
+    fn new_core(self: &Arc<PoolInner>, stream: Option<HeapStream>) -> Arc<HeapCore> {
+        let mut arenas = lock(&self.arenas);
+        let free = arenas.iter().position(Option::is_none).unwrap_or(arenas.len());
+        let number = u32::try_from(free).unwrap_or(u32::MAX);
+        let arena = Arc::new(Arena::new(number, stream.as_ref().map(|own| own.clock.id())));
+        if free == arenas.len() {
+            arenas.push(None);
+        }
+        arenas[free] = Some(Arc::clone(&arena));
+        drop(arenas);
+        Arc::new(HeapCore { shell: Shell::get(), pool: Arc::clone(self), arena, stream })
+    }
+
+    pub(crate) fn bank(&self) -> &Bank {
+        &self.bank
+    }
+
+    #[inline]
+    pub(crate) fn device(&self) -> &Device {
+        self.bank.device()
+    }
+
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.options.owner
+    }
+
+    #[inline]
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.tracer
+    }
+
+    pub(crate) fn trace(&self) -> (trace::PoolId, trace::OwnerId) {
+        self.trace
+    }
+
+    pub(crate) fn clocks(&self) -> &Clocks {
+        &self.clocks
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        self.source
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.source == Source::Pinned
+    }
+
+    pub(crate) fn home(&self) -> Home {
+        self.home
+    }
+
+    #[inline]
+    pub(crate) fn cache_limit(&self) -> u64 {
+        self.options.cache_limit.get()
+    }
+
+    pub(crate) fn budget(&self) -> Bytes {
+        self.bank.stats().budget
+    }
+
+    /// The size of what memory comes and goes by; where that is allocations, of the smallest.
+    pub(crate) fn granule(&self) -> Bytes {
+        match self.source {
+            Source::Granules => self.bank.granule(),
+            Source::Plain | Source::Pinned => Source::segment(1),
+        }
+    }
+
+    pub(crate) fn largest_alignment(&self) -> Bytes {
+        self.granule()
+    }
+
+    /// More free bytes than this are more than a heap needs that has leased `given`.
+    pub(crate) fn plenty(&self, given: u64) -> u64 {
+        (given / 2).max(SLACK * self.granule().get())
+    }
+
+    pub(crate) fn count_steal(&self) {
+        self.steals.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_map(&self) {
+        self.maps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Blocks taken from other heaps, and times that memory was mapped.
+    pub(crate) fn counted(&self) -> (u64, u64) {
+        (self.steals.load(Ordering::Relaxed), self.maps.load(Ordering::Relaxed))
+    }
+
+    /// Granules for the pool.
+    pub(crate) fn take(&self, count: usize, ask: Ask) -> Result<Stock, Error> {
+        Ok(match ask {
+            Ask::Bank => self.bank.take_now(self.owner(), count)?,
+            Ask::Everybody => self.bank.take(self.owner(), count)?,
+        })
+    }
+
+    /// An allocation for the pool.
+    pub(crate) fn allocate(&self, size: Bytes, ask: Ask) -> Result<Memory, Error> {
+        self.source.allocate(&self.bank, self.owner(), size, ask)
+    }
+
+    /// Asks the pool's owner to give something up.
+    pub(crate) fn ask_owner(&self, size: Bytes) -> Bytes {
+        self.options.reclaim.as_ref().map_or(Bytes::ZERO, |callback| callback(size))
+    }
+
+    /// What has completed, as the host knows.
+    pub(crate) fn completed(&self) -> impl Fn(&Stamp) -> bool + use<> {
+        let view = self.clocks.view(None);
+        move |stamp| view.covers(stamp)
+    }
+
+    pub(crate) fn heaps(&self) -> Vec<Arc<HeapCore>> {
+        let mut heaps = lock(&self.heaps);
+        heaps.retain(|core| core.strong_count() > 0);
+        heaps.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn arenas(&self) -> Vec<Arc<Arena>> {
+        lock(&self.arenas).iter().flatten().cloned().collect()
+    }
+
+    fn arena(&self, number: u32) -> Option<Arc<Arena>> {
+        lock(&self.arenas).get(number as usize)?.clone()
+    }
+
+    /// The memory of all heaps but one.
+    pub(crate) fn neighbours(&self, but: &HeapCore) -> Vec<Neighbour> {
+        let heaps = self.heaps();
+        let arenas = self.arenas().into_iter().filter(|arena| arena.number() != but.arena.number());
+        let of_heap = |arena: &Arc<Arena>| heaps.iter().find(|core| Arc::ptr_eq(&core.arena, arena)).cloned();
+        arenas.map(|arena| Neighbour { core: of_heap(&arena), arena }).collect()
+    }
+
+    /// Gives blocks back to the arenas that they were cut from.
+    pub(crate) fn give(&self, mut blocks: Vec<(u32, BlockId, Stamp)>) {
+        blocks.sort_by_key(|&(arena, ..)| arena);
+        let mut blocks = blocks.into_iter().peekable();
+        while let Some(&(number, ..)) = blocks.peek() {
+            let of_arena = std::iter::from_fn(|| blocks.next_if(|&(arena, ..)| arena == number));
+            let of_arena: Vec<_> = of_arena.map(|(_, block, stamp)| (block, stamp)).collect();
+            if let Some(arena) = self.arena(number) {
+                arena.free(of_arena);
+            }
+        }
+    }
+
+    pub(crate) fn give_kept(&self, kept: Vec<Kept>) {
+        self.give(kept.into_iter().map(|kept| (kept.arena, kept.block, kept.stamp)).collect());
+    }
+
+    /// Gives all caches back to the arenas.
+    pub(crate) fn flush_all(&self) {
+        self.heaps().iter().for_each(|core| core.flush(0));
+    }
+
+    /// Notes in every arena what has completed, and drops what waited for that.
+    pub(crate) fn collect(&self) {
+        let complete = self.completed();
+        self.arenas().iter().for_each(|arena| arena.settle(&complete));
+        let done: Vec<(Stamp, Buffer)> =
+            lock(&self.apart).extract_if(.., |(stamp, _)| complete(stamp)).collect();
+        drop(done);
+        let late = std::mem::take(&mut *lock(&self.late));
+        if !late.is_empty() {
+            match self.wait_for_device() {
+                Ok(()) => late.iter().for_each(|account| account.give_back(self)),
+                Err(_) => lock(&self.late).extend(late),
+            }
+        }
+    }
+
+    /// Gives up to `want` bytes of idle places back to the bank, or as much as there is. Answers how many, and the first error.
+    pub(crate) fn give_idle(&self, want: u64) -> (u64, Result<(), Error>) {
+        let (mut given, mut done) = (0, Ok(()));
+        for arena in self.arenas() {
+            if given >= want {
+                break;
+            }
+            let complete = self.completed();
+            let mut events = Vec::new();
+            for stamp in arena.idle_stamps() {
+                if complete(&stamp) || events.iter().any(|(of, _)| *of == stamp) {
+                    continue;
+                }
+                match self.clocks.events(&stamp) {
+                    Ok(mut behind) => {
+                        // Memory goes back with one event: the others are waited for.
+                        if let Some(last) = behind.pop() {
+                            behind.iter().for_each(granule_device::Event::synchronize);
+                            events.push((stamp, last));
+                        }
+                    }
+                    Err(error) => done = done.and(Err(error)),
+                }
+            }
+            // What has completed meanwhile needs no event.
+            let complete = self.completed();
+            let behind =
+                |stamp: &Stamp| events.iter().find(|(of, _)| of == stamp).map(|(_, event)| event.clone());
+            let (freed, trimmed) = arena.trim(want - given, &complete, &behind);
+            given += freed;
+            done = done.and(trimmed);
+        }
+        self.forget_arenas();
+        (given, done)
+    }
+
+    /// Takes arenas off the list that have no heap and no memory any more.
+    fn forget_arenas(&self) {
+        let mut arenas = lock(&self.arenas);
+        let mut gone = Vec::new();
+        for slot in arenas.iter_mut() {
+            // Nobody else has it, and so nobody can get it but through this list.
+            if let Some(arena) = slot
+                && Arc::strong_count(arena) == 1
+                && arena.is_empty()
+            {
+                gone.extend(slot.take());
+            }
+        }
+        drop(arenas);
+        drop(gone);
+    }
+
+    /// Keeps a lease's own allocation until the work on it has run.
+    pub(crate) fn keep_apart(&self, buffer: Buffer, stamp: Stamp) {
+        lock(&self.apart).push((stamp, buffer));
+    }
+
+    /// Lets go of such allocations where they have become many.
+    pub(crate) fn collect_apart(&self) {
+        const MANY: usize = 64;
+        if lock(&self.apart).len() >= MANY {
+            // What is not waited for now stays until it is.
+            let _ = self.clocks.finish_all();
+            self.collect();
+        }
+    }
+
+    pub(crate) fn keep_for_later(&self, account: Arc<Account>) {
+        lock(&self.late).push(account);
+    }
+
+    /// Waits for all work on the device.
+    pub(crate) fn wait_for_device(&self) -> Result<(), Error> {
+        match self.device().synchronize() {
+            // It has run, and said so by its panic.
+            Ok(()) | Err(granule_device::Error::HostFunction { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) fn too_large(&self, requested: Bytes) -> Error {
+        let (device, owner) = (self.device().name().to_owned(), self.owner().clone());
+        Error::TooLarge { device, owner, requested, budget: self.budget() }
+    }
+
+    /// What the bank's refusal means for a request.
+    pub(crate) fn refusal(&self, refused: Error, requested: Bytes) -> Error {
+        match refused {
+            Error::Bank(granule_bank::Error::TooLarge { .. }) => self.too_large(requested),
+            Error::Bank(source) => {
+                let stats = PoolStats::of(self);
+                let (device, owner) = (self.device().name().to_owned(), self.owner().clone());
+                self.tracer.emit(|| Traced::Refused {
+                    device: self.bank.traced(),
+                    owner: self.trace.1,
+                    requested,
+                });
+                Error::OutOfMemory {
+                    device,
+                    owner,
+                    requested,
+                    live: stats.current,
+                    reserved: stats.reserved,
+                    largest_free: stats.largest_free,
+                    source: Box::new(source),
+                }
+            }
+            other => other,
+        }
+    }
+}
+
+/// What it costs to have a MiB again that was given back: mapping half a granule.
+const COST: u64 = 20;
+
+impl Reclaim for PoolInner {
+    fn owner(&self) -> Owner {
+        self.options.owner.clone()
+    }
+
+    fn could_give(&self) -> Vec<Offer> {
+        let idle = Bytes::new(self.arenas().iter().map(|arena| arena.idle()).sum());
+        let cached: u64 = self.heaps().iter().map(|core| core.shell.lock().cache.bytes()).sum();
+        // Free blocks come together to whole granules, or do not.
+        vec![Offer::new(idle, COST), Offer::new(Bytes::new(cached), 2 * COST)]
+    }
+
+    fn reclaim(&self, want: Bytes) -> Bytes {
+        self.clocks.poll();
+        let (idle, _) = self.give_idle(want.get());
+        if idle >= want.get() {
+            return Bytes::new(idle);
+        }
+        self.flush_all();
+        let (more, _) = self.give_idle(want.get() - idle);
+        Bytes::new(idle + more)
+    }
+}
+
+impl Drop for PoolInner {
+    fn drop(&mut self) {
+        // No heap and no lease is left. What device work may still use goes back with an event, or is waited for.
+        self.clocks.poll();
+        let (_, done) = self.give_idle(u64::MAX);
+        if done.is_err() || !lock(&self.apart).is_empty() || !lock(&self.late).is_empty() {
+            // An injected fault comes once; what fails again has lost the device.
+            let _ = self.clocks.finish_all().or_else(|_| self.clocks.finish_all());
+            self.collect();
+        }
+        self.tracer.retract(Traced::PoolGone { pool: self.trace.0 });
+    }
+}
+
+impl fmt::Debug for PoolInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({} on {})", self.options.owner, self.device().name())
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
