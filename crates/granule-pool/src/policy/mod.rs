@@ -30,8 +30,5 @@ pub const UNIT: u64 = 256;
 #[cfg(test)]
 fn few_under_miri(cases: u32) -> proptest::test_runner::Config {
     let cases = if cfg!(miri) { cases.min(8) } else { cases };
-    // Miri has no working directory to keep failures in; elsewhere a failing case is kept beside the file.
-    let failure_persistence =
-        if cfg!(miri) { None } else { proptest::test_runner::Config::default().failure_persistence };
-    proptest::test_runner::Config { cases, failure_persistence, ..Default::default() }
+    proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
 }

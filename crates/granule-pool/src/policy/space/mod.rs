@@ -311,13 +311,7 @@ impl Space {
             self.nodes[*node].stamp.clone_from(stamp);
             self.list(*node);
         }
-        for (node, _) in stamped {
-            // A neighbour before it may have taken it in.
-            if self.nodes[node].state == State::Free {
-                self.unlist(node);
-                self.rest(node);
-            }
-        }
+        self.rest_all(stamped.into_iter().map(|(node, _)| node));
     }
 
     fn find(&self, bins: &Bins, want: Want, usable: &dyn Fn(&Stamp) -> bool) -> Option<(u32, u64)> {
@@ -395,16 +389,32 @@ impl Space {
 
     /// Brings a node, which is in no list, together with those of its neighbours that it may be one with, and lists it.
     fn rest(&mut self, mut node: u32) {
-        let Node { below, above, .. } = self.nodes[node];
-        if above != NONE && self.may_join(node, above) {
+        while let above = self.nodes[node].above
+            && above != NONE
+            && self.may_join(node, above)
+        {
             self.join(node, above);
         }
-        if below != NONE && self.may_join(below, node) {
+        while let below = self.nodes[node].below
+            && below != NONE
+            && self.may_join(below, node)
+        {
             self.unlist(below);
             self.merge(below, node);
             node = below;
         }
         self.list(node);
+    }
+
+    /// Brings listed nodes together with their neighbours.
+    fn rest_all(&mut self, nodes: impl Iterator<Item = u32>) {
+        for node in nodes {
+            // One before it may have taken it in.
+            if self.nodes[node].state != State::Vacant {
+                self.unlist(node);
+                self.rest(node);
+            }
+        }
     }
 
     /// Joins a node, which is in no list, with its listed neighbour above.
@@ -428,7 +438,7 @@ impl Space {
     fn may_join(&self, a: u32, b: u32) -> bool {
         let (a, b) = (&self.nodes[a], &self.nodes[b]);
         match (a.state, b.state) {
-            (State::Bare, State::Bare) => true,
+            (State::Bare, State::Bare) | (State::Leaving, State::Leaving) => true,
             (State::Free, State::Free) => {
                 (self.is_own(&a.stamp) && self.is_own(&b.stamp)) || a.stamp == b.stamp
             }

@@ -157,14 +157,17 @@ impl Nodes {
 
     /// The nodes of a list from `first` on.
     pub(super) fn list(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
-        std::iter::successors(Some(first), |&index| Some(self[index].next)).take_while(|&index| index != NONE)
+        std::iter::successors(some(first), |&index| some(self[index].next))
     }
 
     /// The physical neighbours of a span from `first` on, upwards.
     pub(super) fn upwards(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
-        std::iter::successors(Some(first), |&index| Some(self[index].above))
-            .take_while(|&index| index != NONE)
+        std::iter::successors(some(first), |&index| some(self[index].above))
     }
+}
+
+fn some(index: u32) -> Option<u32> {
+    (index != NONE).then_some(index)
 }
 
 impl std::ops::Index<u32> for Nodes {

@@ -48,7 +48,7 @@ impl Space {
     pub(super) fn fill(&mut self, node: u32, start: u64, end: u64) -> u32 {
         let node = self.carve(node, start, end);
         self.nodes[node].state = State::Free;
-        self.count_places(node, 1);
+        self.count_memory(self.nodes[node].span, self.nodes[node].size as i64);
         node
     }
 
@@ -57,31 +57,35 @@ impl Space {
     /// # Errors
     /// [`InUse`] where a block lies in one of them; nothing has changed.
     pub fn bare(&mut self, id: SpanId, places: Range<usize>) -> Result<(), InUse> {
-        for node in self.without_blocks(id, places)? {
-            if self.nodes[node].state == State::Free {
-                self.count_places(node, -1);
-            }
-            self.nodes[node].state = State::Bare;
-            self.nodes[node].stamp = Stamp::Idle;
-            self.rest(node);
-        }
-        Ok(())
+        self.empty(id, places, State::Bare)
     }
 
     /// The memory of these places is on its way out: nothing is cut from them, and [`Space::plan`] passes them by, until
-    /// [`Space::bare`] says that it is gone.
+    /// [`Space::bare`] says that it is gone. Bare ones stay bare.
     ///
     /// # Errors
     /// [`InUse`] where a block lies in one of them; nothing has changed.
     pub fn withdraw(&mut self, id: SpanId, places: Range<usize>) -> Result<(), InUse> {
-        for node in self.without_blocks(id, places)? {
-            if self.nodes[node].state == State::Free {
-                self.count_places(node, -1);
-                self.nodes[node].state = State::Leaving;
-                self.nodes[node].stamp = Stamp::Idle;
+        self.empty(id, places, State::Leaving)
+    }
+
+    fn empty(&mut self, id: SpanId, places: Range<usize>, state: State) -> Result<(), InUse> {
+        let nodes = self.without_blocks(id, places)?;
+        let mut freed = 0;
+        for &node in &nodes {
+            let entry = &mut self.nodes[node];
+            if entry.state == State::Free {
+                freed += entry.size;
             }
-            self.rest(node);
+            if entry.state != State::Bare {
+                entry.state = state;
+                entry.stamp = Stamp::Idle;
+            }
+            self.list(node);
         }
+        self.count_memory(id.index, -(freed as i64));
+        // Only now: they are neighbours of each other.
+        self.rest_all(nodes.into_iter());
         Ok(())
     }
 
@@ -184,12 +188,11 @@ impl Space {
         Some(node)
     }
 
-    /// A node of whole places has got memory, or has lost it.
-    fn count_places(&mut self, node: u32, sign: isize) {
-        let node = &self.nodes[node];
-        let place = self.slots[node.span as usize].span.as_ref().map_or(u64::MAX, |span| span.place);
-        let places = (node.size / place) as isize;
-        self.counts.places_backed = self.counts.places_backed.saturating_add_signed(sign * places);
-        self.counts.free_bytes = self.counts.free_bytes.saturating_add_signed(node.size as i64 * sign as i64);
+    /// So many bytes of the span, whole places, have got memory, or have lost it.
+    fn count_memory(&mut self, span: u32, bytes: i64) {
+        let place = self.slots[span as usize].span.as_ref().map_or(1, |span| span.place);
+        self.counts.free_bytes = self.counts.free_bytes.saturating_add_signed(bytes);
+        self.counts.places_backed =
+            self.counts.places_backed.saturating_add_signed((bytes / place as i64) as isize);
     }
 }

@@ -124,6 +124,7 @@ impl Space {
             let above = self.carve(above, from, until);
             self.merge(node, above);
         }
+        let taken = self.hand_out(node);
         // What is left at the ends may be new memory, which belongs to what lies beside it.
         for side in [self.nodes[node].below, self.nodes[node].above] {
             if side != NONE && self.nodes[side].state == State::Free {
@@ -131,7 +132,7 @@ impl Space {
                 self.rest(side);
             }
         }
-        Some(self.hand_out(node))
+        Some(taken)
     }
 
     /// The best plan in the stretch of open nodes around a bare one.

@@ -1,1 +1,0 @@
-//! The space against a naive model.
