@@ -1,183 +1,160 @@
-//! The memory of a forward pass: what lies where in the two ranges that a context keeps for it.
+//! The memory of a forward pass: what a step takes from its context's heap, and how much of each.
 //!
 //! Sizes are functions of the model and the batch alone, so that a planner can ask for them before anything is
-//! allocated. All counts are f32 elements unless they say otherwise; every array starts at a multiple of 64 bytes.
+//! allocated. All counts are f32 elements unless they say otherwise.
 
-use granule_bank::{Bank, Growable, Owner};
-use granule_device::Bytes;
 use granule_ops::{KvRowLayout, QuantScratch, Threads, attention_scratch_len};
+use granule_pool::{Heap, PoolSlice};
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-/// f32 elements to the next multiple of 64 bytes.
-const ALIGN: usize = 16;
-
-/// The accounts that a context's memory is held on.
+/// Whose the pools of a model are at its bank.
 pub(crate) const ACTIVATIONS: &str = "activations";
 /// As above, for temporaries of single operations.
 pub(crate) const SCRATCH: &str = "scratch";
 
-/// Lengths of everything that a batch of `n_batch` tokens needs.
+/// Lengths of everything that a step needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lengths {
-    n_batch: usize,
     n_embd: usize,
     q_width: usize,
     kv_width: usize,
     n_ff: usize,
     rope_dims: usize,
-    /// The widest row that is ever quantized.
-    widest: usize,
-    attention: usize,
+    n_heads: usize,
+    kv: KvRowLayout,
 }
 
 impl Lengths {
-    pub(crate) fn new(config: &Config, threads: &Threads, kv: &KvRowLayout, n_batch: usize) -> Self {
+    pub(crate) fn new(config: &Config, kv: KvRowLayout) -> Self {
         Self {
-            n_batch,
             n_embd: config.n_embd,
             q_width: config.q_width(),
             kv_width: config.kv_width(),
             n_ff: config.n_ff,
             rope_dims: config.rope_dims,
-            widest: config.n_embd.max(config.n_ff).max(config.q_width()),
-            // A batch cuts its tokens into blocks, a single token needs the least.
-            attention: attention_scratch_len(threads, kv, config.n_heads, n_batch),
+            n_heads: config.n_heads,
+            kv,
         }
     }
 
-    fn activations(&self) -> [usize; 8] {
-        let Self { n_batch, n_embd, q_width, kv_width, n_ff, .. } = *self;
-        [n_embd, n_embd, q_width, kv_width, kv_width, q_width, n_ff, n_ff].map(|n| aligned(n_batch * n))
-    }
-
-    fn scratch(&self) -> [usize; 5] {
-        let (quants, scales) = QuantScratch::lengths(self.n_batch * self.widest);
-        [self.n_batch * self.rope_dims, scales, scales, quants.div_ceil(4), self.attention].map(aligned)
+    /// The widest row that is ever quantized.
+    fn widest(&self) -> usize {
+        self.n_embd.max(self.n_ff).max(self.q_width)
     }
 }
 
-fn aligned(n: usize) -> usize {
-    n.next_multiple_of(ALIGN)
+/// The heaps of a context: one for what goes from operation to operation, one for what an operation needs for itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Heaps {
+    pub(crate) activations: Heap,
+    pub(crate) scratch: Heap,
 }
 
-fn bytes_of(elements: usize) -> Bytes {
-    Bytes::new((elements * size_of::<f32>()) as u64)
-}
-
-/// The two ranges, mapped whole when the context is made.
+/// What a step of `n` tokens works with; all of it goes back when this is dropped. Each array is `n` rows of the width that its
+/// name says.
 #[derive(Debug)]
 pub(crate) struct Activations {
-    lengths: Lengths,
-    activations: Growable,
-    scratch: Growable,
+    /// Hidden state, n_embd wide.
+    x: PoolSlice<f32>,
+    /// Normalized state, or what a projection adds to the hidden state; n_embd wide.
+    h: PoolSlice<f32>,
+    /// Queries, all heads.
+    q: PoolSlice<f32>,
+    /// New keys, all key-value heads.
+    k: PoolSlice<f32>,
+    /// New values.
+    v: PoolSlice<f32>,
+    /// Attention's result, as wide as the queries.
+    attended: PoolSlice<f32>,
+    /// Feed-forward gate.
+    gate: PoolSlice<f32>,
+    /// Feed-forward up.
+    up: PoolSlice<f32>,
+    /// Cosines and sines, rope_dims wide.
+    angles: PoolSlice<f32>,
+    /// Attention's own memory.
+    attention: PoolSlice<f32>,
+    quant: Quant,
 }
 
-/// Views of both ranges for one step of `n` tokens. Each is `n` rows of the width that its name says.
+/// Quantized activations of the product at hand.
+#[derive(Debug)]
+struct Quant {
+    quants: PoolSlice<i8>,
+    scales: PoolSlice<f32>,
+    sums: PoolSlice<f32>,
+}
+
+impl Quant {
+    fn new(heap: &Heap, elements: usize) -> Result<Self> {
+        let (quants, scales) = QuantScratch::lengths(elements);
+        Ok(Self {
+            quants: heap.alloc_slice(quants)?,
+            scales: heap.alloc_slice(scales)?,
+            sums: heap.alloc_slice(scales)?,
+        })
+    }
+
+    fn view(&mut self) -> Result<QuantScratch<'_>> {
+        Ok(QuantScratch {
+            quants: self.quants.as_mut_slice()?,
+            scales: self.scales.as_mut_slice()?,
+            sums: self.sums.as_mut_slice()?,
+        })
+    }
+}
+
+/// Views of the arrays of [`Activations`], to compute with.
 pub(crate) struct Step<'a> {
-    /// Hidden state, n_embd wide.
     pub(crate) x: &'a mut [f32],
-    /// Normalized state, or what a projection adds to the hidden state; n_embd wide.
     pub(crate) h: &'a mut [f32],
-    /// Queries, all heads.
     pub(crate) q: &'a mut [f32],
-    /// New keys, all key-value heads.
     pub(crate) k: &'a mut [f32],
-    /// New values.
     pub(crate) v: &'a mut [f32],
-    /// Attention's result, as wide as the queries.
     pub(crate) attended: &'a mut [f32],
-    /// Feed-forward gate.
     pub(crate) gate: &'a mut [f32],
-    /// Feed-forward up.
     pub(crate) up: &'a mut [f32],
-    /// Cosines and sines, rope_dims wide.
     pub(crate) angles: &'a mut [f32],
-    /// Attention's own memory.
     pub(crate) attention: &'a mut [f32],
-    /// Quantized activations of the product at hand.
     pub(crate) quant: QuantScratch<'a>,
 }
 
 impl Activations {
-    /// Takes the memory for batches of up to `n_batch` tokens from the bank.
-    pub(crate) fn new(bank: &Bank, lengths: Lengths) -> Result<Self> {
-        let take = |owner, elements| -> Result<Growable> {
-            let bytes = bytes_of(elements);
-            let mut range = bank.growable(&Owner::new(owner), bytes)?;
-            range.grow_to(bytes)?;
-            Ok(range)
-        };
+    /// The memory for a step of `n` tokens.
+    pub(crate) fn new(heaps: &Heaps, lengths: &Lengths, threads: &Threads, n: usize) -> Result<Self> {
+        let Lengths { n_embd, q_width, kv_width, n_ff, rope_dims, n_heads, kv } = lengths;
+        let take = |width: &usize| heaps.activations.alloc_slice(n * width);
         Ok(Self {
-            activations: take(ACTIVATIONS, lengths.activations().iter().sum())?,
-            scratch: take(SCRATCH, lengths.scratch().iter().sum())?,
-            lengths,
+            x: take(n_embd)?,
+            h: take(n_embd)?,
+            q: take(q_width)?,
+            k: take(kv_width)?,
+            v: take(kv_width)?,
+            attended: take(q_width)?,
+            gate: take(n_ff)?,
+            up: take(n_ff)?,
+            angles: heaps.scratch.alloc_slice(n * rope_dims)?,
+            attention: heaps.scratch.alloc_slice(attention_scratch_len(threads, kv, *n_heads, n))?,
+            quant: Quant::new(&heaps.scratch, n * lengths.widest())?,
         })
     }
 
-    /// The most tokens of one step.
-    pub(crate) fn n_batch(&self) -> usize {
-        self.lengths.n_batch
-    }
-
-    /// Bytes held for activations and for scratch, in whole granules.
-    pub(crate) fn held(&self) -> (Bytes, Bytes) {
-        (self.activations.mapped(), self.scratch.mapped())
-    }
-
-    /// Views for `n` tokens; `n` is at most `n_batch`.
-    pub(crate) fn step(&mut self, n: usize) -> Result<Step<'_>> {
-        let l = self.lengths;
-        let mut rest = host_f32(&mut self.activations)?;
-        let mut take = |len: usize, used: usize| -> Result<&mut [f32]> { cut(&mut rest, len, used) };
-        let [x, h, q, k, v, attended, gate, up] = l.activations();
-        let x = take(x, n * l.n_embd)?;
-        let h = take(h, n * l.n_embd)?;
-        let q = take(q, n * l.q_width)?;
-        let k = take(k, n * l.kv_width)?;
-        let v = take(v, n * l.kv_width)?;
-        let attended = take(attended, n * l.q_width)?;
-        let gate = take(gate, n * l.n_ff)?;
-        let up = take(up, n * l.n_ff)?;
-        let mut rest = host_f32(&mut self.scratch)?;
-        let mut take = |len: usize, used: usize| -> Result<&mut [f32]> { cut(&mut rest, len, used) };
-        let [angles, scales, sums, quants, attention] = l.scratch();
+    /// Views of all of it.
+    pub(crate) fn step(&mut self) -> Result<Step<'_>> {
         Ok(Step {
-            x,
-            h,
-            q,
-            k,
-            v,
-            attended,
-            gate,
-            up,
-            angles: take(angles, n * l.rope_dims)?,
-            quant: QuantScratch {
-                scales: take(scales, scales)?,
-                sums: take(sums, sums)?,
-                quants: bytemuck::cast_slice_mut(take(quants, quants)?),
-            },
-            attention: take(attention, attention)?,
+            x: self.x.as_mut_slice()?,
+            h: self.h.as_mut_slice()?,
+            q: self.q.as_mut_slice()?,
+            k: self.k.as_mut_slice()?,
+            v: self.v.as_mut_slice()?,
+            attended: self.attended.as_mut_slice()?,
+            gate: self.gate.as_mut_slice()?,
+            up: self.up.as_mut_slice()?,
+            angles: self.angles.as_mut_slice()?,
+            attention: self.attention.as_mut_slice()?,
+            quant: self.quant.view()?,
         })
     }
-}
-
-/// The mapped part of a range as f32.
-pub(crate) fn host_f32(range: &mut Growable) -> Result<&mut [f32]> {
-    let bytes = range
-        .slice_mut(..)?
-        .into_host_mut()
-        .ok_or_else(|| Error::Unsupported { what: "a device whose memory the host cannot read".into() })?;
-    Ok(bytemuck::cast_slice_mut(bytes))
-}
-
-/// Cuts `len` elements off the front of `rest` and returns the first `used` of them.
-fn cut<'a>(rest: &mut &'a mut [f32], len: usize, used: usize) -> Result<&'a mut [f32]> {
-    let whole = std::mem::take(rest);
-    let missing =
-        granule_ops::Error::Shape { what: "memory for activations", got: whole.len(), want: len.max(used) };
-    let (front, back) = whole.split_at_mut_checked(len.max(used)).ok_or(missing)?;
-    *rest = back;
-    Ok(&mut front[..used])
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use granule_bank::{Growable, Owner};
 use granule_device::Bytes;
 use granule_kv::{KvCache, KvLayout, KvType, Sequence};
+use granule_pool::PoolSlice;
 
-use crate::activations::{ACTIVATIONS, Activations, Lengths, host_f32};
+use crate::activations::{Activations, Heaps, Lengths};
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::forward::{forward, output};
@@ -51,10 +51,25 @@ pub struct Context {
     options: ContextOptions,
     sequence: Sequence,
     tokens: Vec<TokenId>,
-    activations: Activations,
-    /// Grows to the rows that a caller asks for at a time.
-    logits: Growable,
+    n_batch: usize,
+    lengths: Lengths,
+    heaps: Heaps,
+    /// What the last evaluation left: at least one row.
+    logits: PoolSlice<f32>,
     cancel: CancelToken,
+    /// Dropped last: what all of the above has given back.
+    _trim: TrimOnDrop,
+}
+
+/// Gives memory to compute with back to the bank when a context is gone.
+#[derive(Debug)]
+struct TrimOnDrop(Arc<Model>);
+
+impl Drop for TrimOnDrop {
+    fn drop(&mut self) {
+        // What cannot be given back now is when somebody needs it.
+        let _ = self.0.trim();
+    }
 }
 
 impl Context {
@@ -62,7 +77,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for a size of zero, [`Error::Kv`] if the model's heads do not fit the cache's types,
-    /// [`Error::Bank`] if the activations do not fit the budget.
+    /// [`Error::Pool`] if there is no memory for a row of logits.
     pub fn new(model: Arc<Model>, options: ContextOptions) -> Result<Self> {
         let sequence = {
             let config = model.config();
@@ -84,14 +99,12 @@ impl Context {
         let _ = tokens.try_reserve_exact(sequence.n_ctx() - tokens.len());
         let n_batch = positive("the batch size", options.n_batch)?.min(sequence.n_ctx());
         let (_, layout) = sequence.cache().layout().layer(0)?;
-        let lengths = Lengths::new(model.config(), model.threads(), &layout, n_batch);
-        let activations = Activations::new(model.bank(), lengths)?;
-        let row = model.config().n_vocab * size_of::<f32>();
-        let mut logits = model
-            .bank()
-            .growable(&Owner::new(ACTIVATIONS), Bytes::new((row * LOGIT_ROWS.min(n_batch)) as u64))?;
-        logits.grow_to(Bytes::new(row as u64))?;
-        Ok(Self { model, options, sequence, tokens, activations, logits, cancel: CancelToken::default() })
+        let lengths = Lengths::new(model.config(), layout);
+        let heaps = model.heaps()?;
+        let logits = heaps.activations.alloc_slice(model.config().n_vocab)?;
+        let cancel = CancelToken::default();
+        let trim = TrimOnDrop(Arc::clone(&model));
+        Ok(Self { model, options, sequence, tokens, n_batch, lengths, heaps, logits, cancel, _trim: trim })
     }
 
     /// The model.
@@ -133,7 +146,7 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::NoTokens`], [`Error::ContextFull`], [`Error::Cancelled`], [`Error::Kv`] if there is no memory for the
-    /// rows, [`Error::Device`] if the model's file was cut short. The context is then as it was.
+    /// rows, [`Error::Pool`] if there is none to compute with, [`Error::Device`] if the model's file was cut short. The context is then as it was.
     pub fn eval(&mut self, tokens: &[TokenId]) -> Result<&[f32]> {
         self.eval_reporting(tokens, &mut |_| {})
     }
@@ -179,14 +192,18 @@ impl Context {
     /// The logits that the last evaluation left.
     pub(crate) fn last_logits(&mut self) -> Result<&[f32]> {
         let n_vocab = self.model.config().n_vocab;
-        Ok(&host_f32(&mut self.logits)?[..n_vocab])
+        Ok(&self.logits.as_mut_slice()?[..n_vocab])
     }
 
     /// Takes back what a failed call appended.
     fn settle(&mut self, before: usize, done: Result<()>) -> Result<()> {
-        if done.is_err() {
+        if let Err(error) = &done {
             self.tokens.truncate(before);
             self.sequence.truncate(before)?;
+            if matches!(error, Error::Kv(_) | Error::Pool(_)) {
+                // What its rows got is what the rest did not.
+                self.sequence.trim()?;
+            }
         }
         done
     }
@@ -211,21 +228,21 @@ impl Context {
         if let Some(bad) = tokens.iter().find(|t| t.index() >= n_vocab) {
             return Err(Error::TokenOutOfRange { id: bad.get(), n_vocab });
         }
-        let n_batch = self.activations.n_batch();
+        let n_batch = self.n_batch;
         for (i, batch) in tokens.chunks(n_batch).enumerate() {
             let start = i * n_batch;
-            self.step(batch)?;
+            let mut activations = self.step(batch)?;
             match &mut wanted {
                 None if start + batch.len() == tokens.len() => {
-                    self.logits_of(batch.len() - 1..batch.len(), batch.len())?;
+                    self.logits_of(batch.len() - 1..batch.len(), &mut activations)?;
                 }
                 None => {}
                 Some((first, sink)) => {
                     let mut at = first.saturating_sub(start);
                     while at < batch.len() {
                         let end = batch.len().min(at + LOGIT_ROWS);
-                        self.logits_of(at..end, batch.len())?;
-                        let rows = host_f32(&mut self.logits)?;
+                        self.logits_of(at..end, &mut activations)?;
+                        let rows = self.logits.as_mut_slice()?;
                         for (row, logits) in (at..end).zip(rows.chunks_exact(n_vocab)) {
                             sink(start + row, logits);
                         }
@@ -239,26 +256,26 @@ impl Context {
         Ok(())
     }
 
-    /// One batch through all layers; its hidden states stay in the activations.
-    fn step(&mut self, batch: &[TokenId]) -> Result<()> {
+    /// One batch through all layers; the answer has its hidden states.
+    fn step(&mut self, batch: &[TokenId]) -> Result<Activations> {
         self.sequence.prepare(batch.len())?;
-        let mut step = self.activations.step(batch.len())?;
-        forward(&self.model, &mut self.sequence, &mut step, batch, &self.cancel)?;
+        let mut activations =
+            Activations::new(&self.heaps, &self.lengths, self.model.threads(), batch.len())?;
+        forward(&self.model, &mut self.sequence, &mut activations.step()?, batch, &self.cancel)?;
         self.sequence.commit(batch.len())?;
         self.tokens.extend_from_slice(batch);
-        Ok(())
+        Ok(activations)
     }
 
-    /// Computes the logits of some rows of the batch of `n` tokens that was computed last.
-    fn logits_of(&mut self, rows: std::ops::Range<usize>, n: usize) -> Result<()> {
+    /// Computes the logits of some rows of the batch that was computed last.
+    fn logits_of(&mut self, rows: std::ops::Range<usize>, activations: &mut Activations) -> Result<()> {
         let config = self.model.config();
         let (n_embd, elements) = (config.n_embd, rows.len() * config.n_vocab);
-        let bytes = Bytes::new((elements * size_of::<f32>()) as u64);
-        if self.logits.len() < bytes {
-            self.logits.grow_to(bytes)?;
+        if self.logits.len() < elements {
+            self.logits = self.heaps.activations.alloc_slice(elements)?;
         }
-        let logits = &mut host_f32(&mut self.logits)?[..elements];
-        let mut step = self.activations.step(n)?;
+        let logits = &mut self.logits.as_mut_slice()?[..elements];
+        let mut step = activations.step()?;
         let x = &step.x[rows.start * n_embd..rows.end * n_embd];
         output(&self.model, x, &mut step.h[..x.len()], &mut step.quant, logits)
     }
@@ -298,7 +315,7 @@ impl Context {
     /// until one of the two writes there.
     ///
     /// # Errors
-    /// [`Error::Kv`], [`Error::Bank`] if there is no memory for its activations.
+    /// [`Error::Kv`], [`Error::Pool`] if there is no memory for its logits.
     pub fn fork(&mut self) -> Result<Self> {
         let sequence = self.sequence.fork()?;
         Self::over(Arc::clone(&self.model), self.options, sequence, self.tokens.clone())
@@ -310,15 +327,16 @@ impl Context {
     /// [`Error::Kv`] if the device refuses.
     pub fn trim(&mut self) -> Result<()> {
         self.sequence.trim()?;
-        Ok(())
+        self.model.trim()
     }
 
     /// Where this context's memory and its model's went.
     #[must_use]
     pub fn memory_info(&self) -> MemoryInfo {
         let kv = self.sequence.memory();
-        let (activations, scratch) = self.activations.held();
-        let (model, activations) = (self.model.bytes(), activations.saturating_add(self.logits.mapped()));
+        let (activations, scratch) =
+            (self.heaps.activations.stats().reserved, self.heaps.scratch.stats().reserved);
+        let model = self.model.bytes();
         MemoryInfo {
             model,
             kv: kv.held,

@@ -414,6 +414,9 @@ pub enum Error {
     /// The bank has no room, or a call to its device failed.
     #[error(transparent)]
     Bank(#[from] granule_bank::Error),
+    /// There is no memory to compute with.
+    #[error(transparent)]
+    Pool(#[from] granule_pool::Error),
     /// The KV cache has no room, or cannot hold this model in this type.
     #[error(transparent)]
     Kv(#[from] granule_kv::Error),

@@ -88,9 +88,10 @@ impl<T: Pod> PoolSlice<T> {
     /// # Errors
     /// As [`PoolSlice::as_slice`].
     pub fn as_mut_slice(&mut self) -> Result<&mut [T], Error> {
-        let refused = self.not_addressable();
-        let Some(bytes) = self.lease.slice_mut()?.into_host_mut() else { return Err(refused) };
-        bytemuck::try_cast_slice_mut(bytes).map_err(|_| refused)
+        let device = self.lease.device().clone();
+        let refused = || Error::NotAddressable { device: device.name().to_owned() };
+        let bytes = self.lease.slice_mut()?.into_host_mut().ok_or_else(refused)?;
+        bytemuck::try_cast_slice_mut(bytes).map_err(|_| refused())
     }
 
     fn not_addressable(&self) -> Error {

@@ -22,7 +22,9 @@ pub struct HeapStats {
     pub requested: Bytes,
     /// Free blocks at hand.
     pub cached: Bytes,
-    /// Allocations that those served.
+    /// What its arena holds of the bank's memory, whoever has leased from it.
+    pub reserved: Bytes,
+    /// Allocations that free blocks at hand served.
     pub hits: u64,
     /// Allocations that had to look further.
     pub misses: u64,
@@ -30,6 +32,7 @@ pub struct HeapStats {
 
 impl HeapStats {
     pub(crate) fn of(core: &HeapCore) -> HeapStats {
+        let arena = core.arena.counts();
         let state = core.shell.lock();
         let counts = &state.counts;
         HeapStats {
@@ -39,6 +42,7 @@ impl HeapStats {
             peak: Bytes::new(counts.peak),
             requested: Bytes::new(counts.requested),
             cached: Bytes::new(state.cache.bytes()),
+            reserved: Bytes::new(arena.live_bytes + arena.free_bytes),
             hits: counts.hits,
             misses: counts.misses,
         }
