@@ -16,7 +16,11 @@ pub enum Stamp {
     /// One stream's work up to a tick.
     One(StreamId, Tick),
     /// The work of two or more streams.
-    Many(Box<[(StreamId, Tick)]>),
+    #[expect(
+        clippy::box_collection,
+        reason = "rare, and in one word a stamp is no larger than for one stream"
+    )]
+    Many(Box<Vec<(StreamId, Tick)>>),
 }
 
 impl Stamp {
@@ -28,7 +32,7 @@ impl Stamp {
         match entries[..] {
             [] => Stamp::Idle,
             [(stream, tick)] => Stamp::One(stream, tick),
-            _ => Stamp::Many(entries.into_boxed_slice()),
+            _ => Stamp::Many(Box::new(entries)),
         }
     }
 

@@ -142,9 +142,6 @@ pub struct Space {
     counts: SpaceCounts,
 }
 
-/// How many nodes of the request's own bin are looked at before a larger one is cut.
-const LOOKS: usize = 8;
-
 impl Default for Space {
     fn default() -> Space {
         Space::new()
@@ -321,9 +318,11 @@ impl Space {
             (node.stamp.is_idle() || usable(&node.stamp)).then_some((index, start))
         };
         let own = Bins::of(want.size);
-        // The request's own bin may have just what is wanted: memory that was cut for such a request before.
-        let near = self.nodes.list(bins.first(own)).take(LOOKS);
-        if let Some(found) = near.filter_map(fit).min_by_key(|&(index, _)| self.nodes[index].size) {
+        // What was freed last of about this size is often just what is wanted: memory that was cut for such a request.
+        let last = bins.first(own);
+        if last != NONE
+            && let Some(found) = fit(last)
+        {
             return Some(found);
         }
         // From here on every node is large enough, wherever it starts.
