@@ -15,11 +15,7 @@ pub enum Stamp {
     Idle,
     /// One stream's work up to a tick.
     One(StreamId, Tick),
-    /// The work of two or more streams.
-    #[expect(
-        clippy::box_collection,
-        reason = "rare, and in one word a stamp is no larger than for one stream"
-    )]
+    /// The work of two or more streams: rare, and in one word, so that a stamp is no larger for it.
     Many(Box<Vec<(StreamId, Tick)>>),
 }
 

@@ -264,27 +264,6 @@ impl Space {
         }
     }
 
-    /// Brings all free neighbours together, whoever has to wait for more then: the last resort, where all of it is waited for
-    /// anyway.
-    pub fn coalesce_all(&mut self) {
-        for first in self.firsts() {
-            let mut at = first;
-            while at != NONE {
-                let above = self.nodes[at].above;
-                if above != NONE
-                    && self.nodes[at].state == State::Free
-                    && self.nodes[above].state == State::Free
-                {
-                    self.unlist(at);
-                    self.join(at, above);
-                    self.list(at);
-                } else {
-                    at = above;
-                }
-            }
-        }
-    }
-
     /// What the space has.
     pub fn counts(&self) -> SpaceCounts {
         let largest = |bins: &Bins| {

@@ -104,11 +104,11 @@ impl Model {
         pieces.push(Piece { bytes, what });
         pieces.sort_by_key(|piece| piece.bytes.start);
         span.pieces = pieces;
-        self.tidy(false);
+        self.tidy();
     }
 
-    /// Brings together what belongs together; where `all` is set, whatever is free.
-    pub(super) fn tidy(&mut self, all: bool) {
+    /// Brings together what belongs together.
+    fn tidy(&mut self) {
         let home = self.home;
         let own = |stamp: &Ticks| stamp.keys().all(|stream| Some(*stream) == home);
         for span in &mut self.spans {
@@ -116,7 +116,7 @@ impl Model {
             for piece in span.pieces.drain(..) {
                 match (tidy.last_mut(), &piece.what) {
                     (Some(Piece { bytes, what: What::Free(a) }), What::Free(b))
-                        if all || a == b || own(a) && own(b) =>
+                        if a == b || own(a) && own(b) =>
                     {
                         bytes.end = piece.bytes.end;
                         for (&stream, &tick) in b {
@@ -144,7 +144,7 @@ impl Model {
                 *stamp = other;
             }
         }
-        self.tidy(false);
+        self.tidy();
     }
 
     pub(super) fn free(&self) -> impl Iterator<Item = (&ModelSpan, &Piece)> {

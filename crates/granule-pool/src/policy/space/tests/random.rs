@@ -23,7 +23,6 @@ enum Call {
     GrowLate { units: u64 },
     Settle(Ticks),
     Adopt(Ticks),
-    CoalesceAll,
 }
 
 const HOME: StreamId = StreamId(0);
@@ -70,7 +69,6 @@ fn call() -> impl Strategy<Value = Call> {
         1 => units().prop_map(|units| Call::GrowLate { units }),
         1 => clock().prop_map(Call::Settle),
         1 => clock().prop_map(Call::Adopt),
-        1 => Just(Call::CoalesceAll),
     ]
 }
 
@@ -262,11 +260,6 @@ impl Run {
                     let own = || Ticks::from([(home, 9)]);
                     self.model.stamp_anew(|stamp| (strange(stamp) && covers(clock, stamp)).then(own));
                 }
-                Ok(String::new())
-            }
-            Call::CoalesceAll => {
-                self.space.coalesce_all();
-                self.model.tidy(true);
                 Ok(String::new())
             }
         }
