@@ -7,8 +7,8 @@ use granule_bank::{Bank, Owner, Stock};
 use granule_device::{Bytes, DevicePtr, Event};
 
 use crate::Error;
-use crate::policy::{Block, BlockId, Growth, Space, SpaceCounts, SpanId, Stamp, StreamId, Tick, UNIT};
-use crate::shell::lock;
+use crate::policy::{self, BlockId, Class, Growth, Space, SpaceCounts, SpanId, Stamp, StreamId, Tick, UNIT};
+use crate::shell::{Block, lock};
 use crate::source::Memory;
 
 /// A block that was cut, with what may still use it.
@@ -21,6 +21,14 @@ pub(crate) struct Cut {
     /// In bytes.
     pub(crate) size: u64,
     pub(crate) stamp: Stamp,
+}
+
+impl Cut {
+    /// The block, to be given back to a cache of the class, or to its arena.
+    pub(crate) fn block(self, class: Option<Class>) -> Box<Block> {
+        let Cut { at, block: id, arena, size: given, stamp: _ } = self;
+        Box::new(Block { class, arena, given, size: Bytes::ZERO, extra: None, at, id })
+    }
 }
 
 /// What a request wants of an arena, in bytes.
@@ -248,7 +256,7 @@ impl Ground {
         self.spans.get(span.index()).and_then(Option::as_ref).map_or(0, |(_, memory)| memory.places().0)
     }
 
-    fn found(&mut self, arena: u32, block: Block, stamp: Stamp) -> Option<Cut> {
+    fn found(&mut self, arena: u32, block: policy::Block, stamp: Stamp) -> Option<Cut> {
         let base = self.memory(block.span)?.base();
         Some(Cut { at: base.add(Bytes::new(block.offset)), block: block.id, arena, size: block.size, stamp })
     }

@@ -5,24 +5,20 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use granule_bank::trace::Event as Traced;
-use granule_device::{Bytes, DevicePtr, Event};
+use granule_device::{Bytes, Event};
 
 use crate::Error;
 use crate::arena::Want;
 use crate::heap::{Heap, HeapCore};
 use crate::ladder::Ask;
-use crate::policy::{BlockId, Class, Stamp};
+use crate::policy::{Class, Stamp};
 use crate::pool::PoolInner;
-use crate::shell::lock;
+use crate::shell::{Block, lock};
 
 /// A block that a capture keeps.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub(crate) at: DevicePtr,
-    pub(crate) block: BlockId,
-    pub(crate) arena: u32,
-    pub(crate) size: u64,
-    pub(crate) class: Option<Class>,
+    pub(crate) block: Box<Block>,
     pub(crate) stamp: Stamp,
 }
 
@@ -69,8 +65,8 @@ impl Account {
     fn take(&self, want: Want, class: Option<Class>) -> Option<Kept> {
         let mut books = lock(&self.books);
         let fits = |kept: &Kept| {
-            let aligned = kept.at.addr().is_multiple_of(want.align);
-            kept.class == class && kept.size == want.size && aligned
+            let Block { at, class: of, given, .. } = &*kept.block;
+            *of == class && *given == want.size && at.addr().is_multiple_of(want.align)
         };
         let at = books.free.iter().rposition(fits)?;
         Some(books.free.remove(at))
@@ -118,7 +114,7 @@ impl CapturedMemory {
     /// How many bytes of blocks are kept, those that are still leased not counted.
     pub fn size(&self) -> Bytes {
         let books = lock(&self.account.books);
-        Bytes::new(books.held.iter().map(|kept| kept.size).sum())
+        Bytes::new(books.held.iter().map(|kept| kept.block.given).sum())
     }
 
     /// Gives the memory back, to be used by others once these events are done: they are behind the graph's last runs, one for each
@@ -263,26 +259,19 @@ impl HeapCore {
     /// A block for captured work: one that was freed in the capture, or one whose former work has completed.
     pub(crate) fn find_private(
         &self,
-        account: &Arc<Account>,
+        account: &Account,
         want: Want,
         class: Option<Class>,
         size: Bytes,
-    ) -> Result<Kept, Error> {
+    ) -> Result<Box<Block>, Error> {
         if let Some(kept) = account.take(want, class) {
-            return Ok(kept);
+            return Ok(kept.block);
         }
-        let complete = self.pool.clocks().view(None);
-        let complete = |stamp: &Stamp| complete.covers(stamp);
-        let mut cut = self.arena.take(want, true, &complete);
-        if cut.is_none() {
-            cut = Some(self.map(want, size, Ask::Bank, &complete)?);
-        }
-        match cut {
-            Some(cut) => {
-                let (at, block, arena) = (cut.at, cut.block, cut.arena);
-                Ok(Kept { at, block, arena, size: cut.size, class, stamp: Stamp::Idle })
-            }
-            None => Err(Error::Capturing { what: "taking memory that is not free" }),
-        }
+        let complete = self.pool.completed();
+        let cut = match self.arena.take(want, true, &complete) {
+            Some(cut) => cut,
+            None => self.map(want, size, Ask::Bank, &complete)?,
+        };
+        Ok(cut.block(class))
     }
 }

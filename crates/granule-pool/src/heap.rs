@@ -94,13 +94,13 @@ impl HeapCore {
             std::mem::take(&mut state.waiting)
         };
         self.give(out);
-        let waiting = waiting.into_iter().map(|(_, entry, stamp)| (entry.arena, entry.block, stamp));
+        let waiting = waiting.into_iter().map(|(_, block, stamp)| block.home(stamp));
         self.pool.give(waiting.collect());
     }
 
     /// Gives blocks of this heap's cache back to their arenas.
     pub(crate) fn give(&self, out: Vec<(Class, Entry)>) {
-        let stamped = |(_, entry): (Class, Entry)| (entry.arena, entry.block, self.stamp(entry.tick));
+        let stamped = |(_, entry): (Class, Entry)| entry.block.home(self.stamp(entry.tick));
         self.pool.give(out.into_iter().map(stamped).collect());
     }
 
@@ -160,22 +160,26 @@ impl Heap {
     /// [`Error::OutOfMemory`], [`Error::TooLarge`]; [`Error::Device`] where a call failed and nothing else served the request.
     #[inline]
     pub fn alloc(&self, size: Bytes) -> Result<Lease, Error> {
-        let core = &*self.core;
-        if let Some(class) = Class::of(size.get())
-            && !core.is_watched()
-        {
-            let mut state = core.shell.lock();
-            if let Some(entry) = state.cache.pop(class) {
-                let given = class.size();
-                state.counts.hits += 1;
-                state.counts.take(size.get(), given);
-                let spare = state.spare.pop();
-                drop(state);
-                let core = spare.unwrap_or_else(|| Arc::clone(&self.core));
-                return Ok(Lease::new(core, entry.at, entry.block, entry.arena, size, given, Some(class)));
-            }
+        match Class::of(size.get()).and_then(|class| self.alloc_cached(class, size)) {
+            Some(lease) => Ok(lease),
+            None => self.alloc_slowly(size, UNIT, None),
         }
-        self.alloc_slowly(size, UNIT, None)
+    }
+
+    /// The fast path: two words, so that they come back in registers.
+    fn alloc_cached(&self, class: Class, size: Bytes) -> Option<Lease> {
+        let core = &*self.core;
+        if core.is_watched() {
+            return None;
+        }
+        let mut state = core.shell.lock();
+        let Entry { mut block, .. } = state.cache.pop(class)?;
+        state.counts.hits += 1;
+        state.counts.take(size.get(), block.given);
+        let spare = state.spare.pop();
+        drop(state);
+        block.size = size;
+        Some(Lease::new(spare.unwrap_or_else(|| Arc::clone(&self.core)), block))
     }
 
     /// As [`Heap::alloc`], at a multiple of `align`: a power of two, up to the size of a granule.
@@ -231,11 +235,12 @@ impl Heap {
         let rounded =
             class.map_or(size.get().max(1).checked_next_multiple_of(UNIT), |class| Some(class.size()));
         let Some(rounded) = rounded else { return Err(pool.too_large(size)) };
-        let found = core.find(Want { size: rounded, align }, class, size)?;
-        let extra = match Extra::of(pool, &found, size) {
+        let mut found = core.find(Want { size: rounded, align }, class, size)?;
+        found.block.size = size;
+        found.block.extra = match Extra::of(pool, &found) {
             Ok(extra) => extra,
             Err(error) => {
-                core.put_back(found, class);
+                core.put_back(found);
                 return Err(error);
             }
         };
@@ -245,54 +250,51 @@ impl Heap {
         } else {
             state.counts.misses += 1;
         }
-        state.counts.take(size.get(), found.size);
+        state.counts.take(size.get(), found.block.given);
         let spare = state.spare.pop();
         drop(state);
         if pool.tracer().is_on() {
-            self.tell(&found, size, align, owner);
+            self.tell(&found, align, owner);
         }
-        let core = spare.unwrap_or_else(|| Arc::clone(core));
-        let mut lease = Lease::new(core, found.at, found.block, found.arena, size, found.size, class);
-        lease.set_extra(extra);
-        Ok(lease)
+        Ok(Lease::new(spare.unwrap_or_else(|| Arc::clone(core)), found.block))
     }
 
-    fn tell(&self, found: &Found, size: Bytes, align: u64, owner: Option<&Owner>) {
+    fn tell(&self, found: &Found, align: u64, owner: Option<&Owner>) {
         let pool = &*self.core.pool;
         let (pool_id, pool_owner) = pool.trace();
         let owner = owner.map_or(pool_owner, |owner| pool.tracer().owner(owner));
         let alloc = Traced::Alloc {
-            at: found.at.addr(),
+            at: found.block.address().addr(),
             pool: pool_id,
             owner,
             stream: self.core.trace(),
-            requested: size,
-            given: Bytes::new(found.size),
+            requested: found.block.size,
+            given: Bytes::new(found.block.given),
             align: Bytes::new(align),
         };
-        let steal = found.from.map(|from| Traced::Steal { at: found.at.addr(), from });
+        let steal = found.from.map(|from| Traced::Steal { at: found.block.address().addr(), from });
         pool.tracer().emit_all(|| std::iter::once(alloc).chain(steal));
     }
 }
 
 impl HeapCore {
     /// Undoes a [`HeapCore::find`].
-    fn put_back(&self, found: Found, class: Option<Class>) {
-        let Found { at, block, arena, size, account, .. } = found;
+    fn put_back(&self, found: Found) {
+        let Found { block, account, .. } = found;
         let mut state = self.shell.lock();
-        match (class, account) {
+        match (block.class, account) {
             (Some(class), None) if state.cached => {
-                state.cache.push(class, Entry { at, block, tick: self.now(), arena });
+                let tick = self.now();
+                state.cache.push(class, Entry { block, tick });
             }
             (_, account) => {
                 drop(state);
-                let stamp = self.stamp(self.now());
-                let kept = Kept { at, block, arena, size, class, stamp };
+                let kept = Kept { stamp: self.stamp(self.now()), block };
                 let kept = match account {
                     Some(account) => account.take_back(kept, true),
                     None => Some(kept),
                 };
-                self.pool.give(kept.map(|kept| (kept.arena, kept.block, kept.stamp)).into_iter().collect());
+                self.pool.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
             }
         }
     }

@@ -13,30 +13,27 @@
 //! ```
 //!
 //! Up to 5 nobody loses anything. *Plenty* is what keeps rungs 2 and 4 from being climbed at every miss: a cache or a neighbour's
-//! free memory that is larger than 16 granules and than half of what that heap has leased. With less than that, two
+//! free memory that is larger than 64 granules and than all that that heap has leased. With less than that, two
 //! busy streams would take turns at taking blocks from each other, each time with an event, and none would ever have enough.
 
 use std::sync::Arc;
 
 use granule_bank::trace;
-use granule_device::{Bytes, DevicePtr};
+use granule_device::Bytes;
 
 use crate::Error;
 use crate::arena::{Arena, Cut, Want};
 use crate::capture::Account;
 use crate::heap::HeapCore;
-use crate::policy::{BlockId, Class, Stamp, UNIT};
+use crate::policy::{Class, Stamp, UNIT};
 use crate::pool::Neighbour;
-use crate::shell::Entry;
+use crate::shell::{Block, Entry};
 use crate::source::Source;
 
 /// A block for a request.
 #[derive(Debug)]
 pub(crate) struct Found {
-    pub(crate) at: DevicePtr,
-    pub(crate) block: BlockId,
-    pub(crate) arena: u32,
-    pub(crate) size: u64,
+    pub(crate) block: Box<Block>,
     /// What could still use it when it was found.
     stamp: Stamp,
     /// Whether the heap's cache had it.
@@ -48,15 +45,13 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn cut(cut: Cut) -> Found {
-        let Cut { at, block, arena, size, stamp } = cut;
-        Found { at, block, arena, size, stamp, hit: false, from: None, account: None }
+    fn new(block: Box<Block>, stamp: Stamp) -> Found {
+        Found { block, stamp, hit: false, from: None, account: None }
     }
 
-    fn entry(entry: Entry, class: Class) -> Found {
-        let Entry { at, block, arena, .. } = entry;
-        let (size, stamp) = (class.size(), Stamp::Idle);
-        Found { at, block, arena, size, stamp, hit: false, from: None, account: None }
+    fn cut(mut cut: Cut, class: Option<Class>) -> Found {
+        let stamp = std::mem::take(&mut cut.stamp);
+        Found::new(cut.block(class), stamp)
     }
 }
 
@@ -74,14 +69,11 @@ impl HeapCore {
         if let Some(private) = &state.private {
             let account = private.account();
             drop(state);
-            let kept = self.find_private(&account, want, class, size)?;
-            let (at, block, arena) = (kept.at, kept.block, kept.arena);
-            let account = Some(account);
-            let size = kept.size;
-            return Ok(Found { at, block, arena, size, stamp: Stamp::Idle, hit: false, from: None, account });
+            let block = self.find_private(&account, want, class, size)?;
+            return Ok(Found { account: Some(account), ..Found::new(block, Stamp::Idle) });
         }
-        if let Some((class, entry)) = class.and_then(|class| Some((class, state.cache.pop(class)?))) {
-            return Ok(Found { hit: true, ..Found::entry(entry, class) });
+        if let Some(entry) = class.and_then(|class| state.cache.pop(class)) {
+            return Ok(Found { hit: true, ..Found::new(entry.block, Stamp::Idle) });
         }
         drop(state);
         let own = |stamp: &Stamp| self.owns(stamp);
@@ -89,7 +81,7 @@ impl HeapCore {
             if let Some(class) = class {
                 self.cut_ahead(class, &own);
             }
-            return Ok(Found::cut(cut));
+            return Ok(Found::cut(cut, class));
         }
         Ladder { core: self, want, class, size, failed: None, refused: None }.climb()
     }
@@ -119,7 +111,7 @@ impl HeapCore {
         // The lowest on top.
         for cut in cuts.into_iter().rev() {
             let tick = if cut.stamp.is_idle() { 0 } else { now };
-            state.cache.push(class, Entry { at: cut.at, block: cut.block, tick, arena: cut.arena });
+            state.cache.push(class, Entry { block: cut.block(Some(class)), tick });
         }
     }
 
@@ -196,14 +188,14 @@ impl HeapCore {
         let mut state = self.shell.lock();
         if state.cached {
             // Whoever waits for this stream's tick waits for what it has waited for.
-            let cached = ready.into_iter().map(|(class, entry, _)| (class, Entry { tick: now, ..entry }));
+            let cached = ready.into_iter().map(|(class, block, _)| (class, Entry { block, tick: now }));
             cached.for_each(|(class, entry)| state.cache.push(class, entry));
             state.waiting.extend(waiting);
         } else {
             out = ready.into_iter().chain(waiting).collect();
         }
         drop(state);
-        self.pool.give(out.into_iter().map(|(_, entry, stamp)| (entry.arena, entry.block, stamp)).collect());
+        self.pool.give(out.into_iter().map(|(_, block, stamp)| block.home(stamp)).collect());
     }
 }
 
@@ -298,13 +290,14 @@ impl Ladder<'_> {
         if let Some(class) = self.class
             && let Some(entry) = core.shell.lock().cache.pop(class)
         {
-            return Some(Found::entry(entry, class));
+            return Some(Found::new(entry.block, Stamp::Idle));
         }
         let view = core.pool.clocks().view(core.clock());
         let covered = |stamp: &Stamp| view.covers(stamp);
         core.arena.adopt(&covered, core.now());
         let cut = core.arena.take(self.want, true, &covered);
-        cut.or_else(|| core.arena.take_joined(self.want, true, &covered)).map(Found::cut)
+        let cut = cut.or_else(|| core.arena.take_joined(self.want, true, &covered))?;
+        Some(Found::cut(cut, self.class))
     }
 
     /// What others have: first what can be had at once, then what the heap's stream has to wait for.
@@ -321,7 +314,7 @@ impl Ladder<'_> {
                 return Some(self.stolen(neighbour, entry));
             }
             if let Some(cut) = self.cut(&neighbour.arena, false, &|stamp| view.covers(stamp)) {
-                return Some(self.stolen(neighbour, Found::cut(cut)));
+                return Some(self.stolen(neighbour, Found::cut(cut, self.class)));
             }
         }
         let own = core.stream.as_ref()?;
@@ -330,7 +323,8 @@ impl Ladder<'_> {
         for (neighbour, is_own) in neighbours.iter().map(|other| (other, false)).chain([(&ours, true)]) {
             let cached = self.cached(neighbour, &|stamp| view.can_wait(stamp));
             let found = cached.or_else(|| {
-                self.cut(&neighbour.arena, is_own, &|stamp| view.can_wait(stamp)).map(Found::cut)
+                let cut = self.cut(&neighbour.arena, is_own, &|stamp| view.can_wait(stamp))?;
+                Some(Found::cut(cut, self.class))
             });
             let Some(found) = found else { continue };
             let waited = core.pool.clocks().wait(&own.clock, &own.stream, &found.stamp);
@@ -338,7 +332,7 @@ impl Ladder<'_> {
                 Ok(()) if is_own => return Some(found),
                 Ok(()) => return Some(self.stolen(neighbour, found)),
                 Err(error) => {
-                    core.pool.give(vec![(found.arena, found.block, found.stamp)]);
+                    core.pool.give(vec![found.block.home(found.stamp)]);
                     self.note(Err(error));
                 }
             }
@@ -353,7 +347,7 @@ impl Ladder<'_> {
         let entry = state.cache.pop(class)?;
         let stamp = other.stamp(entry.tick);
         if usable(&stamp) {
-            return Some(Found { stamp, ..Found::entry(entry, class) });
+            return Some(Found::new(entry.block, stamp));
         }
         state.cache.push(class, entry);
         None
@@ -383,7 +377,7 @@ impl Ladder<'_> {
                 if let Some(class) = self.class {
                     core.cut_ahead(class, &|stamp| core.owns(stamp));
                 }
-                Some(Found::cut(cut))
+                Some(Found::cut(cut, self.class))
             }
             Err(error) => {
                 self.note(Err(error));

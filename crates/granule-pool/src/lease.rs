@@ -12,9 +12,9 @@ use granule_device::{
 use crate::capture::{Account, Kept, Private};
 use crate::heap::{Heap, HeapCore};
 use crate::ladder::Found;
-use crate::policy::{BlockId, Class, Stamp};
+use crate::policy::Stamp;
 use crate::pool::PoolInner;
-use crate::shell::Entry;
+use crate::shell::{Block, Entry};
 use crate::{Error, Pool};
 
 /// Memory on loan from a pool. It goes back when this is dropped: on any thread, also after the pool and its heaps.
@@ -26,15 +26,7 @@ use crate::{Error, Pool};
 #[must_use = "dropping it gives the memory back"]
 pub struct Lease {
     core: ManuallyDrop<Arc<HeapCore>>,
-    at: DevicePtr,
-    block: BlockId,
-    arena: u32,
-    /// Where the block goes when it is given back; none: to its arena.
-    class: Option<Class>,
-    size: Bytes,
-    /// The size of the block.
-    given: u64,
-    extra: Option<Box<Extra>>,
+    block: ManuallyDrop<Box<Block>>,
 }
 
 /// What few leases have.
@@ -44,8 +36,8 @@ pub(crate) struct Extra {
     users: Vec<Arc<HeapCore>>,
     /// While a memory checker knows of it.
     announced: Option<Suballocation>,
-    /// The memory itself, in [`LeaseMode::Apart`], and where the block lies, idle.
-    apart: Option<(Buffer, DevicePtr)>,
+    /// The memory itself, in [`LeaseMode::Apart`]; the block lies idle.
+    apart: Option<Buffer>,
     /// Whose the memory is, where it was allocated in a capture.
     account: Option<Arc<Account>>,
     /// From when on other streams may use it.
@@ -54,17 +46,18 @@ pub(crate) struct Extra {
 
 impl Extra {
     /// What a new lease needs beside its block.
-    pub(crate) fn of(pool: &PoolInner, found: &Found, size: Bytes) -> Result<Option<Box<Extra>>, Error> {
+    pub(crate) fn of(pool: &PoolInner, found: &Found) -> Result<Option<Box<Extra>>, Error> {
+        let (at, size) = (found.block.at, found.block.size);
         let mut extra = Extra { account: found.account.clone(), ..Extra::default() };
         match pool.device().lease_mode() {
             LeaseMode::Quiet => {}
             _ if size.is_zero() => {}
-            LeaseMode::Announced => extra.announced = Some(pool.device().announce(found.at, size)?),
+            LeaseMode::Announced => extra.announced = Some(pool.device().announce(at, size)?),
             // Pinned memory is the host's, which knows allocations of its own only.
             LeaseMode::Apart if pool.is_pinned() => {}
             LeaseMode::Apart => {
                 pool.collect_apart();
-                extra.apart = Some((pool.device().alloc(size)?, found.at));
+                extra.apart = Some(pool.device().alloc(size)?);
             }
         }
         let empty = extra.account.is_none() && extra.announced.is_none() && extra.apart.is_none();
@@ -72,25 +65,18 @@ impl Extra {
     }
 }
 
+impl Block {
+    /// Where the memory is: in the block, unless the lease is an allocation of its own.
+    pub(crate) fn address(&self) -> DevicePtr {
+        let apart = self.extra.as_ref().and_then(|extra| extra.apart.as_ref());
+        apart.map_or(self.at, Buffer::ptr)
+    }
+}
+
 impl Lease {
     #[inline]
-    pub(crate) fn new(
-        core: Arc<HeapCore>,
-        at: DevicePtr,
-        block: BlockId,
-        arena: u32,
-        size: Bytes,
-        given: u64,
-        class: Option<Class>,
-    ) -> Lease {
-        Lease { core: ManuallyDrop::new(core), at, block, arena, class, size, given, extra: None }
-    }
-
-    pub(crate) fn set_extra(&mut self, extra: Option<Box<Extra>>) {
-        if let Some((apart, _)) = extra.as_ref().and_then(|extra| extra.apart.as_ref()) {
-            self.at = apart.ptr();
-        }
-        self.extra = extra;
+    pub(crate) fn new(core: Arc<HeapCore>, block: Box<Block>) -> Lease {
+        Lease { core: ManuallyDrop::new(core), block: ManuallyDrop::new(block) }
     }
 
     pub(crate) fn heap(&self) -> &HeapCore {
@@ -101,23 +87,23 @@ impl Lease {
     /// what holds in between.
     #[inline]
     pub fn ptr(&self) -> DevicePtr {
-        self.at
+        self.block.address()
     }
 
     /// How many bytes were asked for.
     #[inline]
     pub fn len(&self) -> Bytes {
-        self.size
+        self.block.size
     }
 
     /// True where none were.
     pub fn is_empty(&self) -> bool {
-        self.size.is_zero()
+        self.block.size.is_zero()
     }
 
     /// How many bytes the block has that it lies in: at most 255 more than the length, or an eighth of it.
     pub fn given(&self) -> Bytes {
-        Bytes::new(self.given)
+        Bytes::new(self.block.given)
     }
 
     /// The device whose memory it is.
@@ -152,8 +138,8 @@ impl Lease {
             let given = Stamp::One(own.clock.id(), own.clock.now());
             self.core.pool.clocks().wait(&other.clock, &other.stream, &given)?;
         }
-        let (at, stream) = (self.at.addr(), other.clock.trace());
-        let extra = self.extra.get_or_insert_default();
+        let (at, stream) = (self.ptr().addr(), other.clock.trace());
+        let extra = self.block.extra.get_or_insert_default();
         if !extra.users.iter().any(|known| Arc::ptr_eq(known, &user)) {
             extra.users.push(user);
         }
@@ -189,10 +175,10 @@ impl Lease {
     ///   [marked](Lease::used_by) with; or it has ended by then.
     /// - Nothing writes them meanwhile but work of the same stream, which is in order.
     pub unsafe fn stream_slice(&self) -> DeviceSlice<'_> {
-        let len = self.size.to_usize().unwrap_or(0);
+        let len = self.block.size.to_usize().unwrap_or(0);
         // SAFETY: the block is mapped and nobody else's while it is leased, and its former users come before the heap's
         // stream's next work; the caller promises the rest.
-        unsafe { DeviceSlice::from_raw(self.at, len, self.core.pool.home()) }
+        unsafe { DeviceSlice::from_raw(self.ptr(), len, self.core.pool.home()) }
     }
 
     /// The bytes, for work that is given to the heap's own stream: to write too.
@@ -200,13 +186,13 @@ impl Lease {
     /// # Safety
     /// - As of [`Lease::stream_slice`], for what reads and what writes them.
     pub unsafe fn stream_slice_mut(&mut self) -> DeviceSliceMut<'_> {
-        let len = self.size.to_usize().unwrap_or(0);
+        let len = self.block.size.to_usize().unwrap_or(0);
         // SAFETY: as above.
-        unsafe { DeviceSliceMut::from_raw(self.at, len, self.core.pool.home()) }
+        unsafe { DeviceSliceMut::from_raw(self.ptr(), len, self.core.pool.home()) }
     }
 
     fn wait(&self) -> Result<(), Error> {
-        let users = self.extra.iter().flat_map(|extra| &extra.users);
+        let users = self.block.extra.iter().flat_map(|extra| &extra.users);
         let cores = std::iter::once(&*self.core).chain(users);
         for own in cores.filter_map(|core| core.stream.as_ref()) {
             own.stream.record()?.synchronize();
@@ -214,74 +200,57 @@ impl Lease {
         Ok(())
     }
 
-    /// Takes the lease apart for its heap.
+    /// Gives the block back by the long way.
     #[cold]
     #[inline(never)]
-    fn end(core: Arc<HeapCore>, lease: Returned, extra: Option<Box<Extra>>) {
-        let Returned { at, block, arena, class, size, given } = lease;
-        let extra = extra.map_or_else(Extra::default, |extra| *extra);
+    fn end(core: Arc<HeapCore>, mut block: Box<Block>) {
+        core.pool.tracer().emit(|| Traced::Free { at: block.address().addr() });
+        let extra = block.extra.take().map_or_else(Extra::default, |extra| *extra);
         let Extra { users, announced, apart, account, ready: _ } = extra;
-        core.pool.tracer().emit(|| Traced::Free { at: at.addr() });
         drop(announced);
         let mut stamp = core.stamp(core.now());
         users.iter().for_each(|user| stamp.merge(&user.stamp(user.now())));
         let shared = !users.is_empty();
-        let at = match apart {
-            Some((buffer, at)) => {
-                core.pool.keep_apart(buffer, stamp.clone());
-                at
-            }
-            None => at,
-        };
+        if let Some(buffer) = apart {
+            core.pool.keep_apart(buffer, stamp.clone());
+        }
         let mut state = core.shell.lock();
-        state.counts.give(size.get(), given);
-        let kept = Kept { at, block, arena, size: given, class, stamp };
+        state.counts.give(block.size.get(), block.given);
         // A lease from before the capture may be used by captured work, and so by the graph's launches.
         let captured = state.private.as_ref().filter(|_| account.is_none()).map(Private::account);
         if let Some(account) = account.as_ref().or(captured.as_ref()) {
             drop(state);
             let again = captured.is_none() && !shared;
-            if let Some(kept) = account.take_back(kept, again) {
-                core.pool.give(vec![(kept.arena, kept.block, kept.stamp)]);
+            if let Some(Kept { block, stamp }) = account.take_back(Kept { block, stamp }, again) {
+                core.pool.give(vec![block.home(stamp)]);
             }
-        } else if let (Some(class), true) = (class, state.cached) {
-            let entry = Entry { at, block, tick: core.now(), arena };
+        } else if let (Some(class), true) = (block.class, state.cached) {
             if shared {
-                state.waiting.push((class, entry, kept.stamp));
+                state.waiting.push((class, block, stamp));
             } else {
-                state.cache.push(class, entry);
+                let tick = core.now();
+                state.cache.push(class, Entry { block, tick });
             }
         } else {
             drop(state);
-            core.pool.give(vec![(arena, block, kept.stamp)]);
+            core.pool.give(vec![block.home(stamp)]);
         }
     }
 }
 
-/// What of a lease goes back.
-struct Returned {
-    at: DevicePtr,
-    block: BlockId,
-    arena: u32,
-    class: Option<Class>,
-    size: Bytes,
-    given: u64,
-}
-
 impl Drop for Lease {
-    #[inline]
     fn drop(&mut self) {
-        // SAFETY: it is taken once, here, and nothing uses it afterwards.
-        let core = unsafe { ManuallyDrop::take(&mut self.core) };
-        let Lease { at, block, arena, class, size, given, .. } = *self;
-        if let (Some(class), None) = (class, &self.extra)
+        // SAFETY: they are taken once, here, and nothing uses them afterwards.
+        let (core, block) =
+            unsafe { (ManuallyDrop::take(&mut self.core), ManuallyDrop::take(&mut self.block)) };
+        if let (Some(class), None) = (block.class, &block.extra)
             && !core.pool.tracer().is_on()
         {
-            let entry = Entry { at, block, tick: core.now(), arena };
+            let tick = core.now();
             let mut state = core.shell.lock();
             if state.cached {
-                state.counts.give(size.get(), given);
-                state.cache.push(class, entry);
+                state.counts.give(block.size.get(), block.given);
+                state.cache.push(class, Entry { block, tick });
                 if state.cache.bytes() <= core.pool.cache_limit() {
                     // Under the lock: a heap that is being closed drops what is spare.
                     state.spare.push(core);
@@ -292,8 +261,7 @@ impl Drop for Lease {
                 return;
             }
         }
-        let returned = Returned { at, block, arena, class, size, given };
-        Lease::end(core, returned, self.extra.take());
+        Lease::end(core, block);
     }
 }
 
@@ -311,14 +279,14 @@ unsafe impl Memory for Lease {
     fn writable(&mut self) -> Result<DeviceSliceMut<'_>, granule_device::Error> {
         if let Some(own) = &self.core.stream {
             let ready = own.stream.record()?;
-            self.extra.get_or_insert_default().ready = Some(ready);
+            self.block.extra.get_or_insert_default().ready = Some(ready);
         }
         // SAFETY: who asks waits for `ready`.
         Ok(unsafe { self.stream_slice_mut() })
     }
 
     fn ready(&self) -> Option<&Event> {
-        self.extra.as_ref()?.ready.as_ref()
+        self.block.extra.as_ref()?.ready.as_ref()
     }
 }
 
@@ -332,6 +300,6 @@ fn device_error(error: Error) -> granule_device::Error {
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Lease({:#x}, {})", self.at.addr(), self.size)
+        write!(f, "Lease({:#x}, {})", self.ptr().addr(), self.len())
     }
 }

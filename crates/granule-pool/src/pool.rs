@@ -110,7 +110,7 @@ pub(crate) struct Neighbour {
 }
 
 /// Free memory below this is no plenty, in granules.
-const SLACK: u64 = 16;
+const SLACK: u64 = 64;
 
 impl Neighbour {
     /// Whether it has more than it seems to need.
@@ -339,7 +339,7 @@ impl PoolInner {
 
     /// More free bytes than this are more than a heap needs that has leased `given`.
     pub(crate) fn plenty(&self, given: u64) -> u64 {
-        (given / 2).max(SLACK * self.granule().get())
+        given.max(SLACK * self.granule().get())
     }
 
     pub(crate) fn count_steal(&self) {
@@ -415,7 +415,7 @@ impl PoolInner {
     }
 
     pub(crate) fn give_kept(&self, kept: Vec<Kept>) {
-        self.give(kept.into_iter().map(|kept| (kept.arena, kept.block, kept.stamp)).collect());
+        self.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
     }
 
     /// Gives all caches back to the arenas.

@@ -7,21 +7,44 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use granule_device::DevicePtr;
+use granule_device::{Bytes, DevicePtr};
 
 use crate::capture::Private;
 use crate::heap::HeapCore;
+use crate::lease::Extra;
 use crate::policy::{BlockId, Cache, Class, Stamp, Tick};
 
-/// A free block of a class in a heap's cache: the heap's own stream may still use it, up to the tick, and nobody else.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry {
+/// A block that was cut from an arena, from then until it goes back there. A lease and a cache hand on its box: that is eight
+/// bytes, where the whole is a cache line.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// Where it goes when it is given back; none: to its arena.
+    pub(crate) class: Option<Class>,
+    /// The number of the arena.
+    pub(crate) arena: u32,
+    /// Its size in bytes.
+    pub(crate) given: u64,
+    /// What was asked for, while it is leased.
+    pub(crate) size: Bytes,
+    /// What few leases have.
+    pub(crate) extra: Option<Box<Extra>>,
     pub(crate) at: DevicePtr,
-    pub(crate) block: BlockId,
+    pub(crate) id: BlockId,
+}
+
+/// A free block of a class in a heap's cache: the heap's own stream may still use it, up to the tick, and nobody else.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) block: Box<Block>,
     /// 0: nobody does.
     pub(crate) tick: Tick,
-    /// The number of the arena that it was cut from.
-    pub(crate) arena: u32,
+}
+
+impl Block {
+    /// What its arena takes it back with.
+    pub(crate) fn home(&self, stamp: Stamp) -> (u32, BlockId, Stamp) {
+        (self.arena, self.id, stamp)
+    }
 }
 
 /// Sums over what a heap has leased.
@@ -73,7 +96,7 @@ pub(crate) struct State {
     /// References to the heap for leases to come. They are what a closed heap drops.
     pub(crate) spare: Vec<Arc<HeapCore>>,
     /// Blocks of a class that further streams may still use.
-    pub(crate) waiting: Vec<(Class, Entry, Stamp)>,
+    pub(crate) waiting: Vec<(Class, Box<Block>, Stamp)>,
     /// Handles of the heap. It is closed with the last one.
     pub(crate) handles: usize,
     /// What is kept apart while the stream is captured.
