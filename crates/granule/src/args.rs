@@ -31,6 +31,8 @@ pub(crate) enum Command {
     Tokenize(TokenizeArgs),
     /// List the devices: their memory, and what they can do
     Devices(DevicesArgs),
+    /// Look at a recording of memory that `run --trace` made
+    Trace(TraceArgs),
 }
 
 /// How the model is loaded.
@@ -213,6 +215,39 @@ pub(crate) struct TokenizeArgs {
     /// Write a JSON array of the ids
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `granule trace`
+#[derive(clap::Args)]
+pub(crate) struct TraceArgs {
+    #[command(subcommand)]
+    pub(crate) command: TraceCommand,
+}
+
+/// Of a file that is cut or damaged, each tells what can be read, and ends with the error and status 1.
+#[derive(Subcommand)]
+pub(crate) enum TraceCommand {
+    /// Say who held how much, what was leased, and what was left
+    Summary {
+        /// The recording
+        file: PathBuf,
+        /// Write one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write an HTML page: memory over time, and where everything was at any moment
+    View {
+        /// The recording
+        file: PathBuf,
+        /// The page, - for stdout [default: FILE.html]
+        #[arg(short, long, value_name = "PAGE")]
+        output: Option<PathBuf>,
+    },
+    /// Write the events as JSON lines
+    Export {
+        /// The recording
+        file: PathBuf,
+    },
 }
 
 /// Prints help as it is, and what is wrong with a command line as one line.

@@ -14,6 +14,7 @@ mod run;
 mod session;
 mod table;
 mod tokenize;
+mod trace;
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Devices(args) => devices::run(&args),
+        Command::Trace(args) => trace::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

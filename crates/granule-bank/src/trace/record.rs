@@ -212,7 +212,10 @@ impl Recorder {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let unix_ms = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
         sink.event(Event::Start { unix_ms, label: label.to_owned() });
-        for (owner, id) in &known.owners {
+        let mut owners: Vec<(&OwnerId, &Owner)> =
+            known.owners.iter().map(|(owner, id)| (id, owner)).collect();
+        owners.sort_unstable();
+        for (id, owner) in owners {
             sink.event(Event::Owner { owner: *id, name: owner.name().to_owned() });
         }
         known.things.values().for_each(|thing| sink.event(thing.clone()));

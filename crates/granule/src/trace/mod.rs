@@ -1,0 +1,73 @@
+//! `granule trace`: what a recording of memory tells, as a summary, as a page to look at, as JSON lines.
+
+mod export;
+mod history;
+mod page;
+mod summary;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use granule_bank::trace::Reader;
+
+use crate::args::{TraceArgs, TraceCommand};
+use history::History;
+use summary::Summary;
+
+/// Does it. Of a file that is cut or damaged, what can be read is told, marked as incomplete, and then the error is one.
+pub(crate) fn run(args: &TraceArgs) -> Result<()> {
+    match &args.command {
+        TraceCommand::Summary { file, json } => {
+            let history = read(file)?;
+            let summary = Summary::new(&history);
+            let mut out = std::io::stdout().lock();
+            if *json {
+                writeln!(out, "{}", serde_json::to_string_pretty(&summary.json())?)?;
+            } else {
+                write!(out, "{summary}")?;
+            }
+            whole(history, file)
+        }
+        TraceCommand::View { file, output } => {
+            let history = read(file)?;
+            let output = output.clone().unwrap_or_else(|| beside(file));
+            let page = page::page(&history)?;
+            if output.as_os_str() == OsStr::new("-") {
+                std::io::stdout().lock().write_all(page.as_bytes())?;
+            } else {
+                std::fs::write(&output, page).with_context(|| output.display().to_string())?;
+                eprintln!("{}", output.display());
+            }
+            whole(history, file)
+        }
+        TraceCommand::Export { file } => {
+            let reader = open(file)?;
+            let out = BufWriter::new(std::io::stdout().lock());
+            export::export(reader, out).with_context(|| file.display().to_string())
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<Reader<File>> {
+    let name = || path.display().to_string();
+    Reader::new(File::open(path).with_context(name)?).with_context(name)
+}
+
+fn read(path: &Path) -> Result<History> {
+    Ok(History::read(open(path)?))
+}
+
+/// That not all of the file could be read is an error, after all that could be said was said.
+fn whole(history: History, path: &Path) -> Result<()> {
+    history.broken.map_or(Ok(()), |broken| Err(broken).with_context(|| path.display().to_string()))
+}
+
+/// The page for a trace where nobody says where: beside it.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.to_path_buf().into_os_string();
+    name.push(".html");
+    name.into()
+}

@@ -1,0 +1,320 @@
+// The stack of what owners held, with what was in use, the marks and the cursor.
+
+const timeline = (() => {
+  const MARGIN = { left: 62, right: 14, top: 34, bottom: 24 };
+  let box = { width: 0, height: 0, inner: 0, deep: 0 };
+  let top = 1;
+
+  // The whole recording is 0 to 1; where a time lies in it depends on the axis.
+  function unit(t) {
+    if (!state.byChange) return t / END;
+    const n = upTo(changes, t);
+    if (n >= changes.length) return 1;
+    const before = changes[n - 1];
+    return (n - 1 + (t - before) / (changes[n] - before)) / (changes.length - 1);
+  }
+
+  function time(u) {
+    const within = Math.min(1, Math.max(0, u));
+    if (!state.byChange) return within * END;
+    const rank = within * (changes.length - 1), n = Math.min(Math.floor(rank), changes.length - 2);
+    return changes[n] + (rank - n) * (changes[n + 1] - changes[n]);
+  }
+
+  const x = (t) => MARGIN.left + ((unit(t) - state.from) / (state.to - state.from)) * box.inner;
+  const at = (px) => time(state.from + ((px - MARGIN.left) / box.inner) * (state.to - state.from));
+  const y = (n) => MARGIN.top + box.deep * (1 - n / top);
+
+  const mine = () => [...rank.keys()].filter((account) => deviceOf(account) === state.device)
+    .sort((a, b) => rank.get(a) - rank.get(b));
+
+  // For each column of pixels what the owners held at its highest moment, and the least and most that was in use.
+  function sampled(accounts) {
+    const columns = Math.max(1, Math.floor(box.inner));
+    const edges = Float64Array.from({ length: columns + 1 }, (_, i) => at(MARGIN.left + (i * box.inner) / columns));
+    const place = new Map(accounts.map((account, i) => [account, i]));
+    const now = Float64Array.from(accounts, (account) => valueAt(held[account], edges[0]));
+    const stack = accounts.map(() => new Float64Array(columns));
+    let total = now.reduce((sum, n) => sum + n, 0);
+    const of = C["held.account"], ns = C["held.ns"], to = C["held.bytes"];
+    let next = upTo(ns, edges[0]);
+    const curve = used[state.device];
+    let use = valueAt(curve, edges[0]), nextUse = upTo(curve.ns, edges[0]);
+    const least = new Float64Array(columns), most = new Float64Array(columns);
+    for (let column = 0; column < columns; column++) {
+      let best = total;
+      now.forEach((n, i) => { stack[i][column] = n; });
+      for (; next < ns.length && ns[next] < edges[column + 1]; next++) {
+        const i = place.get(of[next]);
+        if (i === undefined) continue;
+        total += to[next] - now[i];
+        now[i] = to[next];
+        if (total > best) {
+          best = total;
+          now.forEach((n, j) => { stack[j][column] = n; });
+        }
+      }
+      least[column] = most[column] = use;
+      for (; nextUse < curve.ns.length && curve.ns[nextUse] < edges[column + 1]; nextUse++) {
+        use = curve.bytes[nextUse];
+        least[column] = Math.min(least[column], use);
+        most[column] = Math.max(most[column], use);
+      }
+    }
+    return { columns, stack, least, most };
+  }
+
+  // A step that divides an axis of `most` into some five parts, in binary units.
+  function step(most) {
+    let size = 1;
+    while (size * 1024 * 4 <= most) size *= 1024;
+    for (const part of [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 200, 256, 500, 512, 1024, 2048]) {
+      if (most / (size * part) <= 5) return size * part;
+    }
+    return most;
+  }
+
+  function ticks(drawing) {
+    const least = 90;
+    const from = at(MARGIN.left), to = at(MARGIN.left + box.inner);
+    if (state.byChange) {
+      const n = Math.max(1, Math.floor(box.inner / least));
+      return Array.from({ length: n + 1 }, (_, i) => at(MARGIN.left + (i * box.inner) / n));
+    }
+    const rough = ((to - from) * least) / box.inner, power = 10 ** Math.floor(Math.log10(rough));
+    const every = power * ([1, 2, 5].find((n) => n * power >= rough) ?? 10);
+    const all = [];
+    for (let t = Math.ceil(from / every) * every; t <= to; t += every) all.push(t);
+    return all;
+  }
+
+  // Layers of the stack as steps, from the bottom up.
+  function areas(drawing, accounts, { columns, stack }) {
+    const wide = box.inner / columns;
+    const base = new Float64Array(columns);
+    const lit = state.lit ?? state.pinned;
+    accounts.forEach((account, i) => {
+      if (!stack[i].some((n) => n > 0)) return;
+      const layer = base.map((n, column) => n + stack[i][column]);
+      drawing.beginPath();
+      for (let column = 0; column < columns; column++) {
+        drawing.lineTo(MARGIN.left + column * wide, y(layer[column]));
+        drawing.lineTo(MARGIN.left + (column + 1) * wide, y(layer[column]));
+      }
+      for (let column = columns - 1; column >= 0; column--) {
+        drawing.lineTo(MARGIN.left + (column + 1) * wide, y(base[column]));
+        drawing.lineTo(MARGIN.left + column * wide, y(base[column]));
+      }
+      drawing.globalAlpha = lit === null || lit === account ? 1 : 0.22;
+      drawing.fillStyle = colour(account);
+      drawing.fill();
+      drawing.globalAlpha = 1;
+      // A seam of the ground's colour between neighbours, so that they differ by more than hue.
+      drawing.beginPath();
+      for (let column = 0; column < columns; column++) {
+        drawing.lineTo(MARGIN.left + column * wide, y(layer[column]));
+        drawing.lineTo(MARGIN.left + (column + 1) * wide, y(layer[column]));
+      }
+      drawing.strokeStyle = css("--ground");
+      drawing.lineWidth = 1;
+      drawing.stroke();
+      base.set(layer);
+    });
+  }
+
+  // What was in use: between the least and the most of each column.
+  function inUse(drawing, { columns, least, most }) {
+    const wide = box.inner / columns;
+    drawing.fillStyle = css("--ink");
+    drawing.globalAlpha = 0.28;
+    for (let column = 0; column < columns; column++) {
+      if (most[column] > least[column]) {
+        drawing.fillRect(MARGIN.left + column * wide, y(most[column]), wide, y(least[column]) - y(most[column]));
+      }
+    }
+    drawing.globalAlpha = 1;
+    for (const [style, width] of [["--ground", 3.5], ["--ink", 1.5]]) {
+      drawing.beginPath();
+      for (let column = 0; column < columns; column++) {
+        drawing.lineTo(MARGIN.left + column * wide, y(most[column]));
+        drawing.lineTo(MARGIN.left + (column + 1) * wide, y(most[column]));
+      }
+      drawing.strokeStyle = css(style);
+      drawing.lineWidth = width;
+      drawing.lineJoin = "round";
+      drawing.stroke();
+    }
+  }
+
+  function axes(drawing) {
+    const every = step(top);
+    drawing.textBaseline = "middle";
+    drawing.textAlign = "right";
+    for (let n = 0; n <= top; n += every) {
+      drawing.fillStyle = css("--line");
+      drawing.fillRect(MARGIN.left, Math.round(y(n)), box.inner, 1);
+      drawing.fillStyle = css("--faint");
+      drawing.fillText(n === 0 ? "0" : bytes(n).replace(".0 ", " "), MARGIN.left - 8, y(n));
+    }
+    drawing.textBaseline = "top";
+    drawing.textAlign = "center";
+    for (const t of ticks(drawing)) {
+      const half = 30, px = Math.min(Math.max(x(t), MARGIN.left + half - 24), MARGIN.left + box.inner - half + 16);
+      drawing.fillStyle = css("--line");
+      drawing.fillRect(Math.round(x(t)), MARGIN.top + box.deep, 1, 4);
+      drawing.fillStyle = css("--faint");
+      drawing.fillText(duration(t).replace(/\.0+ /, " "), px, MARGIN.top + box.deep + 8);
+    }
+  }
+
+  // Marks as ticks over the plot; each has its name as far as there is room before the next.
+  function phases(drawing) {
+    drawing.textBaseline = "middle";
+    drawing.textAlign = "left";
+    const first = upTo(markTimes, at(MARGIN.left) - 1e-9), last = upTo(markTimes, at(MARGIN.left + box.inner));
+    let free = -Infinity;
+    for (let i = Math.max(0, first - 1); i < last; i++) {
+      const px = x(marks[i].ns);
+      const from = Math.max(px, MARGIN.left);
+      const next = i + 1 < marks.length ? Math.min(x(marks[i + 1].ns), MARGIN.left + box.inner) : MARGIN.left + box.inner;
+      if (px >= MARGIN.left - 1) {
+        drawing.fillStyle = css("--line");
+        drawing.fillRect(Math.round(px), 14, 1, MARGIN.top - 14 + box.deep);
+        drawing.fillStyle = css("--faint");
+        drawing.fillRect(Math.round(px), 14, 1, 8);
+      }
+      // A name may run over the next marks where those are too close for names of their own.
+      const whole = drawing.measureText(marks[i].text).width;
+      const room = Math.max(next - from, Math.min(whole + 10, 120, MARGIN.left + box.inner - from));
+      if (from >= free && room > 24) {
+        const shown = fit(drawing, marks[i].text, room - 8);
+        drawing.fillStyle = css("--soft");
+        if (shown) drawing.fillText(shown, from + 4, 18);
+        free = from + Math.min(whole, room) + 10;
+      }
+    }
+    let begun = null;
+    for (const event of T.moments) {
+      if (event.device !== state.device && event.what !== "lost") continue;
+      const px = x(event.ns);
+      const shown = px >= MARGIN.left && px <= MARGIN.left + box.inner;
+      if (event.what === "capture_begin") begun = px;
+      if (event.what === "capture_end" && begun !== null) {
+        const from = Math.max(begun, MARGIN.left), to = Math.min(px, MARGIN.left + box.inner);
+        drawing.fillStyle = css("--soft");
+        if (to > from) drawing.fillRect(from, MARGIN.top + box.deep - 3, to - from, 3);
+        begun = null;
+      }
+      if (!shown) continue;
+      if (event.what === "refused" || event.what === "lost") {
+        drawing.fillStyle = css("--alarm");
+        drawing.beginPath();
+        drawing.moveTo(px, MARGIN.top + 7);
+        drawing.lineTo(px - 5, MARGIN.top - 2);
+        drawing.lineTo(px + 5, MARGIN.top - 2);
+        drawing.fill();
+        drawing.fillRect(px - 0.5, MARGIN.top, 1, box.deep);
+      }
+      if (event.what === "trim") {
+        drawing.strokeStyle = css("--soft");
+        drawing.lineWidth = 1.2;
+        drawing.beginPath();
+        drawing.moveTo(px - 4, MARGIN.top);
+        drawing.lineTo(px, MARGIN.top + 5);
+        drawing.lineTo(px + 4, MARGIN.top);
+        drawing.stroke();
+      }
+    }
+  }
+
+  function draw() {
+    const width = $("stage").clientWidth;
+    const height = Math.round(Math.min(420, Math.max(230, width * 0.3)));
+    box = { width, height, inner: width - MARGIN.left - MARGIN.right, deep: height - MARGIN.top - MARGIN.bottom };
+    const drawing = context($("plot"), width, height);
+    const accounts = mine(), columns = sampled(accounts);
+    top = 1;
+    for (let column = 0; column < columns.columns; column++) {
+      const total = columns.stack.reduce((sum, layer) => sum + layer[column], 0);
+      top = Math.max(top, total, columns.most[column]);
+    }
+    const { budget } = T.devices[state.device];
+    const near = budget > 0 && budget < top * 1.6;
+    top = Math.max(top * 1.06, near ? budget * 1.04 : 0);
+    axes(drawing);
+    areas(drawing, accounts, columns);
+    phases(drawing);
+    inUse(drawing, columns);
+    if (near) {
+      drawing.strokeStyle = css("--alarm");
+      drawing.setLineDash([5, 4]);
+      drawing.beginPath();
+      drawing.moveTo(MARGIN.left, y(budget));
+      drawing.lineTo(MARGIN.left + box.inner, y(budget));
+      drawing.stroke();
+      drawing.setLineDash([]);
+      drawing.fillStyle = css("--alarm");
+      drawing.textAlign = "right";
+      drawing.textBaseline = "bottom";
+      drawing.fillText(`budget ${bytes(budget)}`, MARGIN.left + box.inner - 4, y(budget) - 2);
+    }
+    cursor();
+  }
+
+  // The cursor, drawn over the plot so that moving it draws nothing else.
+  function cursor() {
+    const drawing = context($("over"), box.width, box.height);
+    const px = x(state.t);
+    if (px < MARGIN.left - 0.5 || px > MARGIN.left + box.inner + 0.5) return;
+    const ink = css("--ink"), ground = css("--ground");
+    drawing.fillStyle = ground;
+    drawing.fillRect(px - 1.5, MARGIN.top - 6, 3, box.deep + 6);
+    drawing.fillStyle = ink;
+    drawing.fillRect(px - 0.75, MARGIN.top - 6, 1.5, box.deep + 6);
+    const curve = used[state.device];
+    const total = mine().reduce((sum, account) => sum + valueAt(held[account], state.t), 0);
+    for (const n of [total, valueAt(curve, state.t)]) {
+      drawing.beginPath();
+      drawing.arc(px, y(n), 3.5, 0, 7);
+      drawing.fillStyle = ink;
+      drawing.fill();
+      drawing.strokeStyle = ground;
+      drawing.lineWidth = 1.5;
+      drawing.stroke();
+    }
+    drawing.font = "600 11px ui-sans-serif, system-ui, sans-serif";
+    const label = moment(state.t), wide = drawing.measureText(label).width + 14;
+    const left = Math.min(Math.max(px - wide / 2, 2), box.width - wide - 2);
+    drawing.fillStyle = ink;
+    drawing.beginPath();
+    drawing.roundRect(left, 5, wide, 20, 10);
+    drawing.fill();
+    drawing.fillStyle = ground;
+    drawing.textAlign = "center";
+    drawing.textBaseline = "middle";
+    drawing.fillText(label, left + wide / 2, 15.5);
+    const slider = $("over");
+    slider.setAttribute("aria-valuemax", END);
+    slider.setAttribute("aria-valuenow", Math.round(state.t));
+    slider.setAttribute("aria-valuetext", `${moment(state.t)}, ${bytes(total)} held`);
+  }
+
+  // Shows the part around `u` that is `times` as long as what is shown now.
+  function zoom(times, u = unit(state.t)) {
+    const long = Math.min(1, Math.max((state.to - state.from) * times, Math.min(1, 8 / changes.length) * 1e-3));
+    const from = u - ((u - state.from) * long) / (state.to - state.from);
+    state.from = Math.min(Math.max(0, from), 1 - long);
+    state.to = state.from + long;
+  }
+
+  // Moves what is shown so that the cursor is in it.
+  function follow() {
+    const u = unit(state.t), long = state.to - state.from;
+    if (u < state.from || u > state.to) {
+      state.from = Math.min(Math.max(0, u - long / 2), 1 - long);
+      state.to = state.from + long;
+    }
+  }
+
+  return { draw, cursor, at, unit, time, zoom, follow, mine };
+})();
