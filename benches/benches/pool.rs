@@ -6,7 +6,7 @@ use std::time::Duration;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use granule_benches::subjects::{
-    ClassLifo, GgmlList, Nothing, Offsets, Plain, SlabFloor, mimalloc, system_malloc,
+    ClassLifo, GgmlList, Granule, Nothing, Offsets, Plain, SlabFloor, mimalloc, system_malloc,
 };
 use granule_benches::workload::model::{LLAMA_1B, LLAMA_8B};
 use granule_benches::workload::{Sizes, churn, decode};
@@ -45,6 +45,7 @@ fn pairs(criterion: &mut Criterion) {
         group.measurement_time(Duration::from_secs(2)).warm_up_time(Duration::from_millis(500));
         one(&mut group, Nothing, &script);
         one(&mut group, ClassLifo::default(), &script);
+        one(&mut group, Granule::new(1), &script);
         one(&mut group, SlabFloor::default(), &script);
         one(&mut group, system_malloc(), &script);
         one(&mut group, mimalloc(), &script);

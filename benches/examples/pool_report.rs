@@ -22,6 +22,11 @@ fn main() -> ExitCode {
             section => section.clone_into(&mut only),
         }
     }
-    report(effort, &only, |section| println!("{section}"));
-    ExitCode::SUCCESS
+    match report(effort, &only, |section| println!("{section}")) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pool_report: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

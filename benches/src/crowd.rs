@@ -67,7 +67,7 @@ pub fn handed_over<S: Subject>(subject: &S, size: u32, time: Duration) -> f64 {
             let mut freed = 0u64;
             for load in receive {
                 freed += load.len() as u64;
-                load.into_iter().for_each(|block| handle.free(block));
+                load.into_iter().for_each(|block| handle.free_moved(block));
             }
             freed
         });

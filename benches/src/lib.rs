@@ -5,9 +5,8 @@
 //! [`Player`] runs the one on the other. What a sceptic asks first:
 //!
 //! - **Is the same work timed for each subject?** The same loop over the same operations, compiled anew for each subject
-//!   (nothing goes through a vtable), with the same table of live blocks. The table holds blocks without their drop glue, so
-//!   that a subject whose block returns itself does not pay for being checked where another is not. What a block's size costs
-//!   (a lease knows its heap, a floor's block is an index) is the subject's to pay.
+//!   (nothing goes through a vtable), with the same table of live blocks. Blocks are written straight into the table and freed
+//!   where they lie. What a block's size costs (a lease knows its heap, a floor's block is an index) is the subject's to pay.
 //! - **Is it the loop that is measured?** [`subjects::Nothing`] is a subject that does nothing; its time is printed, and ratios
 //!   are of times from which it has been taken off, which makes them larger.
 //! - **Can the compiler take the work away?** The address of each block goes through `black_box`, and the block itself into a

@@ -1,63 +1,74 @@
 //! `Player`: runs a script on a subject and takes the time of each batch.
 
 use std::hint::black_box;
-use std::mem::ManuallyDrop;
+use std::mem::MaybeUninit;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
 use crate::script::BATCH;
+use crate::subject::Last;
 use crate::{Handle, Op, Script, Subject};
 
 /// A subject in the middle of a script.
+///
+/// The table of live blocks has no tags: a script that [passes](Script::check) says by itself which slots are filled. So a block
+/// is written straight to its slot and freed where it lies, and none is moved through the stack or looked at before.
 pub struct Player<'a, S: Subject + 'a> {
     handle: S::Handle<'a>,
-    live: Vec<Option<ManuallyDrop<S::Block>>>,
-    cycle: &'a [Op],
+    live: Vec<MaybeUninit<S::Block>>,
+    script: &'a Script,
     at: usize,
 }
 
 impl<'a, S: Subject + 'a> Player<'a, S> {
     /// Plays the prologue.
+    ///
+    /// # Panics
+    /// Where the script does not pass its check.
     pub fn new(subject: &'a S, script: &'a Script, stream: usize) -> Player<'a, S> {
-        let live = (0..script.slots).map(|_| None).collect();
-        let mut player = Player { handle: subject.handle(stream), live, cycle: &script.cycle, at: 0 };
+        script.check().expect("a script that fits together");
+        let live = (0..script.slots).map(|_| MaybeUninit::uninit()).collect();
+        let mut player = Player { handle: subject.handle(stream), live, script, at: 0 };
         player.play(&script.prologue);
         player
     }
 
-    /// Plays operations that are not the cycle's.
-    ///
-    /// A slot that is filled is empty before; what `ManuallyDrop` spares is a look at what is overwritten.
+    /// Plays operations, which have to be the script's next.
     #[inline]
-    pub fn play(&mut self, ops: &[Op]) {
+    fn play(&mut self, ops: &[Op]) {
         for op in ops {
             let place = &mut self.live[op.slot as usize];
             if op.size == 0 {
-                if let Some(block) = place.take() {
-                    self.handle.free(ManuallyDrop::into_inner(block));
-                }
+                // SAFETY: the script passed its check, so this slot was filled and not emptied since, and is filled again before
+                // it is emptied again.
+                self.handle.free(unsafe { Last::of(place) });
             } else {
-                let block = self.handle.alloc(op.size);
-                black_box(S::Handle::address(&block));
-                *place = Some(ManuallyDrop::new(block));
+                let block = place.write(self.handle.alloc(op.size));
+                black_box(S::Handle::address(block));
             }
         }
     }
 
-    /// Plays the next batch of the cycle; answers how many operations it had. The last batch of a cycle can be short.
+    /// Plays up to `most` operations of the cycle, and none of the next; answers how many.
+    #[inline]
+    pub fn play_on(&mut self, most: usize) -> usize {
+        let script = self.script;
+        let (at, end) = (self.at, script.cycle.len().min(self.at + most));
+        self.play(&script.cycle[at..end]);
+        self.at = if end == script.cycle.len() { 0 } else { end };
+        end - at
+    }
+
+    /// Plays the next batch; answers how many operations it had. The last batch of a cycle can be short.
     #[inline]
     pub fn batch(&mut self) -> usize {
-        let end = self.cycle.len().min(self.at + BATCH);
-        let (cycle, at) = (self.cycle, self.at);
-        self.play(&cycle[at..end]);
-        self.at = if end == cycle.len() { 0 } else { end };
-        end - at
+        self.play_on(BATCH)
     }
 
     /// Plays the cycle from wherever it is until it is there again.
     pub fn cycle(&mut self) {
-        let mut left = self.cycle.len();
+        let mut left = self.script.cycle.len();
         while left > 0 {
             left -= self.batch();
         }
@@ -89,17 +100,16 @@ impl<'a, S: Subject + 'a> Player<'a, S> {
         let elapsed = start.elapsed();
         Duration::from_nanos((elapsed.as_nanos() as f64 * (2 * pairs) as f64 / ops as f64) as u64)
     }
-
-    /// The live blocks' addresses.
-    pub fn addresses(&self) -> impl Iterator<Item = u64> {
-        self.live.iter().flatten().map(|block| S::Handle::address(block))
-    }
 }
 
 impl<'a, S: Subject + 'a> Drop for Player<'a, S> {
     fn drop(&mut self) {
-        for block in self.live.drain(..).flatten() {
-            self.handle.free(ManuallyDrop::into_inner(block));
+        let mut filled = vec![false; self.script.slots];
+        let done = self.script.prologue.iter().chain(&self.script.cycle[..self.at]);
+        done.for_each(|op| filled[op.slot as usize] = op.size != 0);
+        for (place, _) in self.live.iter_mut().zip(filled).filter(|(_, filled)| *filled) {
+            // SAFETY: this is what the operations so far have left filled; every cycle before began and ended alike.
+            self.handle.free(unsafe { Last::of(place) });
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `Subject`: an allocator under test, and `Handle`: what one thread holds of it.
 
+use std::mem::MaybeUninit;
+
 /// An allocator under test, shared by the threads that use it.
 pub trait Subject: Sync {
     /// What an allocation answers.
@@ -26,9 +28,46 @@ pub trait Handle {
     /// At least `size` bytes; `size` is not 0.
     fn alloc(&mut self, size: u32) -> Self::Block;
     /// Takes a block back, whichever handle of the subject it came from.
-    fn free(&mut self, block: Self::Block);
+    fn free(&mut self, block: Last<'_, Self::Block>);
+    /// As [`Handle::free`], of a block that was moved here.
+    #[inline]
+    fn free_moved(&mut self, block: Self::Block) {
+        let mut place = MaybeUninit::new(block);
+        // SAFETY: it was initialized here and is not read again.
+        self.free(unsafe { Last::of(&mut place) });
+    }
     /// The block's address, or the number that stands for it.
     fn address(block: &Self::Block) -> u64;
+}
+
+/// A block that nobody will use again, where it lies. A subject whose block returns itself drops it there; others take it.
+#[derive(Debug)]
+pub struct Last<'a, B>(&'a mut MaybeUninit<B>);
+
+impl<'a, B> Last<'a, B> {
+    /// What is in `place`.
+    ///
+    /// # Safety
+    /// - `place` is initialized.
+    /// - It is not read again before it is written.
+    #[inline]
+    pub unsafe fn of(place: &'a mut MaybeUninit<B>) -> Last<'a, B> {
+        Last(place)
+    }
+
+    /// Moves it out.
+    #[inline]
+    pub fn take(self) -> B {
+        // SAFETY: as `of` demands; it is taken or dropped once, by value of this.
+        unsafe { self.0.assume_init_read() }
+    }
+
+    /// Drops it in its place.
+    #[inline]
+    pub fn drop_in_place(self) {
+        // SAFETY: as above.
+        unsafe { self.0.assume_init_drop() }
+    }
 }
 
 /// What a subject holds.

@@ -3,7 +3,9 @@
 use granule_device::{Device, HostOptions};
 
 use crate::Subject;
-use crate::subjects::{ClassLifo, GgmlList, Nothing, Offsets, Plain, SlabFloor, mimalloc, system_malloc};
+use crate::subjects::{
+    ClassLifo, GgmlList, Granule, Nothing, Offsets, Plain, SlabFloor, mimalloc, system_malloc,
+};
 
 /// Meets the subjects one by one, each new.
 pub trait Visitor {
@@ -27,6 +29,7 @@ impl Field {
     pub fn visit(self, visitor: &mut impl Visitor) {
         visitor.visit(Nothing);
         visitor.visit(ClassLifo::default());
+        visitor.visit(Granule::new(self.streams));
         visitor.visit(SlabFloor::default());
         visitor.visit(system_malloc());
         visitor.visit(mimalloc());

@@ -34,7 +34,7 @@ pub fn look_at<S: Subject>(subject: &S, history: &Residency) -> (Vec<Look>, Opti
             let slot = op.slot as usize;
             sizes[slot] = u64::from(op.size);
             if op.size == 0 {
-                handle.free(blocks[slot].take().expect("a live block"));
+                handle.free_moved(blocks[slot].take().expect("a live block"));
             } else {
                 blocks[slot] = Some(handle.alloc(op.size));
             }

@@ -3,7 +3,9 @@
 mod field;
 mod memory;
 mod pairs;
+mod ratios;
 mod threads;
+mod traces;
 
 use std::fmt;
 use std::time::Duration;
@@ -74,12 +76,27 @@ impl fmt::Display for Section {
 }
 
 /// Measures everything whose heading contains `only`, and tells each section as soon as it is there.
-pub fn report(effort: Effort, only: &str, mut tell: impl FnMut(&dyn fmt::Display)) {
+///
+/// # Errors
+/// A committed trace that cannot be read.
+pub fn report(
+    effort: Effort,
+    only: &str,
+    mut tell: impl FnMut(&dyn fmt::Display),
+) -> Result<(), Box<dyn std::error::Error>> {
     tell(&format!("# The pool and others: {}\n", machine()));
     let wanted = |title: &str| title.to_lowercase().contains(&only.to_lowercase());
+    if wanted(ratios::TITLE) {
+        tell(&ratios::section(effort));
+    }
     for script in pairs::scripts(effort) {
         if wanted(&script.name) {
             tell(&pairs::section(effort, &script));
+        }
+    }
+    for path in traces::files()? {
+        if wanted(&format!("trace: {}", path.display())) {
+            tell(&traces::section(effort, &path)?);
         }
     }
     if wanted(threads::TITLE) {
@@ -88,4 +105,5 @@ pub fn report(effort: Effort, only: &str, mut tell: impl FnMut(&dyn fmt::Display
     if wanted(memory::TITLE) {
         tell(&memory::section(effort));
     }
+    Ok(())
 }

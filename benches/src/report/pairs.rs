@@ -54,7 +54,7 @@ impl Visitor for Rows<'_> {
 fn peak<S: Subject>(subject: &S, player: &mut Player<'_, S>, script: &Script) -> Option<u64> {
     let mut peak = subject.footprint().reserved;
     for op in &script.cycle {
-        player.play(std::slice::from_ref(op));
+        player.play_on(1);
         if op.size != 0 {
             peak = peak.max(subject.footprint().reserved);
         }

@@ -17,6 +17,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use crate::subject::Last;
 use crate::{Footprint, Handle, Subject};
 
 const ENTRIES: usize = 256;
@@ -118,7 +119,8 @@ impl Handle for ListHandle<'_> {
     }
 
     #[inline]
-    fn free(&mut self, block: ListBlock) {
+    fn free(&mut self, block: Last<'_, ListBlock>) {
+        let block = block.take();
         match self.list.entries.iter_mut().find(|entry| entry.address == 0) {
             Some(entry) => *entry = Entry { address: block.address, size: block.size },
             None => self.device.free(&block),
@@ -162,8 +164,8 @@ mod tests {
         assert_eq!((small.size, large.size), (10_752, 105_216));
         assert_eq!(reserved(&list), 10_752 + 105_216);
         let (at_small, at_large) = (small.address, large.address);
-        handle.free(large);
-        handle.free(small);
+        handle.free_moved(large);
+        handle.free_moved(small);
         let taken = [handle.alloc(9_000), handle.alloc(300)];
         assert_eq!(taken.map(|block| (block.address, block.size)), [(at_small, 10_752), (at_large, 105_216)]);
         assert_eq!(list.footprint().calls, Some(2));
@@ -174,7 +176,7 @@ mod tests {
         let list = GgmlList::new(1);
         let mut handle = list.handle(0);
         let blocks: Vec<ListBlock> = (0..300).map(|_| handle.alloc(256)).collect();
-        blocks.into_iter().for_each(|block| handle.free(block));
+        blocks.into_iter().for_each(|block| handle.free_moved(block));
         assert_eq!(list.footprint().calls, Some(300 + 44));
         assert_eq!(reserved(&list), 256 * 512);
     }

@@ -7,6 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 
 use mimalloc::MiMalloc;
 
+use crate::subject::Last;
 use crate::{Footprint, Handle, Subject};
 
 /// An allocator of the host.
@@ -66,7 +67,8 @@ impl<A: GlobalAlloc> Handle for &HostHeap<A> {
     }
 
     #[inline]
-    fn free(&mut self, block: HostBlock) {
+    fn free(&mut self, block: Last<'_, HostBlock>) {
+        let block = block.take();
         // SAFETY: it came from `alloc` with this layout, and a block is no copy.
         unsafe { self.heap.dealloc(std::ptr::with_exposed_provenance_mut(block.address), block.layout) };
     }

@@ -7,6 +7,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
+use crate::subject::Last;
 use crate::{Footprint, Handle, Subject};
 
 /// 8 linear classes and 8 for each doubling from 2 KiB to 4 GiB.
@@ -85,7 +86,8 @@ impl Handle for &ClassLifo {
     }
 
     #[inline]
-    fn free(&mut self, block: Slot) {
+    fn free(&mut self, block: Last<'_, Slot>) {
+        let block = block.take();
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
         lists.free[usize::from(block.class)].push(block.id);
     }

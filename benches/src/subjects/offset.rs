@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use offset_allocator::{Allocation, Allocator};
 
+use crate::subject::Last;
 use crate::{Footprint, Handle, Subject};
 
 /// Bytes of a unit.
@@ -64,7 +65,8 @@ impl Handle for &Offsets {
     }
 
     #[inline]
-    fn free(&mut self, block: OffsetBlock) {
+    fn free(&mut self, block: Last<'_, OffsetBlock>) {
+        let block = block.take();
         self.span.lock().unwrap_or_else(PoisonError::into_inner).free(block.0);
     }
 

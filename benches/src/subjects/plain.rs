@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use granule_device::{Buffer, Bytes, Device};
 
+use crate::subject::Last;
 use crate::{Footprint, Handle, Subject};
 
 /// A device.
@@ -46,7 +47,8 @@ impl Handle for &Plain {
         self.device.alloc(Bytes::new(u64::from(size))).expect("room on the device")
     }
 
-    fn free(&mut self, block: Buffer) {
+    fn free(&mut self, block: Last<'_, Buffer>) {
+        let block = block.take();
         self.held.fetch_sub(block.len().get(), Ordering::Relaxed);
         drop(block);
     }

@@ -4,6 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use slab::Slab;
 
+use crate::subject::Last;
 use crate::{Footprint, Handle, Subject};
 
 /// A slab of sizes behind a mutex.
@@ -38,7 +39,8 @@ impl Handle for &SlabFloor {
     }
 
     #[inline]
-    fn free(&mut self, block: usize) {
+    fn free(&mut self, block: Last<'_, usize>) {
+        let block = block.take();
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(block);
     }
 
