@@ -143,7 +143,7 @@ struct Asking;
 impl Asking {
     /// `None` where it asks already.
     fn begin() -> Option<Asking> {
-        (!ASKING.replace(true)).then_some(Asking)
+        (!ASKING.replace(true)).then(|| Asking)
     }
 }
 

@@ -14,8 +14,8 @@ use crate::trace::RangeId;
 #[derive(Debug, Default)]
 pub(crate) struct RetireQueue {
     waiting: Mutex<Vec<Retiree>>,
-    /// How many there are: the common answer, none, is had without the lock.
-    count: AtomicUsize,
+    /// How many places wait or are being given back at this moment; the common answer, none, is had without the lock.
+    places: AtomicUsize,
     /// How many places were ever pushed, which is also where the numbers of retirees come from.
     pushed: AtomicU64,
 }
@@ -47,14 +47,15 @@ impl RetireQueue {
         event: &Event,
     ) {
         let id = self.pushed.fetch_add(pieces.len() as u64, Ordering::Relaxed);
+        self.places.fetch_add(pieces.len(), Ordering::AcqRel);
         let (range, places, event) = (places.id, Arc::downgrade(places), event.clone());
-        self.put(Retiree { id, range, places, first, retired, pieces, event });
+        self.waiting().push(Retiree { id, range, places, first, retired, pieces, event });
     }
 
-    /// Gives back what has waited long enough. What the system does not unmap goes on waiting.
-    pub(crate) fn poll(&self) {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return;
+    /// Gives back what has waited long enough. What the system does not unmap goes on waiting; answers whether there is any.
+    pub(crate) fn poll(&self) -> bool {
+        if self.places() == 0 {
+            return false;
         }
         // The driver is asked, and told to unmap, without the lock.
         let events: Vec<(u64, Event)> =
@@ -62,23 +63,30 @@ impl RetireQueue {
         let done: Vec<u64> = events.iter().filter(|(_, event)| event.is_done()).map(|&(id, _)| id).collect();
         let ready: Vec<Retiree> =
             self.waiting().extract_if(.., |retiree| done.contains(&retiree.id)).collect();
-        self.count.fetch_sub(ready.len(), Ordering::AcqRel);
+        let mut refused = false;
         for mut retiree in ready {
             if retiree.retired.finish().is_err() {
-                self.put(retiree);
-            } else if let Some(places) = retiree.places.upgrade() {
-                places.retired(&(retiree.first..retiree.first + retiree.pieces.len()));
+                refused = true;
+                self.waiting().push(retiree);
+                continue;
             }
+            let count = retiree.pieces.len();
+            if let Some(places) = retiree.places.upgrade() {
+                places.retired(&(retiree.first..retiree.first + count));
+            }
+            drop(retiree);
+            self.places.fetch_sub(count, Ordering::AcqRel);
         }
+        refused
     }
 
-    /// Waits until something is given back, or the moment has come.
+    /// Waits until something is given back, the system refuses to unmap something, or the moment has come.
     pub(crate) fn wait(&self, until: Instant) {
         let mut pause = PAUSES.0;
         let before = self.places();
         loop {
-            self.poll();
-            if self.places() < before || Instant::now() >= until {
+            let refused = self.poll();
+            if refused || self.places() < before || Instant::now() >= until {
                 return;
             }
             std::thread::sleep(pause);
@@ -93,9 +101,9 @@ impl RetireQueue {
         self.poll();
     }
 
-    /// How many places wait.
+    /// How many places wait, or are being given back at this moment by whoever noticed that they can be.
     pub(crate) fn places(&self) -> usize {
-        self.waiting().iter().map(|retiree| retiree.pieces.len()).sum()
+        self.places.load(Ordering::Acquire)
     }
 
     /// Asks about everything that waits: its range, its place, its piece.
@@ -111,11 +119,6 @@ impl RetireQueue {
     /// How many places were ever pushed.
     pub(crate) fn pushed(&self) -> u64 {
         self.pushed.load(Ordering::Relaxed)
-    }
-
-    fn put(&self, retiree: Retiree) {
-        self.waiting().push(retiree);
-        self.count.fetch_add(1, Ordering::AcqRel);
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Retiree>> {

@@ -1,0 +1,356 @@
+//! Requests that do not fit: who is asked, in which order, how often; and what is waited for.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use granule_bank::{Bank, Error, Offer, Owner, Reclaim, ReclaimGuard, Stock};
+use granule_device::Bytes;
+
+use crate::support::{Open, Work, bank, fill, granule, granules, is_all, is_host, options, place, stream};
+
+/// Holds granules, says what it is told to say about them, and notes whenever it is asked.
+struct Hoard {
+    name: &'static str,
+    granule: Bytes,
+    stock: Mutex<Vec<Stock>>,
+    cost: u64,
+    boast: Option<Bytes>,
+    asked: Arc<Mutex<Vec<(&'static str, Bytes)>>>,
+}
+
+impl Hoard {
+    fn new(bank: &Bank, name: &'static str, count: usize, cost: u64, asked: &Asked) -> Hoard {
+        let stock = (0..count).map(|_| bank.take_now(&Owner::new(name), 1).unwrap()).collect();
+        let asked = Arc::clone(asked);
+        Hoard { name, granule: bank.granule(), stock: Mutex::new(stock), cost, boast: None, asked }
+    }
+
+    fn has(&self) -> usize {
+        self.stock.lock().unwrap().len()
+    }
+}
+
+type Asked = Arc<Mutex<Vec<(&'static str, Bytes)>>>;
+
+impl Reclaim for Hoard {
+    fn owner(&self) -> Owner {
+        Owner::new(self.name)
+    }
+
+    fn could_give(&self) -> Vec<Offer> {
+        let really = self.granule.saturating_mul(self.has() as u64);
+        vec![Offer::new(self.boast.unwrap_or(really), self.cost)]
+    }
+
+    fn reclaim(&self, want: Bytes) -> Bytes {
+        self.asked.lock().unwrap().push((self.name, want));
+        let mut stock = self.stock.lock().unwrap();
+        let count = want.pieces_of(self.granule).unwrap().min(stock.len());
+        let left = stock.len() - count;
+        let given = stock.split_off(left);
+        drop(stock);
+        drop(given);
+        self.boast.unwrap_or(self.granule.saturating_mul(count as u64))
+    }
+}
+
+pub(crate) fn the_cheapest_is_asked_first(open: Open<'_>) {
+    let bank = bank(open, 9);
+    let device = bank.device();
+    let granules = |count| granules(device, count);
+    let asked = Asked::default();
+    let hoard = |name, cost| Arc::new(Hoard::new(&bank, name, 3, cost, &asked));
+    let (dear, cheap, middle) = (hoard("dear", 900), hoard("cheap", 0), hoard("middle", 20));
+    let _guards = [bank.add_reclaimer(&dear), bank.add_reclaimer(&cheap), bank.add_reclaimer(&middle)];
+    let owner = Owner::new("x");
+    let two = bank.take(&owner, 2).unwrap();
+    assert_eq!(std::mem::take(&mut *asked.lock().unwrap()), [("cheap", granules(2))]);
+    let three = bank.take(&owner, 3).unwrap();
+    let expected = [("cheap", granules(1)), ("middle", granules(2))];
+    assert_eq!(std::mem::take(&mut *asked.lock().unwrap()), expected);
+    assert_eq!((dear.has(), cheap.has(), middle.has()), (3, 0, 1));
+    // Not even everything is enough: all give what they have, and the request is refused.
+    let refused = bank.take(&owner, 5).unwrap_err();
+    assert!(matches!(refused, Error::OutOfMemory { free, .. } if free == granules(4)), "{refused}");
+    assert_eq!((dear.has(), middle.has()), (0, 0));
+    let stats = bank.stats();
+    let gave: Vec<_> = stats.reclaimers.iter().map(|r| (r.owner.name(), r.gave)).collect();
+    assert_eq!(gave, [("dear", granules(3)), ("cheap", granules(3)), ("middle", granules(3))]);
+    assert_eq!((stats.reclaimed, stats.refused), (granules(9), 1));
+    drop((two, three));
+}
+
+pub(crate) fn nobody_is_asked_where_that_is_not_wanted(open: Open<'_>) {
+    let bank = bank(open, 3);
+    let asked = Asked::default();
+    let hoard = Arc::new(Hoard::new(&bank, "hoard", 3, 0, &asked));
+    let guard = bank.add_reclaimer(&hoard);
+    let owner = Owner::new("x");
+    assert!(matches!(bank.take_now(&owner, 1), Err(Error::OutOfMemory { .. })));
+    assert!(matches!(bank.charge_now(&owner, Bytes::new(1)), Err(Error::OutOfMemory { .. })));
+    assert!(matches!(bank.take(&owner, 4), Err(Error::TooLarge { .. })));
+    drop(guard);
+    assert!(bank.take(&owner, 1).is_err());
+    let _guard = bank.add_reclaimer(&hoard);
+    assert_eq!(*asked.lock().unwrap(), []);
+    drop(hoard);
+    // It is gone, with all that it had: the bank did not keep it.
+    let _stock = bank.take(&owner, 3).unwrap();
+    assert_eq!(bank.stats().reclaimers, []);
+}
+
+pub(crate) fn who_only_promises_is_asked_once_and_refused_for_it(open: Open<'_>) {
+    let bank = bank(open, 4);
+    let asked = Asked::default();
+    let mut liar = Hoard::new(&bank, "liar", 0, 0, &asked);
+    liar.boast = Some(Bytes::MAX);
+    let (liar, miser) = (Arc::new(liar), Arc::new(Hoard::new(&bank, "miser", 2, 5, &asked)));
+    let _guards = [bank.add_reclaimer(&liar), bank.add_reclaimer(&miser)];
+    let owner = Owner::new("x");
+    let _stock = bank.take(&owner, 4).unwrap();
+    let names =
+        || std::mem::take(&mut *asked.lock().unwrap()).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    assert_eq!(names(), ["liar", "miser"]);
+    assert!(bank.take(&owner, 1).is_err());
+    assert_eq!(names(), ["liar"]);
+    assert_eq!(bank.stats().reclaimers[0].gave, Bytes::ZERO, "the books know better");
+}
+
+/// Uses the bank from inside: takes, charges, looks, registers others, and has its own memory be asked for.
+struct Busybody {
+    bank: Bank,
+    hoard: Hoard,
+    guards: Mutex<Vec<ReclaimGuard>>,
+    other: Arc<Hoard>,
+}
+
+impl Reclaim for Busybody {
+    fn owner(&self) -> Owner {
+        self.hoard.owner()
+    }
+
+    fn could_give(&self) -> Vec<Offer> {
+        assert!(self.bank.take(&self.owner(), 1).is_err(), "full, and nobody is asked from in here");
+        self.hoard.could_give()
+    }
+
+    fn reclaim(&self, want: Bytes) -> Bytes {
+        assert!(self.bank.charge(&self.owner(), Bytes::new(1)).is_err());
+        self.guards.lock().unwrap().push(self.bank.add_reclaimer(&self.other));
+        let given = self.hoard.reclaim(want);
+        let stock = self.bank.take(&self.owner(), 1).unwrap();
+        self.bank.trim();
+        drop(stock);
+        assert!(self.bank.stats().held < self.bank.stats().budget && self.bank.snapshot().ranges.is_empty());
+        given
+    }
+}
+
+pub(crate) fn a_reclaimer_may_use_the_bank(open: Open<'_>) {
+    let bank = bank(open, 4);
+    let asked = Asked::default();
+    let other = Arc::new(Hoard::new(&bank, "other", 1, 9, &asked));
+    let hoard = Hoard::new(&bank, "busy", 3, 0, &asked);
+    let busy = Arc::new(Busybody { bank: bank.clone(), hoard, guards: Mutex::default(), other });
+    let guard = bank.add_reclaimer(&busy);
+    let owner = Owner::new("x");
+    let stock = bank.take(&owner, 2).unwrap();
+    assert_eq!(asked.lock().unwrap().iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["busy"]);
+    drop((stock, guard));
+    busy.guards.lock().unwrap().clear();
+}
+
+/// Ends its own registration, and with it its last owner, while it is asked.
+struct Leaver {
+    bank: Bank,
+    guard: Mutex<Option<ReclaimGuard>>,
+    stock: Mutex<Option<Stock>>,
+    gone: Arc<AtomicBool>,
+}
+
+impl Reclaim for Leaver {
+    fn owner(&self) -> Owner {
+        Owner::new("leaver")
+    }
+
+    fn could_give(&self) -> Vec<Offer> {
+        vec![Offer::new(self.bank.granule(), 0)]
+    }
+
+    fn reclaim(&self, _: Bytes) -> Bytes {
+        drop(self.guard.lock().unwrap().take());
+        drop(self.stock.lock().unwrap().take());
+        self.bank.granule()
+    }
+}
+
+impl Drop for Leaver {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::Release);
+    }
+}
+
+pub(crate) fn a_reclaimer_may_go_while_it_is_asked(open: Open<'_>) {
+    let bank = bank(open, 2);
+    let gone = Arc::new(AtomicBool::new(false));
+    let stock = bank.take(&Owner::new("leaver"), 1).unwrap();
+    let leaver = Arc::new(Leaver {
+        bank: bank.clone(),
+        guard: Mutex::default(),
+        stock: Mutex::new(Some(stock)),
+        gone: Arc::clone(&gone),
+    });
+    *leaver.guard.lock().unwrap() = Some(bank.add_reclaimer(&leaver));
+    let _stock = bank.take(&Owner::new("x"), 2).unwrap();
+    assert_eq!(bank.stats().reclaimers, []);
+    drop(leaver);
+    assert!(gone.load(Ordering::Acquire));
+}
+
+pub(crate) fn charges_ask_too(open: Open<'_>) {
+    let bank = bank(open, 4);
+    let device = bank.device();
+    let asked = Asked::default();
+    let hoard = Arc::new(Hoard::new(&bank, "hoard", 4, 0, &asked));
+    let _guard = bank.add_reclaimer(&hoard);
+    let size = Bytes::from_usize(granule(device) + 1);
+    let _charge = bank.charge(&Owner::new("weights"), size).unwrap();
+    assert_eq!(*asked.lock().unwrap(), [("hoard", size)]);
+    assert_eq!(hoard.has(), 2);
+}
+
+pub(crate) fn retired_memory_is_waited_for(open: Open<'_>) {
+    let device = open(4);
+    let options = options(&device, 4).patience(Duration::from_secs(20));
+    let bank = Bank::new(device.clone(), options).unwrap();
+    let stream = stream(&device);
+    let owner = Owner::new("x");
+    let mut growable = bank.growable(&owner, granules(&device, 4)).unwrap();
+    growable.grow_to(granules(&device, 4)).unwrap();
+    let asked = Asked::default();
+    let hoard = Arc::new(Hoard::new(&bank, "dear", 0, 2, &asked));
+    let _guard = bank.add_reclaimer(&hoard);
+    let work = Work::begin(&stream);
+    growable.shrink_after(granules(&device, 1), &work.event).unwrap();
+    work.end_soon();
+    let stock = bank.take(&owner, 2).unwrap();
+    assert_eq!((stock.len(), bank.stats().refused), (2, 0));
+    assert_eq!(bank.stats().held, granules(&device, 3));
+    drop((stock, growable));
+    bank.trim();
+
+    // Not for ever: work that does not end makes it a refusal. Only the host's can be kept from ending here.
+    if is_host(&device) {
+        let bank = Bank::new(device.clone(), crate::support::options(&device, 4)).unwrap();
+        let mut growable = bank.growable(&owner, granules(&device, 4)).unwrap();
+        growable.grow_to(granules(&device, 4)).unwrap();
+        let work = Work::begin(&stream);
+        growable.shrink_to(granules(&device, 3)).unwrap();
+        growable.shrink_after(Bytes::ZERO, &work.event).unwrap();
+        let began = Instant::now();
+        assert!(matches!(bank.take_now(&owner, 2), Err(Error::OutOfMemory { .. })));
+        assert!(matches!(bank.take(&owner, 2), Err(Error::OutOfMemory { .. })));
+        assert!(began.elapsed() < Duration::from_secs(10));
+        let one = bank.take(&owner, 1).unwrap();
+        drop(one);
+        work.end();
+        bank.drain();
+        bank.take(&owner, 4).unwrap();
+    }
+}
+
+pub(crate) fn a_full_device_asks_too(open: Open<'_>) {
+    let device = open(4);
+    let bank = Bank::new(device.clone(), options(&device, 1 << 20)).unwrap();
+    let free = device.memory().unwrap().free.get() / device.granularity().get();
+    let _others = device.alloc(granules(&device, free as usize - 3)).unwrap();
+    let asked = Asked::default();
+    let hoard = Arc::new(Hoard::new(&bank, "hoard", 3, 0, &asked));
+    let _guard = bank.add_reclaimer(&hoard);
+    let stock = bank.take(&Owner::new("x"), 2).unwrap();
+    assert_eq!((stock.len(), hoard.has()), (2, 1));
+    let refused = bank.take(&Owner::new("x"), 2);
+    assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
+}
+
+/// Gives its memory back after work that is under way.
+struct Retirer {
+    range: Mutex<granule_bank::Range>,
+    work: Mutex<Option<Work>>,
+    asked: AtomicUsize,
+}
+
+impl Reclaim for Retirer {
+    fn owner(&self) -> Owner {
+        Owner::new("retirer")
+    }
+
+    fn could_give(&self) -> Vec<Offer> {
+        let range = self.range.try_lock().unwrap();
+        let mapped = (0..range.places()).filter(|&place| range.is_mapped(place)).count();
+        vec![Offer::new(range.bank().granule().saturating_mul(mapped as u64), 50)]
+    }
+
+    fn reclaim(&self, want: Bytes) -> Bytes {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let Some(work) = self.work.lock().unwrap().take() else { return Bytes::ZERO };
+        let mut range = self.range.try_lock().unwrap();
+        let places = range.places();
+        range.clear_after(0..places, &work.event).unwrap();
+        work.end_soon();
+        want
+    }
+}
+
+pub(crate) fn what_is_given_back_after_work_is_waited_for(open: Open<'_>) {
+    let device = open(4);
+    let options = options(&device, 4).patience(Duration::from_secs(20));
+    let bank = Bank::new(device.clone(), options).unwrap();
+    let mut range = bank.range(&Owner::new("retirer"), granules(&device, 4)).unwrap();
+    range.fill(0..4).unwrap();
+    let stream = stream(&device);
+    let retirer = Arc::new(Retirer {
+        range: Mutex::new(range),
+        work: Mutex::new(Some(Work::begin(&stream))),
+        asked: AtomicUsize::new(0),
+    });
+    let guard = bank.add_reclaimer(&retirer);
+    let stock = bank.take(&Owner::new("x"), 3).unwrap();
+    assert_eq!((stock.len(), retirer.asked.load(Ordering::Relaxed)), (3, 1));
+    drop((stock, guard, retirer));
+    drop(stream);
+}
+
+/// A kernel writes where memory is given back after it, to whoever is short of memory meanwhile. The simulator sees it where
+/// the bank lets go too early.
+#[cfg(feature = "cuda")]
+pub(crate) fn memory_under_a_kernel_is_nobody_elses(open: Open<'_>) {
+    use granule_device::{Launch, LaunchShape, Module};
+    const PTX: &str = include_str!("../../../../kernels/ptx/fill.ptx");
+    let device = open(8);
+    let options = options(&device, 2).patience(Duration::from_secs(20));
+    let bank = Bank::new(device.clone(), options).unwrap();
+    let function = Module::load(&device, PTX).unwrap().function("fill_bytes").unwrap();
+    let stream = device.stream().unwrap();
+    let owner = Owner::new("x");
+    for round in 0..6u8 {
+        let mut range = bank.range(&owner, granules(&device, 4)).unwrap();
+        range.fill(0..2).unwrap();
+        let target = range.slice_mut(place(&device, 0)).unwrap();
+        let len = target.len() as u64;
+        let launch = Launch::new(&function, LaunchShape::row(1, 256)).write(target);
+        let launch = launch.value(len).value(u64::from(round)).value(0u64);
+        // SAFETY: the kernel writes `len` bytes of its first argument; the place stays mapped until the event, and nobody
+        // reads it before.
+        unsafe { stream.launch(launch) }.unwrap();
+        let event = stream.record().unwrap();
+        range.clear_after(0..1, &event).unwrap();
+        let mut other = bank.range(&owner, granules(&device, 1)).unwrap();
+        other.fill(0..1).unwrap();
+        fill(&device, other.slice_mut(..).unwrap(), 0xEE);
+        assert!(is_all(&device, other.slice(..).unwrap(), 0xEE));
+    }
+    stream.synchronize().unwrap();
+    bank.drain();
+}
