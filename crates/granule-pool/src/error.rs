@@ -48,6 +48,16 @@ pub enum Error {
         /// The largest that is possible: a granule.
         limit: Bytes,
     },
+    /// More than an adaptor's limit leaves: it fits once some of what it lent is back.
+    #[error("{requested} over the limit of {limit}, of which {lent} is lent")]
+    Limit {
+        /// What was asked for.
+        requested: Bytes,
+        /// What is lent.
+        lent: Bytes,
+        /// The most that is lent at the same time.
+        limit: Bytes,
+    },
     /// Not while the heap's stream is captured.
     #[error("{what} is not possible while the heap's stream is captured")]
     Capturing {

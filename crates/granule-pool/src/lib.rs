@@ -1,6 +1,7 @@
 //! A stream-ordered size-class pool for temporary device memory, over a bank's granules.
 #![doc = include_str!("../README.md")]
 
+pub mod adaptor;
 mod arena;
 mod capture;
 mod clocks;
@@ -12,6 +13,7 @@ mod lease;
 pub mod policy;
 mod pool;
 pub mod replay;
+mod scratch;
 mod shell;
 mod slice;
 mod source;
@@ -22,5 +24,6 @@ pub use error::Error;
 pub use heap::Heap;
 pub use lease::Lease;
 pub use pool::{Pool, PoolOptions};
+pub use scratch::{Frame, ScratchArena};
 pub use slice::PoolSlice;
 pub use stats::{HeapStats, PoolStats};

@@ -28,7 +28,7 @@ pub const UNIT: u64 = 256;
 
 /// How many cases a property test runs: Miri is some hundred times slower, and looks for something else.
 #[cfg(test)]
-fn few_under_miri(cases: u32) -> proptest::test_runner::Config {
+pub(crate) fn few_under_miri(cases: u32) -> proptest::test_runner::Config {
     let cases = if cfg!(miri) { cases.min(8) } else { cases };
     proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
 }

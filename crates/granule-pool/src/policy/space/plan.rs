@@ -92,22 +92,22 @@ impl Space {
         let mut best: Option<(u64, SpanId, u64)> = None;
         for first in self.firsts() {
             let span = self.nodes[first].span;
-            let mut run: Option<Range<u64>> = None;
-            for node in self.nodes.upwards(first) {
-                let node = &self.nodes[node];
-                if node.state != State::Free || !usable(&node.stamp) {
-                    run = None;
-                    continue;
-                }
-                let run = run.get_or_insert(node.offset..node.offset);
-                run.end = node.end();
-                // A run that is still growing is offered at each of its lengths; the one with room at the least of them wins.
-                let Some(start) = self.align_up(span, run.start, want.align) else { continue };
+            let mut offer = |run: Range<u64>| {
+                let Some(start) = self.align_up(span, run.start, want.align) else { return };
                 let fits = start.checked_add(want.size).is_some_and(|end| end <= run.end);
                 if fits && best.is_none_or(|(length, ..)| run.end - run.start < length) {
                     best = Some((run.end - run.start, self.id_of(span), start));
                 }
+            };
+            let mut run = 0..0;
+            for node in self.nodes.upwards(first).map(|node| &self.nodes[node]) {
+                if node.state == State::Free && (node.stamp.is_idle() || usable(&node.stamp)) {
+                    run = if run.is_empty() { node.offset..node.end() } else { run.start..node.end() };
+                } else {
+                    offer(std::mem::take(&mut run));
+                }
             }
+            offer(run);
         }
         let (_, span, start) = best?;
         self.take_across(span, start, start + want.size)

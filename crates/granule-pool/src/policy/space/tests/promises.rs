@@ -47,6 +47,25 @@ fn a_strangers_stamp_stays_with_the_block_it_was_put_on() {
 }
 
 #[test]
+fn joining_takes_the_smallest_stretch_that_has_room() {
+    let (mut space, _) = space(4, 4);
+    let blocks: Vec<_> = (0..16).map(|_| space.take(MIB / 2, 1, &own).expect("room").0).collect();
+    // Stretches of four, two and three blocks, each with a stamp of its own.
+    for at in [0, 1, 2, 3, 6, 7, 10, 11, 12] {
+        space.free(blocks[at].id, Stamp::One(OTHER, at as u64 + 1)).expect("live");
+    }
+    let (joined, stamp) = space.take_joined(MIB, 1, &|_| true).expect("room");
+    assert_eq!((joined.offset, stamp), (blocks[6].offset, Stamp::One(OTHER, 8)));
+    let (joined, stamp) = space.take_joined(MIB, 1, &|_| true).expect("room");
+    assert_eq!(
+        (joined.offset, stamp),
+        (blocks[0].offset, Stamp::One(OTHER, 2)),
+        "of a longer one no more than it takes"
+    );
+    space.check().expect("sound");
+}
+
+#[test]
 fn what_the_home_stream_has_waited_for_becomes_its_own() {
     let (mut space, _) = space(1, 1);
     let small = space.take(UNIT, 1, &own).expect("room").0;
@@ -68,6 +87,23 @@ fn an_id_names_one_block_and_none_after_it() {
     space.free(second.id, Stamp::Idle).expect("live");
     let mut elsewhere = Space::new();
     assert!(elsewhere.free(second.id, Stamp::Idle).is_err(), "of another space");
+}
+
+#[test]
+fn a_spans_id_names_one_span_and_none_after_it() {
+    let (mut space, first) = space(2, 0);
+    space.remove_span(first).expect("bare");
+    let second = space.add_span(MIB, 3);
+    assert_eq!(first.index(), second.index(), "the same entry of the table");
+    space.back(first, 0..2);
+    assert_eq!(space.counts().places_backed, 0);
+    space.back(second, 0..3);
+    assert!(
+        space.bare(first, 0..1).is_err()
+            && space.withdraw(first, 0..1).is_err()
+            && space.live(first).is_empty()
+    );
+    assert_eq!((space.counts().places_backed, space.live(second).len()), (3, 3));
 }
 
 #[test]

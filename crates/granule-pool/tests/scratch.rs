@@ -1,0 +1,222 @@
+//! `ScratchArena` on every kind of device: what nests keeps its bytes, what is given back is given again.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use std::sync::Arc;
+
+use granule_bank::{Bank, BankOptions, Owner};
+use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, HostOptions, LeaseMode};
+use granule_pool::{Error, Frame, ScratchArena};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+macro_rules! on_every_device {
+    ($($test:ident),+ $(,)?) => {
+        mod host {
+            $(#[test]
+            fn $test() {
+                super::with(super::host(), super::$test);
+            })+
+        }
+
+        #[cfg(feature = "cuda")]
+        mod cuda {
+            $(#[test]
+            #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+            fn $test() {
+                super::with(super::cuda(), super::$test);
+            })+
+        }
+    };
+}
+
+on_every_device!(
+    frames_are_like_a_stack,
+    addresses_come_again_and_memory_stays,
+    work_of_a_stream_is_ahead_of_giving_back,
+    a_failed_growth_changes_nothing,
+    wrong_alignments_are_refused,
+    leases_are_shown_as_the_device_wants_them,
+);
+
+fn host() -> Device {
+    Device::host_with(HostOptions::new().granule(Bytes::kib(64)).capacity(Bytes::mib(64))).unwrap()
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Device {
+    Device::cuda(0).unwrap_or_else(|error| panic!("this test needs a CUDA device: {error}"))
+}
+
+/// Runs a test on a bank with room for 8 granules, and checks that all of it came back.
+fn with(device: Device, test: fn(&Bank)) {
+    let budget = device.granularity().checked_mul(8).unwrap();
+    let bank = Bank::new(device.clone(), BankOptions::new().budget(budget)).unwrap();
+    test(&bank);
+    bank.drain();
+    assert_eq!(bank.stats().held, Bytes::ZERO);
+    drop(bank);
+    assert_eq!(device.live(), Default::default(), "left behind");
+}
+
+fn arena(bank: &Bank) -> ScratchArena {
+    ScratchArena::new(bank, &Owner::new("scratch"), bank.granule().checked_mul(16).unwrap()).unwrap()
+}
+
+fn write(device: &Device, bytes: &[u8], to: DeviceSliceMut<'_>) {
+    device.copy(DeviceSlice::from(bytes), to).unwrap();
+}
+
+fn read(device: &Device, from: DeviceSlice<'_>) -> Vec<u8> {
+    let mut bytes = vec![0; from.len()];
+    device.copy(from, DeviceSliceMut::from(&mut bytes[..])).unwrap();
+    bytes
+}
+
+/// What one frame takes, and the frames that are made within it after each.
+#[derive(Clone, Debug)]
+struct Tree {
+    takes: Vec<(u64, u32)>,
+    inner: Vec<Tree>,
+}
+
+fn tree() -> impl Strategy<Value = Tree> {
+    let takes = || prop::collection::vec((0_u64..40_000, 0_u32..14), 0..4);
+    let leaf = takes().prop_map(|takes| Tree { takes, inner: Vec::new() });
+    leaf.prop_recursive(3, 12, 3, move |inner| {
+        (takes(), prop::collection::vec(inner, 0..3)).prop_map(|(takes, inner)| Tree { takes, inner })
+    })
+}
+
+/// Fills what the frame takes, lets inner frames do the same, and finds its own bytes again.
+fn walk(device: &Device, mut frame: Frame<'_>, tree: &Tree, depth: u8, around: &mut Vec<(u64, u64)>) {
+    let before = frame.used();
+    let mut taken = Vec::new();
+    for (at, &(size, align)) in tree.takes.iter().enumerate() {
+        let mut lease = frame.alloc_aligned(Bytes::new(size), Bytes::new(1 << align)).unwrap();
+        let (start, end) = (lease.ptr().addr(), lease.ptr().addr() + size);
+        assert!(start.is_multiple_of(256.max(1 << align)), "{start:#x}");
+        assert_eq!(lease.len() as u64, size);
+        assert!(
+            around.iter().all(|&(from, to)| to <= start || end <= from || size == 0),
+            "{start:#x} is taken"
+        );
+        around.push((start, end));
+        let fill = vec![depth * 16 + at as u8 + 1; lease.len()];
+        write(device, &fill, lease.slice_mut());
+        taken.push((lease, fill));
+    }
+    let used = frame.used();
+    for inner in &tree.inner {
+        walk(device, frame.frame(), inner, depth + 1, around);
+        assert_eq!(frame.used(), used, "an inner frame gives back what it took");
+    }
+    for (lease, fill) in &taken {
+        assert_eq!(&read(device, lease.slice()), fill);
+    }
+    around.truncate(around.len() - taken.len());
+    assert!(before <= used);
+}
+
+fn frames_are_like_a_stack(bank: &Bank) {
+    let mut runner = TestRunner::new(Config { cases: 40, failure_persistence: None, ..Config::default() });
+    let mut scratch = arena(bank);
+    let scratch = std::cell::RefCell::new(&mut scratch);
+    let run = |tree: Tree| {
+        let mut scratch = scratch.borrow_mut();
+        walk(bank.device(), scratch.frame(), &tree, 0, &mut Vec::new());
+        assert!(scratch.mapped() >= scratch.peak());
+        Ok(())
+    };
+    runner.run(&tree(), run).unwrap();
+}
+
+fn addresses_come_again_and_memory_stays(bank: &Bank) {
+    let mut scratch = arena(bank);
+    let size = bank.granule().checked_mul(2).unwrap();
+    let mut take = |scratch: &mut ScratchArena| scratch.frame().alloc(size).unwrap().ptr();
+    let first = take(&mut scratch);
+    let calls = bank.stats().driver_calls;
+    assert_eq!(take(&mut scratch), first);
+    // A frame that is forgotten costs nothing beyond itself.
+    std::mem::forget(scratch.frame().alloc(size));
+    assert_eq!(take(&mut scratch), first);
+    assert_eq!((bank.stats().driver_calls, scratch.mapped(), scratch.peak()), (calls, size, size));
+    scratch.trim().unwrap();
+    assert_eq!((scratch.mapped(), scratch.peak()), (Bytes::ZERO, size));
+    assert_eq!(take(&mut scratch), first, "the base never changes");
+}
+
+/// On the simulated driver, which runs streams late and in any order, memory that went back too early is seen.
+fn work_of_a_stream_is_ahead_of_giving_back(bank: &Bank) {
+    let device = bank.device();
+    let stream = Arc::new(device.stream().unwrap());
+    let reserve = bank.granule().checked_mul(4).unwrap();
+    for round in 0..3_u8 {
+        let mut scratch = ScratchArena::on_stream(bank, &Owner::new("scratch"), reserve, &stream).unwrap();
+        for value in 0..4_u8 {
+            let mut frame = scratch.frame();
+            let mut lease = frame.alloc(bank.granule()).unwrap();
+            give(&stream, lease.slice_mut(), round * 16 + value);
+        }
+        if round == 1 {
+            scratch.trim().unwrap();
+            assert_eq!(scratch.mapped(), Bytes::ZERO);
+        }
+        // Dropped with work behind it that has not run.
+    }
+    stream.synchronize().unwrap();
+}
+
+/// Gives the stream work on the memory: on a GPU work that may run any time later; the host device has none that needs
+/// only a slice.
+fn give(stream: &granule_device::Stream, slice: DeviceSliceMut<'_>, value: u8) {
+    #[cfg(feature = "cuda")]
+    if stream.device().kind() == granule_device::DeviceKind::Cuda {
+        // SAFETY: the memory is the arena's of this stream.
+        unsafe { stream.fill_slice(slice, value) }.unwrap();
+        return;
+    }
+    let mut slice = slice;
+    slice.as_host_mut().unwrap().fill(value);
+}
+
+fn a_failed_growth_changes_nothing(bank: &Bank) {
+    let mut scratch = arena(bank);
+    let granule = bank.granule();
+    let mut frame = scratch.frame();
+    let mut kept = frame.alloc(granule).unwrap();
+    write(bank.device(), &[7; 16], kept.slice_mut().subslice(..16).unwrap());
+    let used = frame.used();
+    // More than the budget has; more than there are addresses for; more than there are numbers for.
+    for size in [granule.checked_mul(8).unwrap(), granule.checked_mul(16).unwrap(), Bytes::MAX] {
+        assert!(matches!(frame.alloc(size), Err(Error::Bank(_))), "{size}");
+        assert_eq!(frame.used(), used);
+    }
+    let after = frame.alloc(granule).unwrap();
+    assert_eq!(after.ptr().addr(), kept.ptr().addr() + granule.get());
+    assert_eq!(read(bank.device(), kept.slice().subslice(..16).unwrap()), [7; 16]);
+}
+
+fn wrong_alignments_are_refused(bank: &Bank) {
+    let mut scratch = arena(bank);
+    let mut frame = scratch.frame();
+    let granule = bank.granule();
+    frame.alloc(Bytes::new(1)).unwrap();
+    for align in [Bytes::new(768), granule.checked_mul(2).unwrap()] {
+        let refused = frame.alloc_aligned(Bytes::new(1), align);
+        assert!(matches!(refused, Err(Error::Alignment { requested, .. }) if requested == align));
+    }
+    let aligned = frame.alloc_aligned(Bytes::new(1), granule).unwrap();
+    assert!(aligned.ptr().addr().is_multiple_of(granule.get()));
+}
+
+fn leases_are_shown_as_the_device_wants_them(bank: &Bank) {
+    let mut scratch = arena(bank);
+    bank.device().set_lease_mode(LeaseMode::Apart);
+    let mut frame = scratch.frame();
+    let quiet = bank.device().live();
+    let lease = frame.alloc(Bytes::kib(4)).unwrap();
+    assert_ne!(bank.device().live(), quiet, "an allocation of its own");
+    drop((lease, frame));
+    bank.device().set_lease_mode(LeaseMode::Quiet);
+}
