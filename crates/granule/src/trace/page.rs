@@ -77,6 +77,16 @@ fn plain(name: &str) -> String {
     name.chars().flat_map(|c| if hidden(c) { c.escape_unicode().collect() } else { vec![c] }).collect()
 }
 
+/// All names in it as they may be shown.
+fn plainly(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(plain(&text)),
+        Value::Array(values) => values.into_iter().map(plainly).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, plainly(value))).collect(),
+        other => other,
+    }
+}
+
 /// What the page draws: lists of what has names, and columns of numbers for what there is much of.
 fn data(history: &History) -> Value {
     let devices = history.devices.iter().map(
@@ -112,7 +122,7 @@ fn data(history: &History) -> Value {
         "streams": streams,
         "ranges": ranges.collect::<Vec<_>>(),
         "moments": moments.collect::<Vec<_>>(),
-        "summary": Summary::new(history).figures(),
+        "summary": plainly(Summary::new(history).figures()),
         "columns": columns(history),
     })
 }
@@ -186,7 +196,7 @@ fn columns(history: &History) -> Value {
     u32s("placement.account", &mut placements.iter().map(|placement| to_u32(placement.account)));
     u32s("charge.account", &mut history.charges.iter().map(|charge| to_u32(charge.account)));
     u32s("held.account", &mut history.held.iter().map(|held| to_u32(held.account)));
-    u32s("used.device", &mut history.used.iter().map(|used| to_u32(used.device)));
+    u32s("used.account", &mut history.used.iter().map(|used| to_u32(used.account)));
     u32s("length.range", &mut history.lengths.iter().map(|length| to_u32(length.range)));
     Value::Object(all)
 }

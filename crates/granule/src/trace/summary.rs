@@ -141,6 +141,8 @@ impl<'a> Summary<'a> {
                 "held_bytes": account.held,
                 "peak_held_bytes": account.peak_held,
                 "charged_bytes": account.charged,
+                "used_bytes": account.used,
+                "peak_used_bytes": account.peak_used,
                 "granules_taken": account.taken,
                 "granules_given": account.given,
                 "refused": account.refused,

@@ -13,6 +13,7 @@ mod devices;
 mod interrupts;
 mod measures;
 mod run;
+mod trace;
 
 use std::io::Write;
 use std::path::Path;

@@ -129,7 +129,7 @@ impl Builder {
                 let charged = &mut self.history.accounts[account].charged;
                 *charged = charged.saturating_add(size);
                 self.hold(account, size, 0);
-                self.use_more(device, size, 0);
+                self.use_more(account, size, 0);
             }
             Event::Discharge { device, owner, size } => self.discharge(device, owner, size.get()),
             Event::Refused { device, owner, requested } => {
@@ -155,7 +155,7 @@ impl Builder {
                 account.peak_live = account.peak_live.max(account.live);
                 account.sum_requested = account.sum_requested.saturating_add(requested);
                 account.sum_given = account.sum_given.saturating_add(given);
-                self.use_more(device, given, 0);
+                self.use_more(self.holder(self.history.leases.len() - 1), given, 0);
             }
             Event::Used { at, .. } => self.history.unknown += u64::from(!self.leases.contains_key(&at)),
             Event::Free { at } => self.free(at, true),
@@ -248,13 +248,22 @@ impl Builder {
         self.history.held.push(Held { ns, account: index, bytes });
     }
 
-    /// More or less of what a device's owners hold is in use.
+    /// More or less of what an account holds is in use.
     fn use_more(&mut self, index: usize, more: u64, less: u64) {
-        let device = &mut self.history.devices[index];
+        let account = &mut self.history.accounts[index];
+        account.used = account.used.saturating_add(more).saturating_sub(less);
+        account.peak_used = account.peak_used.max(account.used);
+        let (ns, bytes) = (self.now, account.used);
+        let device = &mut self.history.devices[account.device];
         device.used = device.used.saturating_add(more).saturating_sub(less);
         device.peak_used = device.peak_used.max(device.used);
-        let (ns, bytes) = (self.now, device.used);
-        self.history.used.push(Used { ns, device: index, bytes });
+        self.history.used.push(Used { ns, account: index, bytes });
+    }
+
+    /// Whose memory a lease is in: the range's, where it is in one.
+    fn holder(&self, lease: usize) -> usize {
+        let Lease { range, account, .. } = self.history.leases[lease];
+        range.map_or(account, |range| self.history.ranges[range].account)
     }
 
     fn give(&mut self, device: usize, granule: u64) {
@@ -265,9 +274,9 @@ impl Builder {
         for placement in known.placements {
             self.end(placement);
         }
-        self.use_more(device, 0, known.grown);
         match known.account {
             Some(account) => {
+                self.use_more(account, 0, known.grown);
                 self.history.accounts[account].given += 1;
                 self.hold(account, 0, self.bytes(device, 1));
             }
@@ -288,23 +297,22 @@ impl Builder {
         let charged = &mut self.history.accounts[account].charged;
         *charged = charged.saturating_sub(size);
         self.hold(account, 0, size);
-        self.use_more(device, 0, size);
+        self.use_more(account, 0, size);
     }
 
     /// The lease at an address ends; where none is live there, `told` says that somebody thought so.
     fn free(&mut self, at: u64, told: bool) {
-        let Some(lease) = self.leases.remove(&at) else {
+        let Some(index) = self.leases.remove(&at) else {
             self.history.unknown += u64::from(told);
             return;
         };
-        let lease = &mut self.history.leases[lease];
+        let lease = &mut self.history.leases[index];
         lease.to = self.now;
         let (account, given) = (lease.account, lease.given);
         let account = &mut self.history.accounts[account];
         account.live = account.live.saturating_sub(given);
         account.live_leases -= 1;
-        let device = account.device;
-        self.use_more(device, 0, given);
+        self.use_more(self.holder(index), 0, given);
     }
 
     fn range_at(&self, at: u64) -> Option<usize> {
@@ -429,7 +437,6 @@ impl Builder {
         if let Some(known) = self.granules.get_mut(&granule) {
             known.grown = now;
         }
-        let device = self.history.accounts[account].device;
-        self.use_more(device, now.saturating_sub(before), before.saturating_sub(now));
+        self.use_more(account, now.saturating_sub(before), before.saturating_sub(now));
     }
 }

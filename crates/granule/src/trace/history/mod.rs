@@ -1,6 +1,8 @@
 //! `History`: what a recording tells, as intervals and curves: who held what when, what lay where from when to when.
 
 mod build;
+#[cfg(test)]
+mod tests;
 
 use std::io::Read;
 
@@ -78,6 +80,9 @@ pub(crate) struct Account {
     pub(crate) held: u64,
     pub(crate) peak_held: u64,
     pub(crate) charged: u64,
+    /// What of it is in use, now and at most: charged, within a growable's length, leased to whoever.
+    pub(crate) used: u64,
+    pub(crate) peak_used: u64,
     /// Granules, in all.
     pub(crate) taken: u64,
     pub(crate) given: u64,
@@ -155,10 +160,10 @@ pub(crate) struct Held {
     pub(crate) bytes: u64,
 }
 
-/// What is in use on a device from here on.
+/// What of an account's memory is in use from here on.
 pub(crate) struct Used {
     pub(crate) ns: u64,
-    pub(crate) device: usize,
+    pub(crate) account: usize,
     pub(crate) bytes: u64,
 }
 

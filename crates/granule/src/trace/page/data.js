@@ -21,7 +21,7 @@ function upTo(sorted, t) {
   return low;
 }
 
-// Curves by account, device and range: the times, and the value from each time on.
+// Curves by account or range: the times, and the value from each time on.
 function curves(count, of, ns, bytes) {
   const sizes = new Uint32Array(count);
   for (const index of of) sizes[index]++;
@@ -35,7 +35,7 @@ function curves(count, of, ns, bytes) {
 }
 
 const held = curves(T.accounts.length, C["held.account"], C["held.ns"], C["held.bytes"]);
-const used = curves(T.devices.length, C["used.device"], C["used.ns"], C["used.bytes"]);
+const used = curves(T.accounts.length, C["used.account"], C["used.ns"], C["used.bytes"]);
 const lengths = curves(T.ranges.length, C["length.range"], C["length.ns"], C["length.bytes"]);
 
 function valueAt(curve, t) {

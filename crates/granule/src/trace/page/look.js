@@ -4,16 +4,20 @@ const $ = (id) => document.getElementById(id);
 
 // Paul Tol's "bright" scheme, told apart with every kind of colour vision; a little lighter on dark ground.
 const LIGHT = { owners: ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"], rest: "#9b9890" };
-const DARK = { owners: ["#5b93cf", "#f4788a", "#3aa556", "#dccb57", "#7fd6f3", "#c9589c"], rest: "#85827b" };
+const DARK = { owners: ["#4f86bf", "#e26a7c", "#38994f", "#cfbd50", "#66c1e2", "#bb4f8f"], rest: "#85827b" };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-// Owners of a device by how much they held at most: the first have colours of their own, by rank, the others share one.
+// Owners of a device in the order in which they are stacked: those that held most have colours of their own and come in the
+// order in which they began to hold, so that what stays lies below what comes and goes; the others share a colour, on top.
 const rank = new Map();
 T.devices.forEach((_, device) => {
   const peak = (account) => held[account].bytes.reduce((most, bytes) => Math.max(most, bytes), 0);
   const mine = T.accounts.map((_, account) => account).filter((account) => deviceOf(account) === device);
   const peaks = new Map(mine.map((account) => [account, peak(account)]));
-  mine.sort((a, b) => peaks.get(b) - peaks.get(a) || a - b).forEach((account, i) => rank.set(account, i));
+  const since = (account) => held[account].ns[0] ?? Infinity;
+  mine.sort((a, b) => peaks.get(b) - peaks.get(a) || a - b);
+  const first = mine.slice(0, LIGHT.owners.length).sort((a, b) => (since(a) === since(b) ? a - b : since(a) - since(b)));
+  [...first, ...mine.slice(first.length)].forEach((account, i) => rank.set(account, i));
 });
 
 function colour(account) {
@@ -91,4 +95,4 @@ function fit(drawing, text, width) {
 }
 
 // What everything shows. Whoever changes it calls `changed`.
-const state = { device: 0, t: 0, from: 0, to: 1, byChange: false, lit: null, pinned: null };
+const state = { device: 0, t: 0, from: 0, to: 1, byChange: false, lit: null, solo: null };

@@ -199,7 +199,7 @@ function devices() {
   $("devices").replaceChildren(...T.devices.map(({ name }, device) => {
     const button = element("button", { type: "button", text: name, "aria-pressed": device === state.device });
     button.addEventListener("click", () => {
-      Object.assign(state, { device, lit: null, pinned: null });
+      Object.assign(state, { device, lit: null, solo: null });
       start();
     });
     return button;
@@ -227,7 +227,6 @@ if (T.devices.length === 0) {
   T.devices.push({ name: "no device", granule: 0, budget: 0 });
   T.summary.push({ leases: { count: 0, lifetime_ns: { p50: null }, waste_percent: null }, granules: { created: 0, map_calls: 0, unmap_calls: 0 },
     left: [], sizes: [], peak_held_bytes: 0, peak_held_at_ns: 0, peak_used_bytes: 0, held_bytes: 0 });
-  used.push({ ns: new Float64Array(0), bytes: new Float64Array(0), n: 0 });
 }
 // The most interesting moment first: the peak.
 state.device = T.summary.reduce((best, figures, i) => (figures.peak_held_bytes > T.summary[best].peak_held_bytes ? i : best), 0);

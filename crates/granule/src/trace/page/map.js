@@ -55,7 +55,7 @@ const map = (() => {
     let left = 0, top = 0, shelf = 0;
     for (const part of parts) {
       const fits = Math.floor(wide / pitch);
-      const columns = Math.max(1, Math.min(fits, Math.max(part.n, Math.ceil(190 / pitch))));
+      const columns = Math.max(1, Math.min(fits, Math.max(part.n, Math.ceil(230 / pitch))));
       const rows = Math.ceil(Math.min(part.n, MOST) / columns);
       if (left > 0 && left + columns * pitch > wide) {
         left = 0;
@@ -74,6 +74,9 @@ const map = (() => {
       for (let i = 0; i < part.round && cells.range.length < MOST; i++) put(-1 - part.account, i);
       if (part.round > 0) section.slots.push(-1);
       for (const range of part.ranges) {
+        // A range that is long begins on a line of its own, where it would not fit into what is left of this one.
+        const left = columns - (section.slots.length % columns);
+        if (left < columns && tall[range] > left && tall[range] * 2 > columns) section.slots.push(...Array(left).fill(-1));
         firstCell[range] = cells.range.length;
         for (let place = 0; place < tall[range] && cells.range.length < MOST; place++) put(range, place);
         section.slots.push(-1);
@@ -153,7 +156,7 @@ const map = (() => {
       drawing.fillRect(px + (size - dot) / 2, py + (size - dot) / 2, dot, dot);
       return;
     }
-    const account = holder(i), lit = state.lit ?? state.pinned;
+    const account = holder(i), lit = state.lit ?? state.solo;
     const dim = lit === null || lit === account ? 1 : 0.25;
     drawing.fillStyle = drawing.strokeStyle = colour(account);
     if (round) {
@@ -223,7 +226,8 @@ const map = (() => {
       const after = section.x + drawing.measureText(name).width + 8;
       drawing.font = "12px ui-sans-serif, system-ui, sans-serif";
       drawing.globalAlpha = 0.65;
-      drawing.fillText(fit(drawing, bytes(now), section.x + room - after), after, section.y + 13);
+      const use = now > 0 ? `${bytes(now)}, ${percent(valueAt(used[section.account], state.t), now)} in use` : "nothing";
+      drawing.fillText(fit(drawing, use, section.x + room - after), after, section.y + 13);
       drawing.globalAlpha = 1;
     }
     for (let i = 0; i < cells.range.length; i++) cell(drawing, i);

@@ -24,7 +24,7 @@ const tables = (() => {
     const rows = timeline.mine().filter((account) => held[account].n > 0).map((account) => {
       const bar = element("span", { class: "level" });
       const button = element("button", { type: "button", "aria-pressed": "false" },
-        swatch(account), element("span", { class: "name", text: T.accounts[account].name, title: T.accounts[account].name }),
+        swatch(account), element("span", { class: "name", text: T.accounts[account].name }),
         element("span", { class: "number" }), bar);
       bar.style.background = colour(account);
       const light = (on) => () => {
@@ -36,8 +36,8 @@ const tables = (() => {
       button.addEventListener("focus", light(true));
       button.addEventListener("blur", light(false));
       button.addEventListener("click", () => {
-        state.pinned = state.pinned === account ? null : account;
-        changed.light();
+        state.solo = state.solo === account ? null : account;
+        changed.view();
       });
       return { account, button, bar };
     });
@@ -45,9 +45,11 @@ const tables = (() => {
     owners.now = () => {
       for (const { account, button, bar } of rows) {
         const n = valueAt(held[account], state.t);
-        button.querySelector(".number").textContent = n === 0 ? "–" : bytes(n);
+        const use = percent(valueAt(used[account], state.t), n);
+        button.querySelector(".number").textContent = n === 0 ? "–" : `${bytes(n)}, ${use}`;
+        button.title = `${T.accounts[account].name}: ${bytes(n)} held, ${use} of it in use. Click to see it alone.`;
         bar.style.transform = `scaleX(${n / most})`;
-        button.setAttribute("aria-pressed", state.pinned === account);
+        button.setAttribute("aria-pressed", state.solo === account);
       }
     };
     owners.now();
@@ -99,6 +101,9 @@ const tables = (() => {
       best.length = Math.min(best.length, LISTED);
     });
     list($("leases"), best, "No lease is live here.");
+    // What is below does not jump about while the cursor moves.
+    const box = $("leases").parentElement;
+    box.style.minHeight = `${Math.max(parseFloat(box.style.minHeight) || 0, $("leases").offsetHeight)}px`;
     const waste = sum > asked ? `, ${percent(sum - asked, sum)} of it waste` : "";
     $("largest-note").textContent = n === 0 ? "" : `${Math.min(n, LISTED)} of ${many(n, "live lease")}, ${bytes(sum)}${waste}`;
   }

@@ -1,7 +1,7 @@
 // The stack of what owners held, with what was in use, the marks and the cursor.
 
 const timeline = (() => {
-  const MARGIN = { left: 62, right: 14, top: 34, bottom: 24 };
+  const MARGIN = { left: 62, right: 14, top: 34, bottom: 28 };
   let box = { width: 0, height: 0, inner: 0, deep: 0 };
   let top = 1;
 
@@ -28,40 +28,43 @@ const timeline = (() => {
   const mine = () => [...rank.keys()].filter((account) => deviceOf(account) === state.device)
     .sort((a, b) => rank.get(a) - rank.get(b));
 
+  // Who is drawn: all, or the one that somebody singled out.
+  const drawn = () => (state.solo === null ? mine() : [state.solo]);
+  const sum = (curves, accounts, t) => accounts.reduce((all, account) => all + valueAt(curves[account], t), 0);
+
   // For each column of pixels what the owners held at its highest moment, and the least and most that was in use.
   function sampled(accounts) {
     const columns = Math.max(1, Math.floor(box.inner));
     const edges = Float64Array.from({ length: columns + 1 }, (_, i) => at(MARGIN.left + (i * box.inner) / columns));
-    const place = new Map(accounts.map((account, i) => [account, i]));
-    const now = Float64Array.from(accounts, (account) => valueAt(held[account], edges[0]));
-    const stack = accounts.map(() => new Float64Array(columns));
-    let total = now.reduce((sum, n) => sum + n, 0);
-    const of = C["held.account"], ns = C["held.ns"], to = C["held.bytes"];
-    let next = upTo(ns, edges[0]);
-    const curve = used[state.device];
-    let use = valueAt(curve, edges[0]), nextUse = upTo(curve.ns, edges[0]);
-    const least = new Float64Array(columns), most = new Float64Array(columns);
-    for (let column = 0; column < columns; column++) {
-      let best = total;
-      now.forEach((n, i) => { stack[i][column] = n; });
-      for (; next < ns.length && ns[next] < edges[column + 1]; next++) {
-        const i = place.get(of[next]);
-        if (i === undefined) continue;
-        total += to[next] - now[i];
-        now[i] = to[next];
-        if (total > best) {
-          best = total;
-          now.forEach((n, j) => { stack[j][column] = n; });
+    const places = new Map(accounts.map((account, i) => [account, i]));
+    // Walks the changes of one kind: calls with the sum after each, and at each column's beginning.
+    const walk = (name, curves, begin, change) => {
+      const of = C[`${name}.account`], ns = C[`${name}.ns`], to = C[`${name}.bytes`];
+      const now = Float64Array.from(accounts, (account) => valueAt(curves[account], edges[0] - 1e-9));
+      let total = now.reduce((all, n) => all + n, 0), next = upTo(ns, edges[0] - 1e-9);
+      for (let column = 0; column < columns; column++) {
+        begin(column, total, now);
+        for (; next < ns.length && ns[next] < edges[column + 1]; next++) {
+          const i = places.get(of[next]);
+          if (i === undefined) continue;
+          total += to[next] - now[i];
+          now[i] = to[next];
+          change(column, total, now);
         }
       }
-      least[column] = most[column] = use;
-      for (; nextUse < curve.ns.length && curve.ns[nextUse] < edges[column + 1]; nextUse++) {
-        use = curve.bytes[nextUse];
-        least[column] = Math.min(least[column], use);
-        most[column] = Math.max(most[column], use);
-      }
-    }
-    return { columns, stack, least, most };
+    };
+    const stack = accounts.map(() => new Float64Array(columns)), totals = new Float64Array(columns);
+    const take = (column, total, now) => {
+      totals[column] = total;
+      now.forEach((n, i) => { stack[i][column] = n; });
+    };
+    walk("held", held, take, (column, total, now) => { if (total > totals[column]) take(column, total, now); });
+    const least = new Float64Array(columns), most = new Float64Array(columns);
+    walk("used", used, (column, total) => { least[column] = most[column] = total; }, (column, total) => {
+      least[column] = Math.min(least[column], total);
+      most[column] = Math.max(most[column], total);
+    });
+    return { columns, stack, totals, least, most };
   }
 
   // A step that divides an axis of `most` into some five parts, in binary units.
@@ -92,7 +95,6 @@ const timeline = (() => {
   function areas(drawing, accounts, { columns, stack }) {
     const wide = box.inner / columns;
     const base = new Float64Array(columns);
-    const lit = state.lit ?? state.pinned;
     accounts.forEach((account, i) => {
       if (!stack[i].some((n) => n > 0)) return;
       const layer = base.map((n, column) => n + stack[i][column]);
@@ -105,7 +107,7 @@ const timeline = (() => {
         drawing.lineTo(MARGIN.left + (column + 1) * wide, y(base[column]));
         drawing.lineTo(MARGIN.left + column * wide, y(base[column]));
       }
-      drawing.globalAlpha = lit === null || lit === account ? 1 : 0.22;
+      drawing.globalAlpha = state.lit === null || state.lit === account ? 1 : 0.22;
       drawing.fillStyle = colour(account);
       drawing.fill();
       drawing.globalAlpha = 1;
@@ -163,34 +165,51 @@ const timeline = (() => {
       drawing.fillStyle = css("--line");
       drawing.fillRect(Math.round(x(t)), MARGIN.top + box.deep, 1, 4);
       drawing.fillStyle = css("--faint");
-      drawing.fillText(duration(t).replace(/\.0+ /, " "), px, MARGIN.top + box.deep + 8);
+      drawing.fillText(t === 0 ? "0" : duration(t).replace(/\.0+ /, " "), px, MARGIN.top + box.deep + 8);
     }
   }
 
-  // Marks as ticks over the plot; each has its name as far as there is room before the next.
+  // Marks of a kind of their own, "load", go before those of a series, "token 17": of these as many as there is room for.
+  const series = (() => {
+    const stem = (text) => text.replace(/\d+$/, "");
+    const n = new Map();
+    for (const { text } of marks) n.set(stem(text), (n.get(stem(text)) ?? 0) + 1);
+    return marks.map(({ text }) => n.get(stem(text)) > 1);
+  })();
+
   function phases(drawing) {
     drawing.textBaseline = "middle";
     drawing.textAlign = "left";
-    const first = upTo(markTimes, at(MARGIN.left) - 1e-9), last = upTo(markTimes, at(MARGIN.left + box.inner));
-    let free = -Infinity;
-    for (let i = Math.max(0, first - 1); i < last; i++) {
-      const px = x(marks[i].ns);
-      const from = Math.max(px, MARGIN.left);
-      const next = i + 1 < marks.length ? Math.min(x(marks[i + 1].ns), MARGIN.left + box.inner) : MARGIN.left + box.inner;
-      if (px >= MARGIN.left - 1) {
-        drawing.fillStyle = css("--line");
-        drawing.fillRect(Math.round(px), 14, 1, MARGIN.top - 14 + box.deep);
-        drawing.fillStyle = css("--faint");
-        drawing.fillRect(Math.round(px), 14, 1, 8);
-      }
-      // A name may run over the next marks where those are too close for names of their own.
-      const whole = drawing.measureText(marks[i].text).width;
-      const room = Math.max(next - from, Math.min(whole + 10, 120, MARGIN.left + box.inner - from));
-      if (from >= free && room > 24) {
+    const right = MARGIN.left + box.inner;
+    const first = Math.max(0, upTo(markTimes, at(MARGIN.left) - 1e-9) - 1), last = upTo(markTimes, at(right));
+    const taken = [];
+    let lastTick = -Infinity;
+    for (const later of [false, true]) {
+      for (let i = first; i < last; i++) {
+        if (series[i] !== later) continue;
+        const px = x(marks[i].ns), from = Math.max(px, MARGIN.left);
+        const inside = px >= MARGIN.left - 0.5;
+        if (inside && px >= lastTick + 3) {
+          drawing.fillStyle = css("--faint");
+          drawing.fillRect(Math.round(px), MARGIN.top - 5, 1, 4);
+          if (later) lastTick = px;
+        }
+        const after = Math.min(right, ...taken.map(([start]) => (start >= from ? start : right)));
+        const whole = drawing.measureText(marks[i].text).width + 14, room = Math.min(whole, 190, after - from);
+        if (room < Math.min(whole, 44) || taken.some(([start, end]) => from < end && from + room > start)) continue;
         const shown = fit(drawing, marks[i].text, room - 8);
+        if (!shown) continue;
         drawing.fillStyle = css("--soft");
-        if (shown) drawing.fillText(shown, from + 4, 18);
-        free = from + Math.min(whole, room) + 10;
+        drawing.fillText(shown, from + 5, MARGIN.top - 16);
+        if (inside) {
+          drawing.fillStyle = css("--faint");
+          drawing.fillRect(Math.round(px), MARGIN.top - 22, 1, 21);
+          drawing.globalAlpha = 0.3;
+          drawing.fillStyle = css("--ground");
+          drawing.fillRect(Math.round(px), MARGIN.top, 1, box.deep);
+          drawing.globalAlpha = 1;
+        }
+        taken.push([from, from + room + 4]);
       }
     }
     let begun = null;
@@ -232,14 +251,13 @@ const timeline = (() => {
     const height = Math.round(Math.min(420, Math.max(230, width * 0.3)));
     box = { width, height, inner: width - MARGIN.left - MARGIN.right, deep: height - MARGIN.top - MARGIN.bottom };
     const drawing = context($("plot"), width, height);
-    const accounts = mine(), columns = sampled(accounts);
+    const accounts = drawn(), columns = sampled(accounts);
     top = 1;
     for (let column = 0; column < columns.columns; column++) {
-      const total = columns.stack.reduce((sum, layer) => sum + layer[column], 0);
-      top = Math.max(top, total, columns.most[column]);
+      top = Math.max(top, columns.totals[column], columns.most[column]);
     }
     const { budget } = T.devices[state.device];
-    const near = budget > 0 && budget < top * 1.6;
+    const near = state.solo === null && budget > 0 && budget < top * 1.6;
     top = Math.max(top * 1.06, near ? budget * 1.04 : 0);
     axes(drawing);
     areas(drawing, accounts, columns);
@@ -268,12 +286,11 @@ const timeline = (() => {
     if (px < MARGIN.left - 0.5 || px > MARGIN.left + box.inner + 0.5) return;
     const ink = css("--ink"), ground = css("--ground");
     drawing.fillStyle = ground;
-    drawing.fillRect(px - 1.5, MARGIN.top - 6, 3, box.deep + 6);
+    drawing.fillRect(px - 1.5, MARGIN.top - 6, 3, box.deep + 10);
     drawing.fillStyle = ink;
-    drawing.fillRect(px - 0.75, MARGIN.top - 6, 1.5, box.deep + 6);
-    const curve = used[state.device];
-    const total = mine().reduce((sum, account) => sum + valueAt(held[account], state.t), 0);
-    for (const n of [total, valueAt(curve, state.t)]) {
+    drawing.fillRect(px - 0.75, MARGIN.top - 6, 1.5, box.deep + 10);
+    const total = sum(held, drawn(), state.t);
+    for (const n of [total, sum(used, drawn(), state.t)]) {
       drawing.beginPath();
       drawing.arc(px, y(n), 3.5, 0, 7);
       drawing.fillStyle = ink;
@@ -287,16 +304,16 @@ const timeline = (() => {
     const left = Math.min(Math.max(px - wide / 2, 2), box.width - wide - 2);
     drawing.fillStyle = ink;
     drawing.beginPath();
-    drawing.roundRect(left, 5, wide, 20, 10);
+    drawing.roundRect(left, MARGIN.top + box.deep + 4, wide, 20, 10);
     drawing.fill();
     drawing.fillStyle = ground;
     drawing.textAlign = "center";
     drawing.textBaseline = "middle";
-    drawing.fillText(label, left + wide / 2, 15.5);
+    drawing.fillText(label, left + wide / 2, MARGIN.top + box.deep + 14.5);
     const slider = $("over");
     slider.setAttribute("aria-valuemax", END);
     slider.setAttribute("aria-valuenow", Math.round(state.t));
-    slider.setAttribute("aria-valuetext", `${moment(state.t)}, ${bytes(total)} held`);
+    slider.setAttribute("aria-valuetext", `${moment(state.t)}, ${bytes(total)} held, ${bytes(sum(used, drawn(), state.t))} of it in use`);
   }
 
   // Shows the part around `u` that is `times` as long as what is shown now.
