@@ -5,6 +5,10 @@ use cudarc::nvrtc::Ptx;
 use granule_device::{Bytes, Device, Error, Region, cuda_devices};
 use neighbour::Engine;
 
+#[expect(dead_code, reason = "the example's main")]
+#[path = "../examples/pooled.rs"]
+mod pooled;
+
 #[test]
 fn without_a_driver_there_is_an_error_and_a_host() {
     match cuda_devices() {
@@ -73,5 +77,12 @@ mod cuda {
         assert_eq!(seen[..], expected);
         drop((region, stream, function));
         assert_eq!(device.live(), Default::default());
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn an_engines_kernel_runs_on_leases_of_a_pool() {
+        let answer = crate::pooled::run(1000, 5).unwrap();
+        assert_eq!(answer, vec![2.0 * (1.0 + 2.0 + 3.0 + 4.0); 1000]);
     }
 }
