@@ -7,6 +7,8 @@
 
 mod faults;
 mod kept;
+#[cfg(feature = "cuda")]
+mod kernel;
 mod limits;
 mod model;
 mod pinned;
@@ -112,7 +114,7 @@ mod sim {
     fn memory_under_a_kernel_is_nobody_elses() {
         crate::support::with_device(
             crate::support::cuda,
-            crate::pressure::memory_under_a_kernel_is_nobody_elses,
+            crate::kernel::memory_under_a_kernel_is_nobody_elses,
         );
     }
 }

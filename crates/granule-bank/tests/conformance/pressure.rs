@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use granule_bank::{Bank, Error, Offer, Owner, Reclaim, ReclaimGuard, Stock};
 use granule_device::Bytes;
 
-use crate::support::{Open, Work, bank, fill, granule, granules, is_all, is_host, options, place, stream};
+use crate::support::{Open, Work, bank, granule, granules, is_host, options, stream};
 
 /// Holds granules, says what it is told to say about them, and notes whenever it is asked.
 struct Hoard {
@@ -320,37 +320,4 @@ pub(crate) fn what_is_given_back_after_work_is_waited_for(open: Open<'_>) {
     assert_eq!((stock.len(), retirer.asked.load(Ordering::Relaxed)), (3, 1));
     drop((stock, guard, retirer));
     drop(stream);
-}
-
-/// A kernel writes where memory is given back after it, to whoever is short of memory meanwhile. The simulator sees it where
-/// the bank lets go too early.
-#[cfg(feature = "cuda")]
-pub(crate) fn memory_under_a_kernel_is_nobody_elses(open: Open<'_>) {
-    use granule_device::{Launch, LaunchShape, Module};
-    const PTX: &str = include_str!("../../../../kernels/ptx/fill.ptx");
-    let device = open(8);
-    let options = options(&device, 2).patience(Duration::from_secs(20));
-    let bank = Bank::new(device.clone(), options).unwrap();
-    let function = Module::load(&device, PTX).unwrap().function("fill_bytes").unwrap();
-    let stream = device.stream().unwrap();
-    let owner = Owner::new("x");
-    for round in 0..6u8 {
-        let mut range = bank.range(&owner, granules(&device, 4)).unwrap();
-        range.fill(0..2).unwrap();
-        let target = range.slice_mut(place(&device, 0)).unwrap();
-        let len = target.len() as u64;
-        let launch = Launch::new(&function, LaunchShape::row(1, 256)).write(target);
-        let launch = launch.value(len).value(u64::from(round)).value(0u64);
-        // SAFETY: the kernel writes `len` bytes of its first argument; the place stays mapped until the event, and nobody
-        // reads it before.
-        unsafe { stream.launch(launch) }.unwrap();
-        let event = stream.record().unwrap();
-        range.clear_after(0..1, &event).unwrap();
-        let mut other = bank.range(&owner, granules(&device, 1)).unwrap();
-        other.fill(0..1).unwrap();
-        fill(&device, other.slice_mut(..).unwrap(), 0xEE);
-        assert!(is_all(&device, other.slice(..).unwrap(), 0xEE));
-    }
-    stream.synchronize().unwrap();
-    bank.drain();
 }
