@@ -25,9 +25,9 @@ pub(crate) struct Cut {
 
 impl Cut {
     /// The block, to be given back to a cache of the class, or to its arena.
-    pub(crate) fn block(self, class: Option<Class>) -> Box<Block> {
+    pub(crate) fn block(self, class: Option<Class>) -> Block {
         let Cut { at, block: id, arena, size: given, stamp: _ } = self;
-        Box::new(Block { class, arena, given, size: Bytes::ZERO, extra: None, at, id })
+        Block { at, id, arena, given, class }
     }
 }
 

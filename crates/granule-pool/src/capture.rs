@@ -18,7 +18,7 @@ use crate::shell::{Block, lock};
 /// A block that a capture keeps.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub(crate) block: Box<Block>,
+    pub(crate) block: Block,
     pub(crate) stamp: Stamp,
 }
 
@@ -65,7 +65,7 @@ impl Account {
     fn take(&self, want: Want, class: Option<Class>) -> Option<Kept> {
         let mut books = lock(&self.books);
         let fits = |kept: &Kept| {
-            let Block { at, class: of, given, .. } = &*kept.block;
+            let Block { at, class: of, given, .. } = &kept.block;
             *of == class && *given == want.size && at.addr().is_multiple_of(want.align)
         };
         let at = books.free.iter().rposition(fits)?;
@@ -178,7 +178,7 @@ impl Heap {
             return Err(Error::Capturing { what: WHAT });
         }
         state.private = Some(Private { account: Arc::default() });
-        state.cached = false;
+        let _ = state.update();
         drop(state);
         core.arena.set_private(true);
         own.clock.set_captured(true);
@@ -197,7 +197,7 @@ impl Heap {
         let core = self.core();
         let mut state = core.shell.lock();
         let Some(private) = state.private.take() else { return Err(Error::NotCapturing) };
-        state.cached = true;
+        let _ = state.update();
         drop(state);
         Ok(core.keep(private))
     }
@@ -263,7 +263,7 @@ impl HeapCore {
         want: Want,
         class: Option<Class>,
         size: Bytes,
-    ) -> Result<Box<Block>, Error> {
+    ) -> Result<Block, Error> {
         if let Some(kept) = account.take(want, class) {
             return Ok(kept.block);
         }

@@ -73,6 +73,12 @@ pub enum Error {
         /// What was asked for.
         what: &'static str,
     },
+    /// The process has as many heaps as there can be: close some.
+    #[error("there are {most} heaps in this process already, and no more are possible")]
+    TooManyHeaps {
+        /// How many there can be.
+        most: usize,
+    },
     /// Things of two devices in one call.
     #[error("{what} belongs to another device")]
     OtherDevice {

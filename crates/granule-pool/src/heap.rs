@@ -1,21 +1,22 @@
 //! `Heap`: what one stream, or one part of this process, allocates from.
 
 use std::fmt;
-use std::sync::Arc;
+use std::mem;
+use std::sync::{Arc, MutexGuard};
 
 use bytemuck::Pod;
 use granule_bank::Owner;
-use granule_bank::trace::{self, Event as Traced};
+use granule_bank::trace::{self, Event as Traced, Tracer};
 use granule_device::{Bytes, Device, LeaseMode, Stream};
 
 use crate::arena::{Arena, Want};
-use crate::capture::Kept;
+use crate::capture::{Kept, Private};
 use crate::clocks::StreamClock;
 use crate::ladder::Found;
-use crate::lease::{Extra, Lease};
+use crate::lease::{Extra, Lease, Small};
 use crate::policy::{Class, Stamp, Tick, UNIT};
 use crate::pool::PoolInner;
-use crate::shell::{Entry, Shell};
+use crate::shell::{Block, Entry, Shell, Spot, State};
 use crate::stats::HeapStats;
 use crate::{Error, Pool, PoolSlice};
 
@@ -32,13 +33,16 @@ pub struct Heap {
     core: Arc<HeapCore>,
 }
 
-/// The heap itself, kept by its handles, its leases and its spare references.
+/// The heap itself, kept by its handles, by large leases, and by its shell while small ones are out.
 pub(crate) struct HeapCore {
     pub(crate) shell: &'static Shell,
     pub(crate) pool: Arc<PoolInner>,
     pub(crate) arena: Arc<Arena>,
     /// A local heap has none.
     pub(crate) stream: Option<HeapStream>,
+    // The pool's, one step nearer.
+    device: Device,
+    tracer: Tracer,
 }
 
 /// A stream's heap's stream.
@@ -48,6 +52,16 @@ pub(crate) struct HeapStream {
 }
 
 impl HeapCore {
+    pub(crate) fn new(
+        pool: &Arc<PoolInner>,
+        shell: &'static Shell,
+        arena: Arc<Arena>,
+        stream: Option<HeapStream>,
+    ) -> Arc<HeapCore> {
+        let (device, tracer) = (pool.device().clone(), pool.tracer().clone());
+        Arc::new(HeapCore { shell, pool: Arc::clone(pool), arena, stream, device, tracer })
+    }
+
     pub(crate) fn clock(&self) -> Option<&StreamClock> {
         self.stream.as_ref().map(|own| &*own.clock)
     }
@@ -73,14 +87,16 @@ impl HeapCore {
     /// Whether somebody wants to hear of each lease.
     #[inline]
     fn is_watched(&self) -> bool {
-        self.pool.device().lease_mode() != LeaseMode::Quiet || self.pool.tracer().is_on()
+        self.device.lease_mode() != LeaseMode::Quiet || self.tracer.is_on()
     }
 
     /// One handle more.
     pub(crate) fn open(self: &Arc<HeapCore>) -> Heap {
         let mut state = self.shell.lock();
         state.handles += 1;
-        state.cached = state.private.is_none();
+        self.shell.fill(&mut state, self);
+        // With a handle it is nothing that goes.
+        let _ = state.update();
         drop(state);
         Heap { core: Arc::clone(self) }
     }
@@ -88,26 +104,90 @@ impl HeapCore {
     /// Gives the cached blocks back to their arenas, as far as `keep` bytes of them.
     pub(crate) fn flush(&self, keep: u64) {
         let mut out = Vec::new();
-        let waiting = {
-            let mut state = self.shell.lock();
-            state.cache.drain_to(keep, &mut out);
-            std::mem::take(&mut state.waiting)
-        };
+        let mut state = self.shell.lock();
+        state.cache.drain_to(keep, &mut out);
+        let waiting = mem::take(&mut state.waiting);
+        state.counts.owned -= out.len() as u64;
+        let gone = state.update();
+        drop(state);
         self.give(out);
-        let waiting = waiting.into_iter().map(|(_, block, stamp)| block.home(stamp));
-        self.pool.give(waiting.collect());
+        self.pool.give(waiting.into_iter().map(|(_, block, stamp)| block.home(stamp)).collect());
+        drop(gone);
     }
 
-    /// Gives blocks of this heap's cache back to their arenas.
-    pub(crate) fn give(&self, out: Vec<(Class, Entry)>) {
-        let stamped = |(_, entry): (Class, Entry)| entry.block.home(self.stamp(entry.tick));
-        self.pool.give(out.into_iter().map(stamped).collect());
+    /// Gives blocks that were in this heap's cache back to their arenas.
+    fn give(&self, out: Vec<(Class, Entry)>) {
+        let now = self.now();
+        let mut blocks = self.pool.blocks();
+        let homes = out.into_iter().map(|(class, entry)| {
+            let block = blocks.take(entry.number, entry.spot.at(), Some(class));
+            block.home(self.stamp(entry.tick(now)))
+        });
+        let homes: Vec<_> = homes.collect();
+        drop(blocks);
+        self.pool.give(homes);
     }
 
-    /// Lets go of blocks over the limit: the older half of them.
+    /// What is left to do after a free: the heap is closed, or captured, or has more in its cache than it may.
     #[cold]
-    pub(crate) fn shrink(&self) {
-        self.flush(self.pool.cache_limit() / 2);
+    #[inline(never)]
+    pub(crate) fn after_free(mut state: MutexGuard<'_, State>, class: Class) {
+        let Some(core) = state.core.clone() else { unreachable!("a heap with a lease is kept") };
+        if state.is_cached() {
+            drop(state);
+            return core.flush(core.pool.cache_limit() / 2);
+        }
+        let account = state.private.as_ref().map(Private::account);
+        let Some(entry) = state.cache.pop(class) else { return };
+        state.counts.owned -= 1;
+        let gone = state.update();
+        drop(state);
+        let block = core.pool.blocks().take(entry.number, entry.spot.at(), Some(class));
+        let kept = Kept { block, stamp: core.stamp(entry.tick(core.now())) };
+        let kept = match account {
+            // It was leased before the capture: captured work may use it, and so may the graph's launches.
+            Some(account) => account.take_back(kept, false),
+            None => Some(kept),
+        };
+        core.pool.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
+        drop(gone);
+    }
+
+    /// Takes blocks into the cache that this heap's stream may have at once; where there is no cache they go to their arenas.
+    pub(crate) fn welcome(&self, blocks: Vec<(Block, Stamp)>) {
+        let mut home = Vec::new();
+        let mut entries = Vec::with_capacity(blocks.len());
+        let mut table = self.pool.blocks();
+        for (block, stamp) in blocks {
+            match (block.class, Spot::new(block.at, self.shell)) {
+                (Some(class), Some(spot)) => {
+                    // Whoever waits for this stream's tick waits for what it has waited for.
+                    let tick = if stamp.is_idle() { 0 } else { self.now() };
+                    entries.push((class, Entry::new(spot, table.add(&block), tick), block, stamp));
+                }
+                _ => home.push(block.home(stamp)),
+            }
+        }
+        drop(table);
+        let mut state = self.shell.lock();
+        if state.is_cached() {
+            state.counts.owned += entries.len() as u64;
+            entries.drain(..).for_each(|(class, entry, ..)| state.cache.push(class, entry));
+            let _ = state.update();
+            let over = !state.is_free_short();
+            drop(state);
+            if over {
+                self.flush(self.pool.cache_limit() / 2);
+            }
+        } else {
+            drop(state);
+            let mut table = self.pool.blocks();
+            for (class, entry, block, stamp) in entries {
+                table.take(entry.number, block.at, Some(class));
+                home.push(block.home(stamp));
+            }
+        }
+        self.pool.give(home);
     }
 }
 
@@ -160,26 +240,25 @@ impl Heap {
     /// [`Error::OutOfMemory`], [`Error::TooLarge`]; [`Error::Device`] where a call failed and nothing else served the request.
     #[inline]
     pub fn alloc(&self, size: Bytes) -> Result<Lease, Error> {
-        match Class::of(size.get()).and_then(|class| self.alloc_cached(class, size)) {
-            Some(lease) => Ok(lease),
+        match Class::of(size.get()).and_then(|class| self.alloc_cached(class, size.get())) {
+            Some(small) => Ok(Lease::small(small)),
             None => self.alloc_slowly(size, UNIT, None),
         }
     }
 
     /// The fast path: two words, so that they come back in registers.
-    fn alloc_cached(&self, class: Class, size: Bytes) -> Option<Lease> {
+    fn alloc_cached(&self, class: Class, size: u64) -> Option<Small> {
         let core = &*self.core;
         if core.is_watched() {
             return None;
         }
         let mut state = core.shell.lock();
-        let Entry { mut block, .. } = state.cache.pop(class)?;
+        let entry = state.cache.pop(class)?;
+        let waste = class.size() - size;
         state.counts.hits += 1;
-        state.counts.take(size.get(), block.given);
-        let spare = state.spare.pop();
+        state.counts.take(class.size(), waste);
         drop(state);
-        block.size = size;
-        Some(Lease::new(spare.unwrap_or_else(|| Arc::clone(&self.core)), block))
+        Some(Small { spot: entry.spot, number: entry.number, waste: waste as u16, class })
     }
 
     /// As [`Heap::alloc`], at a multiple of `align`: a power of two, up to the size of a granule.
@@ -235,44 +314,55 @@ impl Heap {
         let rounded =
             class.map_or(size.get().max(1).checked_next_multiple_of(UNIT), |class| Some(class.size()));
         let Some(rounded) = rounded else { return Err(pool.too_large(size)) };
-        let mut found = core.find(Want { size: rounded, align }, class, size)?;
-        found.block.size = size;
-        found.block.extra = match Extra::of(pool, &found) {
+        let found = core.find(Want { size: rounded, align }, class, size)?;
+        let extra = match Extra::of(pool, &found, size) {
             Ok(extra) => extra,
             Err(error) => {
                 core.put_back(found);
                 return Err(error);
             }
         };
+        if pool.tracer().is_on() {
+            self.tell(&found, extra.as_ref(), size, align, owner);
+        }
+        let block = found.block;
+        let waste = u16::try_from(block.given - size.get()).ok();
         let mut state = core.shell.lock();
         if found.hit {
             state.counts.hits += 1;
         } else {
             state.counts.misses += 1;
         }
-        state.counts.take(size.get(), found.block.given);
-        let spare = state.spare.pop();
-        drop(state);
-        if pool.tracer().is_on() {
-            self.tell(&found, align, owner);
+        if let (Some(class), None, Some(waste), Some(spot)) =
+            (class, &extra, waste, Spot::new(block.at, core.shell))
+        {
+            state.counts.take(block.given, u64::from(waste));
+            state.counts.owned += 1;
+            let _ = state.update();
+            drop(state);
+            let number = pool.blocks().add(&block);
+            return Ok(Lease::small(Small { spot, number, waste, class }));
         }
-        Ok(Lease::new(spare.unwrap_or_else(|| Arc::clone(core)), found.block))
+        state.counts.take_large(block.given, size.get());
+        drop(state);
+        Ok(Lease::large(Arc::clone(core), block, size, extra.unwrap_or_default()))
     }
 
-    fn tell(&self, found: &Found, align: u64, owner: Option<&Owner>) {
+    fn tell(&self, found: &Found, extra: Option<&Extra>, size: Bytes, align: u64, owner: Option<&Owner>) {
         let pool = &*self.core.pool;
         let (pool_id, pool_owner) = pool.trace();
+        let at = extra.map_or(found.block.at, |extra| extra.address(&found.block)).addr();
         let owner = owner.map_or(pool_owner, |owner| pool.tracer().owner(owner));
         let alloc = Traced::Alloc {
-            at: found.block.address().addr(),
+            at,
             pool: pool_id,
             owner,
             stream: self.core.trace(),
-            requested: found.block.size,
+            requested: size,
             given: Bytes::new(found.block.given),
             align: Bytes::new(align),
         };
-        let steal = found.from.map(|from| Traced::Steal { at: found.block.address().addr(), from });
+        let steal = found.from.map(|from| Traced::Steal { at, from });
         pool.tracer().emit_all(|| std::iter::once(alloc).chain(steal));
     }
 }
@@ -280,23 +370,12 @@ impl Heap {
 impl HeapCore {
     /// Undoes a [`HeapCore::find`].
     fn put_back(&self, found: Found) {
-        let Found { block, account, .. } = found;
-        let mut state = self.shell.lock();
-        match (block.class, account) {
-            (Some(class), None) if state.cached => {
-                let tick = self.now();
-                state.cache.push(class, Entry { block, tick });
-            }
-            (_, account) => {
-                drop(state);
-                let kept = Kept { stamp: self.stamp(self.now()), block };
-                let kept = match account {
-                    Some(account) => account.take_back(kept, true),
-                    None => Some(kept),
-                };
-                self.pool.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
-            }
-        }
+        let stamp = self.stamp(self.now());
+        let kept = match found.account {
+            Some(account) => account.take_back(Kept { block: found.block, stamp }, true),
+            None => return self.welcome(vec![(found.block, stamp)]),
+        };
+        self.pool.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
     }
 }
 
@@ -313,14 +392,13 @@ impl Drop for Heap {
         if state.handles > 0 {
             return;
         }
-        state.cached = false;
-        let spare = std::mem::take(&mut state.spare);
         let private = state.private.take();
+        let gone = state.update();
         drop(state);
-        drop(spare);
         // Nobody is left to end a capture: what was kept for its graph goes back once all work is done.
         drop(private.map(|private| self.core.keep(private)));
         self.core.flush(0);
+        drop(gone);
     }
 }
 

@@ -27,13 +27,13 @@ use crate::capture::Account;
 use crate::heap::HeapCore;
 use crate::policy::{Class, Stamp, UNIT};
 use crate::pool::Neighbour;
-use crate::shell::{Block, Entry};
+use crate::shell::Block;
 use crate::source::Source;
 
 /// A block for a request.
 #[derive(Debug)]
 pub(crate) struct Found {
-    pub(crate) block: Box<Block>,
+    pub(crate) block: Block,
     /// What could still use it when it was found.
     stamp: Stamp,
     /// Whether the heap's cache had it.
@@ -45,7 +45,7 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn new(block: Box<Block>, stamp: Stamp) -> Found {
+    fn new(block: Block, stamp: Stamp) -> Found {
         Found { block, stamp, hit: false, from: None, account: None }
     }
 
@@ -65,17 +65,17 @@ const BATCH_BLOCKS: u64 = 16;
 impl HeapCore {
     /// A block for a request.
     pub(crate) fn find(&self, want: Want, class: Option<Class>, size: Bytes) -> Result<Found, Error> {
-        let mut state = self.shell.lock();
+        let state = self.shell.lock();
         if let Some(private) = &state.private {
             let account = private.account();
             drop(state);
             let block = self.find_private(&account, want, class, size)?;
             return Ok(Found { account: Some(account), ..Found::new(block, Stamp::Idle) });
         }
-        if let Some(entry) = class.and_then(|class| state.cache.pop(class)) {
-            return Ok(Found { hit: true, ..Found::new(entry.block, Stamp::Idle) });
-        }
         drop(state);
+        if let Some(block) = class.and_then(|class| self.take_cached(class, &|_| true)) {
+            return Ok(Found { hit: true, ..Found::new(block.0, Stamp::Idle) });
+        }
         let own = |stamp: &Stamp| self.owns(stamp);
         if let Some(cut) = self.arena.take(want, true, &own) {
             if let Some(class) = class {
@@ -100,19 +100,29 @@ impl HeapCore {
         if count == 0 {
             return;
         }
-        let cuts = self.arena.take_more(class.size(), count as usize, own);
-        let now = self.now();
-        let mut state = self.shell.lock();
-        if !state.cached {
-            drop(state);
-            self.pool.give(cuts.into_iter().map(|cut| (cut.arena, cut.block, cut.stamp)).collect());
-            return;
-        }
         // The lowest on top.
-        for cut in cuts.into_iter().rev() {
-            let tick = if cut.stamp.is_idle() { 0 } else { now };
-            state.cache.push(class, Entry { block: cut.block(Some(class)), tick });
+        let cuts = self.arena.take_more(class.size(), count as usize, own).into_iter().rev();
+        self.welcome(
+            cuts.map(|mut cut| (std::mem::take(&mut cut.stamp), cut))
+                .map(|(stamp, cut)| (cut.block(Some(class)), stamp))
+                .collect(),
+        );
+    }
+
+    /// A block of the class out of the cache, with its stamp, if that is usable.
+    fn take_cached(&self, class: Class, usable: &dyn Fn(&Stamp) -> bool) -> Option<(Block, Stamp)> {
+        let mut state = self.shell.lock();
+        let entry = state.cache.pop(class)?;
+        let stamp = self.stamp(entry.tick(self.now()));
+        if !usable(&stamp) {
+            state.cache.push(class, entry);
+            return None;
         }
+        state.counts.owned -= 1;
+        let gone = state.update();
+        drop(state);
+        drop(gone);
+        Some((self.pool.blocks().take(entry.number, entry.spot.at(), Some(class)), stamp))
     }
 
     /// Maps memory for a request.
@@ -172,7 +182,7 @@ impl HeapCore {
 
     fn has_plenty_cached(&self) -> bool {
         let state = self.shell.lock();
-        state.cache.bytes() > self.pool.plenty(state.counts.given)
+        state.cache.bytes() > self.pool.plenty(state.counts.given())
     }
 
     /// Puts blocks that other streams used, and that this heap's stream may have now, into the cache.
@@ -181,21 +191,17 @@ impl HeapCore {
         if waiting.is_empty() {
             return;
         }
-        let (view, now) = (self.pool.clocks().view(self.clock()), self.now());
+        let view = self.pool.clocks().view(self.clock());
         let (ready, waiting): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|(.., stamp)| view.covers(stamp));
-        let mut out = Vec::new();
+        self.welcome(ready.into_iter().map(|(_, block, stamp)| (block, stamp)).collect());
         let mut state = self.shell.lock();
-        if state.cached {
-            // Whoever waits for this stream's tick waits for what it has waited for.
-            let cached = ready.into_iter().map(|(class, block, _)| (class, Entry { block, tick: now }));
-            cached.for_each(|(class, entry)| state.cache.push(class, entry));
+        if state.is_cached() {
             state.waiting.extend(waiting);
         } else {
-            out = ready.into_iter().chain(waiting).collect();
+            drop(state);
+            self.pool.give(waiting.into_iter().map(|(_, block, stamp)| block.home(stamp)).collect());
         }
-        drop(state);
-        self.pool.give(out.into_iter().map(|(_, block, stamp)| block.home(stamp)).collect());
     }
 }
 
@@ -287,10 +293,8 @@ impl Ladder<'_> {
     /// What the heap's own cache and arena have for its stream.
     fn search_own(&self) -> Option<Found> {
         let core = self.core;
-        if let Some(class) = self.class
-            && let Some(entry) = core.shell.lock().cache.pop(class)
-        {
-            return Some(Found::new(entry.block, Stamp::Idle));
+        if let Some((block, stamp)) = self.class.and_then(|class| core.take_cached(class, &|_| true)) {
+            return Some(Found::new(block, stamp));
         }
         let view = core.pool.clocks().view(core.clock());
         let covered = |stamp: &Stamp| view.covers(stamp);
@@ -343,14 +347,8 @@ impl Ladder<'_> {
     /// A block of the class from another heap's cache.
     fn cached(&self, neighbour: &Neighbour, usable: &dyn Fn(&Stamp) -> bool) -> Option<Found> {
         let (other, class) = (neighbour.core.as_ref()?, self.class?);
-        let mut state = other.shell.lock();
-        let entry = state.cache.pop(class)?;
-        let stamp = other.stamp(entry.tick);
-        if usable(&stamp) {
-            return Some(Found::new(entry.block, stamp));
-        }
-        state.cache.push(class, entry);
-        None
+        let (block, stamp) = other.take_cached(class, usable)?;
+        Some(Found::new(block, stamp))
     }
 
     fn cut(&self, arena: &Arena, own: bool, usable: &dyn Fn(&Stamp) -> bool) -> Option<Cut> {

@@ -1,7 +1,7 @@
 //! `Lease`: memory of a pool, until it is dropped.
 
 use std::fmt;
-use std::mem::ManuallyDrop;
+use std::mem;
 use std::sync::Arc;
 
 use granule_bank::trace::Event as Traced;
@@ -12,9 +12,9 @@ use granule_device::{
 use crate::capture::{Account, Kept, Private};
 use crate::heap::{Heap, HeapCore};
 use crate::ladder::Found;
-use crate::policy::Stamp;
+use crate::policy::{Class, Stamp};
 use crate::pool::PoolInner;
-use crate::shell::{Block, Entry};
+use crate::shell::{Block, Entry, Spot};
 use crate::{Error, Pool};
 
 /// Memory on loan from a pool. It goes back when this is dropped: on any thread, also after the pool and its heaps.
@@ -25,8 +25,51 @@ use crate::{Error, Pool};
 /// through it has run.
 #[must_use = "dropping it gives the memory back"]
 pub struct Lease {
-    core: ManuallyDrop<Arc<HeapCore>>,
-    block: ManuallyDrop<Box<Block>>,
+    kind: Kind,
+}
+
+/// Two words in either case.
+enum Kind {
+    /// A block of a class, counted as its heap's.
+    Small(Small),
+    /// Any block, with whatever else there is to it.
+    Large(Box<Large>),
+}
+
+/// A lease that comes and goes by the fast path.
+#[derive(Clone, Copy)]
+pub(crate) struct Small {
+    pub(crate) spot: Spot,
+    /// The block's number in the pool's table.
+    pub(crate) number: u32,
+    /// Bytes of the block that nobody asked for: the classes of the last doubling are 64 KiB apart.
+    pub(crate) waste: u16,
+    pub(crate) class: Class,
+}
+
+impl Small {
+    fn given(&self) -> u64 {
+        self.class.size()
+    }
+
+    fn size(&self) -> Bytes {
+        // All of the smallest block may be waste, which is 256 and not 0 then.
+        Bytes::new(self.given() - u64::from(self.waste))
+    }
+
+    fn core(&self) -> &HeapCore {
+        // SAFETY: the block is the heap's, and leased by this until it is dropped or made large.
+        unsafe { self.spot.shell().heap() }
+    }
+}
+
+/// A lease that stands for itself.
+#[derive(Debug)]
+struct Large {
+    core: Arc<HeapCore>,
+    block: Block,
+    size: Bytes,
+    extra: Extra,
 }
 
 /// What few leases have.
@@ -42,17 +85,19 @@ pub(crate) struct Extra {
     account: Option<Arc<Account>>,
     /// From when on other streams may use it.
     ready: Option<Event>,
+    /// Whether it is recorded, and so its end has to be.
+    traced: bool,
 }
 
 impl Extra {
-    /// What a new lease needs beside its block.
-    pub(crate) fn of(pool: &PoolInner, found: &Found) -> Result<Option<Box<Extra>>, Error> {
-        let (at, size) = (found.block.at, found.block.size);
-        let mut extra = Extra { account: found.account.clone(), ..Extra::default() };
+    /// What a new lease needs beside its block; none where it needs nothing.
+    pub(crate) fn of(pool: &PoolInner, found: &Found, size: Bytes) -> Result<Option<Extra>, Error> {
+        let traced = pool.tracer().is_on();
+        let mut extra = Extra { account: found.account.clone(), traced, ..Extra::default() };
         match pool.device().lease_mode() {
             LeaseMode::Quiet => {}
             _ if size.is_zero() => {}
-            LeaseMode::Announced => extra.announced = Some(pool.device().announce(at, size)?),
+            LeaseMode::Announced => extra.announced = Some(pool.device().announce(found.block.at, size)?),
             // Pinned memory is the host's, which knows allocations of its own only.
             LeaseMode::Apart if pool.is_pinned() => {}
             LeaseMode::Apart => {
@@ -60,90 +105,121 @@ impl Extra {
                 extra.apart = Some(pool.device().alloc(size)?);
             }
         }
-        let empty = extra.account.is_none() && extra.announced.is_none() && extra.apart.is_none();
-        Ok(if empty { None } else { Some(Box::new(extra)) })
+        let Extra { announced, apart, account, .. } = &extra;
+        let needed = traced || announced.is_some() || apart.is_some() || account.is_some();
+        Ok(needed.then_some(extra))
     }
-}
 
-impl Block {
     /// Where the memory is: in the block, unless the lease is an allocation of its own.
-    pub(crate) fn address(&self) -> DevicePtr {
-        let apart = self.extra.as_ref().and_then(|extra| extra.apart.as_ref());
-        apart.map_or(self.at, Buffer::ptr)
+    pub(crate) fn address(&self, block: &Block) -> DevicePtr {
+        self.apart.as_ref().map_or(block.at, Buffer::ptr)
     }
 }
 
 impl Lease {
     #[inline]
-    pub(crate) fn new(core: Arc<HeapCore>, block: Box<Block>) -> Lease {
-        Lease { core: ManuallyDrop::new(core), block: ManuallyDrop::new(block) }
+    pub(crate) fn small(small: Small) -> Lease {
+        Lease { kind: Kind::Small(small) }
+    }
+
+    pub(crate) fn large(core: Arc<HeapCore>, block: Block, size: Bytes, extra: Extra) -> Lease {
+        Lease { kind: Kind::Large(Box::new(Large { core, block, size, extra })) }
     }
 
     pub(crate) fn heap(&self) -> &HeapCore {
-        &self.core
+        match &self.kind {
+            Kind::Small(small) => small.core(),
+            Kind::Large(large) => &large.core,
+        }
     }
 
-    /// Where it starts: a number for other libraries' calls. It is the lease's until that is dropped; see [`Lease::stream_slice`] for
-    /// what holds in between.
+    /// The lease as one that stands for itself.
+    fn make_large(&mut self) -> &mut Large {
+        if let Kind::Small(small) = self.kind {
+            self.kind = Kind::Large(Box::new(small.leave()));
+        }
+        match &mut self.kind {
+            Kind::Large(large) => large,
+            Kind::Small(_) => unreachable!("it was made large"),
+        }
+    }
+
+    fn extra(&self) -> Option<&Extra> {
+        match &self.kind {
+            Kind::Small(_) => None,
+            Kind::Large(large) => Some(&large.extra),
+        }
+    }
+
+    /// Where it starts: a number for other libraries' calls. It is the lease's until that is dropped; see
+    /// [`Lease::stream_slice`] for what holds in between.
     #[inline]
     pub fn ptr(&self) -> DevicePtr {
-        self.block.address()
+        match &self.kind {
+            Kind::Small(small) => small.spot.at(),
+            Kind::Large(large) => large.extra.address(&large.block),
+        }
     }
 
     /// How many bytes were asked for.
     #[inline]
     pub fn len(&self) -> Bytes {
-        self.block.size
+        match &self.kind {
+            Kind::Small(small) => small.size(),
+            Kind::Large(large) => large.size,
+        }
     }
 
     /// True where none were.
     pub fn is_empty(&self) -> bool {
-        self.block.size.is_zero()
+        self.len().is_zero()
     }
 
     /// How many bytes the block has that it lies in: at most 255 more than the length, or an eighth of it.
     pub fn given(&self) -> Bytes {
-        Bytes::new(self.block.given)
+        Bytes::new(match &self.kind {
+            Kind::Small(small) => small.given(),
+            Kind::Large(large) => large.block.given,
+        })
     }
 
     /// The device whose memory it is.
     pub fn device(&self) -> &Device {
-        self.core.pool.device()
+        self.heap().pool.device()
     }
 
-    /// Makes it known that work of another heap's stream uses the lease from here on, until it is dropped. That stream first waits for
-    /// all that this lease's own stream was given so far, this lease's former life included. A local heap has no work to make known.
+    /// Makes it known that work of another heap's stream uses the lease from here on, until it is dropped. That stream first
+    /// waits for all that this lease's own stream was given so far, this lease's former life included. A local heap has no work
+    /// to make known.
     ///
     /// # Errors
     /// [`Error::OtherDevice`]; [`Error::Device`] where the streams cannot be ordered: nothing has changed then.
     pub fn used_by(&mut self, heap: &Heap) -> Result<(), Error> {
-        let user = heap.core();
+        let (core, user) = (self.heap(), heap.core());
         if !user.pool.device().is_same(self.device()) {
             return Err(Error::OtherDevice { what: "a heap" });
         }
         let Some(other) = &user.stream else { return Ok(()) };
-        if let Some(own) = &self.core.stream {
-            if Arc::ptr_eq(&own.stream, &other.stream) {
-                return Ok(());
-            }
+        if core.stream.as_ref().is_some_and(|own| Arc::ptr_eq(&own.stream, &other.stream)) {
+            return Ok(());
         }
         // By the clocks of the pool that the lease goes back to.
-        let user = if Arc::ptr_eq(&user.pool, &self.core.pool) {
+        let user = if Arc::ptr_eq(&user.pool, &core.pool) {
             Arc::clone(user)
         } else {
-            Arc::clone(Pool::of(Arc::clone(&self.core.pool)).heap(&other.stream)?.core())
+            Arc::clone(Pool::of(Arc::clone(&core.pool)).heap(&other.stream)?.core())
         };
-        let (Some(other), own) = (&user.stream, &self.core.stream) else { return Ok(()) };
-        if let Some(own) = own {
+        let Some(other) = &user.stream else { return Ok(()) };
+        if let Some(own) = &core.stream {
             let given = Stamp::One(own.clock.id(), own.clock.now());
-            self.core.pool.clocks().wait(&other.clock, &other.stream, &given)?;
+            core.pool.clocks().wait(&other.clock, &other.stream, &given)?;
         }
         let (at, stream) = (self.ptr().addr(), other.clock.trace());
-        let extra = self.block.extra.get_or_insert_default();
-        if !extra.users.iter().any(|known| Arc::ptr_eq(known, &user)) {
-            extra.users.push(user);
+        core.pool.tracer().emit(|| Traced::Used { at, stream });
+        let users = &mut self.make_large().extra.users;
+        if !users.iter().any(|known| Arc::ptr_eq(known, &user)) {
+            users.push(user);
         }
-        self.core.pool.tracer().emit(|| Traced::Used { at, stream });
         Ok(())
     }
 
@@ -175,10 +251,10 @@ impl Lease {
     ///   [marked](Lease::used_by) with; or it has ended by then.
     /// - Nothing writes them meanwhile but work of the same stream, which is in order.
     pub unsafe fn stream_slice(&self) -> DeviceSlice<'_> {
-        let len = self.block.size.to_usize().unwrap_or(0);
+        let len = self.len().to_usize().unwrap_or(0);
         // SAFETY: the block is mapped and nobody else's while it is leased, and its former users come before the heap's
         // stream's next work; the caller promises the rest.
-        unsafe { DeviceSlice::from_raw(self.ptr(), len, self.core.pool.home()) }
+        unsafe { DeviceSlice::from_raw(self.ptr(), len, self.heap().pool.home()) }
     }
 
     /// The bytes, for work that is given to the heap's own stream: to write too.
@@ -186,27 +262,57 @@ impl Lease {
     /// # Safety
     /// - As of [`Lease::stream_slice`], for what reads and what writes them.
     pub unsafe fn stream_slice_mut(&mut self) -> DeviceSliceMut<'_> {
-        let len = self.block.size.to_usize().unwrap_or(0);
+        let len = self.len().to_usize().unwrap_or(0);
         // SAFETY: as above.
-        unsafe { DeviceSliceMut::from_raw(self.ptr(), len, self.core.pool.home()) }
+        unsafe { DeviceSliceMut::from_raw(self.ptr(), len, self.heap().pool.home()) }
     }
 
     fn wait(&self) -> Result<(), Error> {
-        let users = self.block.extra.iter().flat_map(|extra| &extra.users);
-        let cores = std::iter::once(&*self.core).chain(users);
-        for own in cores.filter_map(|core| core.stream.as_ref()) {
+        let users = self.extra().into_iter().flat_map(|extra| &extra.users).map(|user| &**user);
+        for own in std::iter::once(self.heap()).chain(users).filter_map(|core| core.stream.as_ref()) {
             own.stream.record()?.synchronize();
         }
         Ok(())
     }
+}
 
-    /// Gives the block back by the long way.
-    #[cold]
-    #[inline(never)]
-    fn end(core: Arc<HeapCore>, mut block: Box<Block>) {
-        core.pool.tracer().emit(|| Traced::Free { at: block.address().addr() });
-        let extra = block.extra.take().map_or_else(Extra::default, |extra| *extra);
-        let Extra { users, announced, apart, account, ready: _ } = extra;
+impl Small {
+    /// Gives the block back.
+    #[inline]
+    fn end(self) {
+        let mut state = self.spot.shell().lock();
+        state.counts.give(self.given(), u64::from(self.waste));
+        let tick = state.now();
+        state.cache.push(self.class, Entry::new(self.spot, self.number, tick));
+        if !state.is_free_short() {
+            HeapCore::after_free(state, self.class);
+        }
+    }
+
+    /// Takes the block out of the fast path's books.
+    fn leave(self) -> Large {
+        let (given, size) = (self.given(), self.size());
+        let mut state = self.spot.shell().lock();
+        state.counts.give(given, u64::from(self.waste));
+        state.counts.take_large(given, size.get());
+        state.counts.owned -= 1;
+        let Some(core) = state.core.clone() else { unreachable!("a heap with a lease is kept") };
+        let gone = state.update();
+        drop(state);
+        let block = core.pool.blocks().take(self.number, self.spot.at(), Some(self.class));
+        drop(gone);
+        Large { core, block, size, extra: Extra::default() }
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        let Large { core, block, size, extra } = self;
+        let (core, block, size, extra) = (&*core, *block, *size, mem::take(extra));
+        if extra.traced {
+            core.pool.tracer().emit(|| Traced::Free { at: extra.address(&block).addr() });
+        }
+        let Extra { users, announced, apart, account, .. } = extra;
         drop(announced);
         let mut stamp = core.stamp(core.now());
         users.iter().for_each(|user| stamp.merge(&user.stamp(user.now())));
@@ -215,7 +321,7 @@ impl Lease {
             core.pool.keep_apart(buffer, stamp.clone());
         }
         let mut state = core.shell.lock();
-        state.counts.give(block.size.get(), block.given);
+        state.counts.give_large(block.given, size.get());
         // A lease from before the capture may be used by captured work, and so by the graph's launches.
         let captured = state.private.as_ref().filter(|_| account.is_none()).map(Private::account);
         if let Some(account) = account.as_ref().or(captured.as_ref()) {
@@ -224,49 +330,27 @@ impl Lease {
             if let Some(Kept { block, stamp }) = account.take_back(Kept { block, stamp }, again) {
                 core.pool.give(vec![block.home(stamp)]);
             }
-        } else if let (Some(class), true) = (block.class, state.cached) {
-            if shared {
-                state.waiting.push((class, block, stamp));
-            } else {
-                let tick = core.now();
-                state.cache.push(class, Entry { block, tick });
-            }
+        } else if let (Some(class), true, true) = (block.class, shared, state.is_cached()) {
+            state.waiting.push((class, block, stamp));
         } else {
             drop(state);
-            core.pool.give(vec![block.home(stamp)]);
+            core.welcome(vec![(block, stamp)]);
         }
     }
 }
 
 impl Drop for Lease {
+    #[inline]
     fn drop(&mut self) {
-        // SAFETY: they are taken once, here, and nothing uses them afterwards.
-        let (core, block) =
-            unsafe { (ManuallyDrop::take(&mut self.core), ManuallyDrop::take(&mut self.block)) };
-        if let (Some(class), None) = (block.class, &block.extra)
-            && !core.pool.tracer().is_on()
-        {
-            let tick = core.now();
-            let mut state = core.shell.lock();
-            if state.cached {
-                state.counts.give(block.size.get(), block.given);
-                state.cache.push(class, Entry { block, tick });
-                if state.cache.bytes() <= core.pool.cache_limit() {
-                    // Under the lock: a heap that is being closed drops what is spare.
-                    state.spare.push(core);
-                } else {
-                    drop(state);
-                    core.shrink();
-                }
-                return;
-            }
+        // A large one ends by itself.
+        if let Kind::Small(small) = self.kind {
+            small.end();
         }
-        Lease::end(core, block);
     }
 }
 
-// SAFETY: the bytes are the lease's own until it is dropped; they stay in place, and writing them takes `&mut`. Work of other streams
-// waits for `ready`, which is behind whatever the heap's stream was given before.
+// SAFETY: the bytes are the lease's own until it is dropped; they stay in place, and writing them takes `&mut`. Work of other
+// streams waits for `ready`, which is behind whatever the heap's stream was given before.
 unsafe impl Memory for Lease {
     fn device(&self) -> &Device {
         self.device()
@@ -277,16 +361,16 @@ unsafe impl Memory for Lease {
     }
 
     fn writable(&mut self) -> Result<DeviceSliceMut<'_>, granule_device::Error> {
-        if let Some(own) = &self.core.stream {
-            let ready = own.stream.record()?;
-            self.block.extra.get_or_insert_default().ready = Some(ready);
+        let ready = self.heap().stream.as_ref().map(|own| own.stream.record()).transpose()?;
+        if ready.is_some() {
+            self.make_large().extra.ready = ready;
         }
         // SAFETY: who asks waits for `ready`.
         Ok(unsafe { self.stream_slice_mut() })
     }
 
     fn ready(&self) -> Option<&Event> {
-        self.block.extra.as_ref()?.ready.as_ref()
+        self.extra()?.ready.as_ref()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use granule_bank::trace::{self, Event as Traced, Tracer};
 use granule_bank::{Bank, Offer, Owner, Reclaim, ReclaimGuard, Stock};
@@ -15,7 +15,7 @@ use crate::clocks::Clocks;
 use crate::heap::{Heap, HeapCore, HeapStream};
 use crate::ladder::Ask;
 use crate::policy::{BlockId, Stamp};
-use crate::shell::{Shell, lock};
+use crate::shell::{Blocks, MOST, Shell, lock};
 use crate::source::{Memory, Source};
 use crate::stats::PoolStats;
 
@@ -94,6 +94,7 @@ pub(crate) struct PoolInner {
     apart: Mutex<Vec<(Stamp, Buffer)>>,
     /// Captured memory that was to go back when the device could not be waited for.
     late: Mutex<Vec<Arc<Account>>>,
+    blocks: Mutex<Blocks>,
     tracer: Tracer,
     trace: (trace::PoolId, trace::OwnerId),
     steals: AtomicU64,
@@ -118,7 +119,7 @@ impl Neighbour {
         let Some(core) = &self.core else { return true };
         let (cached, given) = {
             let state = core.shell.lock();
-            (state.cache.bytes(), state.counts.given)
+            (state.cache.bytes(), state.counts.given())
         };
         cached.saturating_add(self.arena.counts().free_bytes) > core.pool.plenty(given)
     }
@@ -162,6 +163,7 @@ impl Pool {
             arenas: Mutex::default(),
             apart: Mutex::default(),
             late: Mutex::default(),
+            blocks: Mutex::default(),
             tracer,
             trace,
             steals: AtomicU64::new(0),
@@ -190,7 +192,7 @@ impl Pool {
     /// The heap of a stream: the same one each time.
     ///
     /// # Errors
-    /// [`Error::OtherDevice`].
+    /// [`Error::OtherDevice`], [`Error::TooManyHeaps`].
     pub fn heap(&self, stream: &Arc<Stream>) -> Result<Heap, Error> {
         if !stream.device().is_same(self.device()) {
             return Err(Error::OtherDevice { what: "a stream" });
@@ -205,7 +207,7 @@ impl Pool {
                 let trace = trace::StreamId(self.inner.tracer.number());
                 let clock = self.inner.clocks.open(stream, trace);
                 let own = HeapStream { stream: Arc::clone(stream), clock };
-                let core = self.inner.new_core(Some(own));
+                let core = self.inner.new_core(Some(own))?;
                 let name = format!("stream {}", trace.0);
                 let device = self.inner.bank.traced();
                 self.inner.tracer.declare(Traced::Stream { stream: trace, device, name });
@@ -224,9 +226,9 @@ impl Pool {
     /// have one of its own; clone the handle to share one.
     ///
     /// # Errors
-    /// None so far.
+    /// [`Error::TooManyHeaps`].
     pub fn local(&self) -> Result<Heap, Error> {
-        let core = self.inner.new_core(None);
+        let core = self.inner.new_core(None)?;
         lock(&self.inner.heaps).push(Arc::downgrade(&core));
         Ok(core.open())
     }
@@ -265,7 +267,8 @@ impl Pool {
 }
 
 impl PoolInner {
-    fn new_core(self: &Arc<PoolInner>, stream: Option<HeapStream>) -> Arc<HeapCore> {
+    fn new_core(self: &Arc<PoolInner>, stream: Option<HeapStream>) -> Result<Arc<HeapCore>, Error> {
+        let shell = Shell::get().ok_or(Error::TooManyHeaps { most: MOST })?;
         let mut arenas = lock(&self.arenas);
         let free = arenas.iter().position(Option::is_none).unwrap_or(arenas.len());
         let number = u32::try_from(free).unwrap_or(u32::MAX);
@@ -275,7 +278,7 @@ impl PoolInner {
         }
         arenas[free] = Some(Arc::clone(&arena));
         drop(arenas);
-        Arc::new(HeapCore { shell: Shell::get(), pool: Arc::clone(self), arena, stream })
+        Ok(HeapCore::new(self, shell, arena, stream))
     }
 
     pub(crate) fn bank(&self) -> &Bank {
@@ -298,6 +301,10 @@ impl PoolInner {
 
     pub(crate) fn trace(&self) -> (trace::PoolId, trace::OwnerId) {
         self.trace
+    }
+
+    pub(crate) fn blocks(&self) -> MutexGuard<'_, Blocks> {
+        lock(&self.blocks)
     }
 
     pub(crate) fn clocks(&self) -> &Clocks {

@@ -1,43 +1,32 @@
-//! `Shell`: what of a heap stands behind its lock.
+//! `Shell`: what of a heap stands behind its lock, and how a lease finds it.
 //!
-//! The fast path of the pool is a lock, a list and a few additions, so a lease must find its heap without counting
-//! references: [`State::spare`] keeps the counted references that are not in a lease, and a lease takes one of them along. Whoever
-//! puts one back does so under the lock, and the heap may be gone before that lock is let go of; so the lock itself is not in
-//! the heap but in a shell, which is never freed and serves another heap later.
+//! The fast path of the pool is a lock, a list and a few additions. There is no time in it to count references: a lease of a class
+//! names its heap by the number of the shell, and is counted by the block being out. A heap that is closed is let go of with the
+//! last such block. Shells themselves are never freed; they serve another heap later.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::num::NonZeroU64;
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use granule_device::{Bytes, DevicePtr};
+use granule_device::{Bytes, DevicePtr, DeviceSlice};
 
 use crate::capture::Private;
+use crate::clocks::StreamClock;
 use crate::heap::HeapCore;
-use crate::lease::Extra;
 use crate::policy::{BlockId, Cache, Class, Stamp, Tick};
 
-/// A block that was cut from an arena, from then until it goes back there. A lease and a cache hand on its box: that is eight
-/// bytes, where the whole is a cache line.
-#[derive(Debug)]
+/// A block that was cut from an arena, from then until it goes back there.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Block {
-    /// Where it goes when it is given back; none: to its arena.
-    pub(crate) class: Option<Class>,
+    pub(crate) at: DevicePtr,
+    pub(crate) id: BlockId,
     /// The number of the arena.
     pub(crate) arena: u32,
     /// Its size in bytes.
     pub(crate) given: u64,
-    /// What was asked for, while it is leased.
-    pub(crate) size: Bytes,
-    /// What few leases have.
-    pub(crate) extra: Option<Box<Extra>>,
-    pub(crate) at: DevicePtr,
-    pub(crate) id: BlockId,
-}
-
-/// A free block of a class in a heap's cache: the heap's own stream may still use it, up to the tick, and nobody else.
-#[derive(Debug)]
-pub(crate) struct Entry {
-    pub(crate) block: Box<Block>,
-    /// 0: nobody does.
-    pub(crate) tick: Tick,
+    /// Where it goes when it is given back; none: to its arena.
+    pub(crate) class: Option<Class>,
 }
 
 impl Block {
@@ -47,84 +36,309 @@ impl Block {
     }
 }
 
+/// Where a block lies and whose heap's it is, in one word:
+///
+/// ```text
+///  63            20 19           0
+///  | address / 256 | shell number |
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spot(NonZeroU64);
+
+impl Spot {
+    const SHELL_BITS: u32 = 20;
+    /// Addresses end here: far beyond what processors and GPUs translate.
+    pub(crate) const END: u64 = 1 << 52;
+
+    /// None for what is no address of a block.
+    pub(crate) fn new(at: DevicePtr, shell: &Shell) -> Option<Spot> {
+        let bits = (at.addr() << (Spot::SHELL_BITS - 8)) | u64::from(shell.number);
+        NonZeroU64::new(bits).filter(|_| at.addr() < Spot::END && at.addr() >= 256).map(Spot)
+    }
+
+    #[inline]
+    pub(crate) fn at(self) -> DevicePtr {
+        pointer((self.0.get() >> (Spot::SHELL_BITS - 8)) & !255)
+    }
+
+    #[inline]
+    pub(crate) fn shell(self) -> &'static Shell {
+        let number = self.0.get() as usize & ((1 << Spot::SHELL_BITS) - 1);
+        match SHELLS.get(number).and_then(OnceLock::get) {
+            Some(shell) => shell,
+            // There is no spot without its shell.
+            None => Shell::first(),
+        }
+    }
+}
+
+/// The address that is this number.
+#[inline]
+fn pointer(address: u64) -> DevicePtr {
+    let origin = DeviceSlice::from(&[][..]).ptr();
+    origin.add(Bytes::new(address.wrapping_sub(origin.addr())))
+}
+
+/// A free block of a class in a heap's cache: the heap's own stream may still use it, up to the tick, and nobody else.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) spot: Spot,
+    /// Its number in the pool's table of blocks.
+    pub(crate) number: u32,
+    /// The lower half of the tick.
+    tick: u32,
+}
+
+impl Entry {
+    #[inline]
+    pub(crate) fn new(spot: Spot, number: u32, tick: Tick) -> Entry {
+        Entry { spot, number, tick: tick as u32 }
+    }
+
+    /// The tick, of which the stream is at `now`: the latest that it can be, which at worst is waited for in vain.
+    pub(crate) fn tick(&self, now: Tick) -> Tick {
+        now - Tick::from((now as u32).wrapping_sub(self.tick))
+    }
+}
+
+/// What the blocks are that leases and caches name by number.
+#[derive(Debug, Default)]
+pub(crate) struct Blocks {
+    /// Arena, block and size of each.
+    rows: Vec<(u32, BlockId, u64)>,
+    free: Vec<u32>,
+}
+
+impl Blocks {
+    /// A block that a cache or a lease will name.
+    pub(crate) fn add(&mut self, block: &Block) -> u32 {
+        let row = (block.arena, block.id, block.given);
+        match self.free.pop() {
+            Some(number) => {
+                self.rows[number as usize] = row;
+                number
+            }
+            None => {
+                // There is no memory for 2^32 rows and for what they are about.
+                let number = self.rows.len() as u32;
+                self.rows.push(row);
+                number
+            }
+        }
+    }
+
+    /// The block of a number, which names nothing from here on.
+    pub(crate) fn take(&mut self, number: u32, at: DevicePtr, class: Option<Class>) -> Block {
+        let (arena, id, given) = self.rows[number as usize];
+        self.free.push(number);
+        Block { at, id, arena, given, class }
+    }
+}
+
 /// Sums over what a heap has leased.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
+    /// Of leased blocks of classes: their units of 256 bytes in the upper 30 bits, and the bytes of them that nobody asked for in
+    /// the lower 34. One addition for both.
+    used: u64,
+    /// The most that this was since `large` changed.
+    high: u64,
+    /// The most bytes that were leased before that.
+    peak: u64,
     /// Allocations that the cache served.
     pub(crate) hits: u64,
     /// Allocations that it did not serve.
     pub(crate) misses: u64,
-    pub(crate) frees: u64,
-    /// Bytes asked for, of live leases.
-    pub(crate) requested: u64,
-    /// Bytes of their blocks.
-    pub(crate) given: u64,
-    /// The most that this ever was.
-    pub(crate) peak: u64,
+    /// Blocks of classes that are the heap's: leased as such, or in its cache.
+    pub(crate) owned: u64,
+    /// Leases that stand for themselves, the bytes of their blocks, and what was asked for of those.
+    large: (u64, u64, u64),
 }
 
+const WASTE_BITS: u32 = 34;
+
 impl Counts {
+    /// A block of a class is leased.
     #[inline]
-    pub(crate) fn take(&mut self, requested: u64, given: u64) {
-        self.requested += requested;
-        self.given += given;
-        if self.given > self.peak {
-            self.peak = self.given;
+    pub(crate) fn take(&mut self, given: u64, waste: u64) {
+        self.used += (given << (WASTE_BITS - 8)) + waste;
+        if self.used > self.high {
+            self.high = self.used;
         }
     }
 
+    /// It is given back.
     #[inline]
-    pub(crate) fn give(&mut self, requested: u64, given: u64) {
-        self.frees += 1;
-        self.requested -= requested;
-        self.given -= given;
+    pub(crate) fn give(&mut self, given: u64, waste: u64) {
+        self.used -= (given << (WASTE_BITS - 8)) + waste;
     }
 
-    /// Leases that are out.
-    pub(crate) fn live(&self) -> u64 {
-        self.hits + self.misses - self.frees
+    /// A lease that stands for itself is made.
+    pub(crate) fn take_large(&mut self, given: u64, requested: u64) {
+        self.settle();
+        let (count, bytes, asked) = self.large;
+        self.large = (count + 1, bytes + given, asked + requested);
+        self.settle();
+    }
+
+    /// It is given back.
+    pub(crate) fn give_large(&mut self, given: u64, requested: u64) {
+        self.settle();
+        let (count, bytes, asked) = self.large;
+        self.large = (count - 1, bytes - given, asked - requested);
+    }
+
+    fn settle(&mut self) {
+        self.peak = self.peak();
+        self.high = self.used;
+    }
+
+    fn bytes(used: u64) -> u64 {
+        (used >> WASTE_BITS) << 8
+    }
+
+    /// Bytes of leased blocks.
+    pub(crate) fn given(&self) -> u64 {
+        Counts::bytes(self.used) + self.large.1
+    }
+
+    /// The most that this ever was.
+    pub(crate) fn peak(&self) -> u64 {
+        self.peak.max(Counts::bytes(self.high) + self.large.1)
+    }
+
+    /// Bytes asked for, of live leases.
+    pub(crate) fn requested(&self) -> u64 {
+        Counts::bytes(self.used) - (self.used & ((1 << WASTE_BITS) - 1)) + self.large.2
     }
 }
 
 /// What a heap's lock guards.
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Whether blocks go through the cache: not before the heap is open, nor after it is closed, nor in a capture.
-    pub(crate) cached: bool,
+    /// Frees go the long way where less than this is used: where the cache is over its limit, and always where there is no cache.
+    least: u64,
+    /// How many bytes the cache may have.
+    limit: u64,
+    /// Whose ticks the entries are of; a local heap's have none.
+    clock: Option<Arc<StreamClock>>,
     pub(crate) counts: Counts,
     pub(crate) cache: Cache<Entry>,
-    /// References to the heap for leases to come. They are what a closed heap drops.
-    pub(crate) spare: Vec<Arc<HeapCore>>,
+    /// The heap, for its leases: as long as it is open or one of them is out.
+    pub(crate) core: Option<Arc<HeapCore>>,
     /// Blocks of a class that further streams may still use.
-    pub(crate) waiting: Vec<(Class, Box<Block>, Stamp)>,
+    pub(crate) waiting: Vec<(Class, Block, Stamp)>,
     /// Handles of the heap. It is closed with the last one.
     pub(crate) handles: usize,
     /// What is kept apart while the stream is captured.
     pub(crate) private: Option<Private>,
 }
 
+impl State {
+    /// Whether blocks go through the cache.
+    pub(crate) fn is_cached(&self) -> bool {
+        self.handles > 0 && self.private.is_none()
+    }
+
+    /// Leases that are out.
+    pub(crate) fn live(&self) -> u64 {
+        let cached: usize = Class::all().map(|class| self.cache.len(class)).sum();
+        self.counts.owned - cached as u64 + self.counts.large.0
+    }
+
+    /// Takes note of blocks that have come or gone, and of the heap having been opened, closed or captured. Answers with the heap
+    /// where nobody will ask for it any more; it is to be dropped without the lock.
+    #[must_use = "dropped under the lock it may lock again"]
+    pub(crate) fn update(&mut self) -> Option<Arc<HeapCore>> {
+        let held = Counts::bytes(self.counts.used) + self.cache.bytes();
+        self.least = match self.is_cached() {
+            true => (held.saturating_sub(self.limit) >> 8) << WASTE_BITS,
+            false => u64::MAX,
+        };
+        if self.handles == 0 && self.counts.owned == 0 { self.core.take() } else { None }
+    }
+
+    /// What to stamp with what is given back now.
+    #[inline]
+    pub(crate) fn now(&self) -> Tick {
+        self.clock.as_ref().map_or(0, |clock| clock.now())
+    }
+
+    /// Whether the last free can end in the cache without anything else.
+    #[inline]
+    pub(crate) fn is_free_short(&self) -> bool {
+        self.counts.used >= self.least
+    }
+}
+
 /// A heap's lock. It outlives every heap.
-#[derive(Debug, Default)]
+#[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Shell {
     state: Mutex<State>,
+    /// The same as [`State::core`], to be looked at by whoever has a lease of it.
+    core: AtomicPtr<HeapCore>,
+    number: u32,
 }
+
+/// How many heaps there can be at a time in a process.
+pub(crate) const MOST: usize = 4096;
+
+static SHELLS: [OnceLock<Box<Shell>>; MOST] = [const { OnceLock::new() }; MOST];
+
+/// Shells that were made.
+static MADE: AtomicU32 = AtomicU32::new(0);
 
 /// Shells without a heap.
 static FREE: Mutex<Vec<&'static Shell>> = Mutex::new(Vec::new());
 
 impl Shell {
-    /// One that nobody has.
-    pub(crate) fn get() -> &'static Shell {
-        let free = lock(&FREE).pop();
-        free.unwrap_or_else(|| Box::leak(Box::default()))
+    fn new(number: u32) -> Box<Shell> {
+        let state = State { least: u64::MAX, ..State::default() };
+        Box::new(Shell { state: Mutex::new(state), core: AtomicPtr::new(ptr::null_mut()), number })
+    }
+
+    #[cold]
+    fn first() -> &'static Shell {
+        SHELLS[0].get_or_init(|| Shell::new(0))
+    }
+
+    /// One that nobody has; none where there are too many heaps.
+    pub(crate) fn get() -> Option<&'static Shell> {
+        let mut free = lock(&FREE);
+        if let Some(shell) = free.pop() {
+            return Some(shell);
+        }
+        // Under the lock: numbers are given out one by one.
+        let number = MADE.load(Ordering::Relaxed);
+        let place = SHELLS.get(number as usize)?;
+        MADE.store(number + 1, Ordering::Relaxed);
+        Some(place.get_or_init(|| Shell::new(number)))
     }
 
     /// For the next heap.
     pub(crate) fn put(&'static self) {
-        // The lists give their memory back; what else is in here was taken out when the heap was closed.
-        let before = std::mem::take(&mut *self.lock());
+        let before = std::mem::replace(&mut *self.lock(), State { least: u64::MAX, ..State::default() });
         drop(before);
         lock(&FREE).push(self);
+    }
+
+    /// The heap is there for leases from here on.
+    pub(crate) fn fill(&self, state: &mut State, core: &Arc<HeapCore>) {
+        self.core.store(Arc::as_ptr(core).cast_mut(), Ordering::Release);
+        state.limit = core.pool.cache_limit();
+        state.clock = core.stream.as_ref().map(|own| Arc::clone(&own.clock));
+        state.core = Some(Arc::clone(core));
+    }
+
+    /// Whose shell it is. For who has a lease of it.
+    ///
+    /// # Safety
+    /// - A block that is counted as owned by the heap is leased for as long as the answer is used: until then the shell keeps
+    ///   the heap.
+    pub(crate) unsafe fn heap<'a>(&self) -> &'a HeapCore {
+        // SAFETY: `fill` has put it here before anything was leased, and the caller promises that it is still kept.
+        unsafe { &*self.core.load(Ordering::Acquire) }
     }
 
     #[inline]

@@ -37,10 +37,10 @@ impl HeapStats {
         let counts = &state.counts;
         HeapStats {
             stream: core.clock().map(|clock| clock.id().0),
-            live: counts.live(),
-            current: Bytes::new(counts.given),
-            peak: Bytes::new(counts.peak),
-            requested: Bytes::new(counts.requested),
+            live: state.live(),
+            current: Bytes::new(counts.given()),
+            peak: Bytes::new(counts.peak()),
+            requested: Bytes::new(counts.requested()),
             cached: Bytes::new(state.cache.bytes()),
             reserved: Bytes::new(arena.live_bytes + arena.free_bytes),
             hits: counts.hits,

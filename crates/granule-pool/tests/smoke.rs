@@ -31,6 +31,7 @@ fn smoke() {
     println!("{:?}", pool.stats());
     drop(heap);
     println!("trim {:?}", pool.trim().unwrap());
+    pool.drain().unwrap();
     println!("{:?}", bank.stats());
     assert_eq!(bank.stats().held, Bytes::ZERO);
     drop((local, pool, bank, stream));
