@@ -122,6 +122,9 @@ pub(crate) struct RunArgs {
     /// End with the speed and with where the memory went
     #[arg(short, long)]
     pub(crate) verbose: bool,
+    /// Record what happens to memory into this file, to be looked at with `granule trace`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 /// How each token is chosen.

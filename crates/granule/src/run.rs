@@ -1,15 +1,18 @@
 //! `granule run`: continues a prompt, or chats. The text goes to stdout as it is written, everything else to stderr.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
+use granule_bank::trace::{Event, Tracer};
 use granule_llama::{
     Context, EncodeOptions, Error, Finish, GenerateOptions, GenerationStats, SamplingOptions, TokenId,
 };
 use serde_json::json;
 
 use crate::args::RunArgs;
+use crate::session::Recording;
 use crate::table::{Align, Table};
 use crate::{chat, interrupt, memory_table, progress, session};
 
@@ -21,8 +24,18 @@ pub(crate) struct Answer {
     stats: GenerationStats,
 }
 
-/// Loads, writes, and says where the memory went if asked to.
+/// Loads, writes, and says where the memory went if asked to; and records it.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
+    let tracer = Tracer::new();
+    let start = |path: &PathBuf| Recording::start(&tracer, path, &args.load.model);
+    let recording = args.trace.as_ref().map(start).transpose()?;
+    let done = write(args, &tracer);
+    // Everything has given its memory back by now, or is a leak.
+    let recorded = recording.map_or(Ok(()), Recording::finish);
+    done.and(recorded)
+}
+
+fn write(args: &RunArgs, tracer: &Tracer) -> Result<()> {
     let options = GenerateOptions {
         sampling: sampling(args)?,
         n_predict: args.n_predict,
@@ -30,7 +43,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         continues: false,
     };
     let cancel = interrupt::install()?;
-    let model = session::load(&args.load, &cancel)?;
+    tracer.mark("load");
+    let model = session::load_traced(&args.load, &cancel, tracer)?;
     let n_ctx = args.ctx_size.map(usize::from);
     let mut context = session::context(&model, &args.context, n_ctx, &cancel)?;
     let finish = match &args.prompt {
@@ -101,6 +115,8 @@ pub(crate) fn answer(
 ) -> Result<Answer> {
     let bar =
         (prompt.len() > args.context.batch_size.get()).then(|| progress::counted("prompt", prompt.len()));
+    let tracer = context.model().bank().tracer().clone();
+    tracer.mark("prompt");
     let generation = context.generate_reporting(prompt, options, &mut |done| {
         if let Some(bar) = &bar {
             bar.set_position(done as u64);
@@ -118,6 +134,7 @@ pub(crate) fn answer(
         }
         text.push_str(piece.text);
         tokens.extend(piece.token);
+        tracer.emit(|| Event::Mark { text: format!("token {}", tokens.len()) });
     }
     let finish = generation.finish().cloned().unwrap_or(Finish::Length);
     Ok(Answer { text, tokens, finish, stats: generation.stats() })
