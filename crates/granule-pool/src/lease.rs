@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::mem;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use granule_bank::trace::Event as Traced;
@@ -25,43 +26,87 @@ use crate::{Error, Pool};
 /// through it has run.
 #[must_use = "dropping it gives the memory back"]
 pub struct Lease {
-    kind: Kind,
+    /// Where a small one lies. A large one has none.
+    spot: Option<Spot>,
+    rest: Rest,
 }
 
-/// Two words in either case.
-enum Kind {
-    /// A block of a class, counted as its heap's.
-    Small(Small),
-    /// Any block, with whatever else there is to it.
-    Large(Box<Large>),
-}
-
-/// A lease that comes and goes by the fast path.
+/// What else there is to a lease, in one word.
 #[derive(Clone, Copy)]
-pub(crate) struct Small {
-    pub(crate) spot: Spot,
-    /// The block's number in the pool's table.
-    pub(crate) number: u32,
-    /// Bytes of the block that nobody asked for: the classes of the last doubling are 64 KiB apart.
-    pub(crate) waste: u16,
-    pub(crate) class: Class,
+union Rest {
+    /// Where there is a spot.
+    small: Small,
+    /// Where there is none: the lease's own, until it is dropped.
+    large: NonNull<Large>,
 }
+
+// SAFETY: a number, or a box of what can be sent and shared.
+unsafe impl Send for Lease {}
+// SAFETY: as above.
+unsafe impl Sync for Lease {}
+
+/// A lease that comes and goes by the fast path:
+///
+/// ```text
+///  63    56 55   48 47        32 31                        0
+///  | zero  | class | waste      | number of the block      |
+/// ```
+///
+/// The waste is the bytes that nobody asked for: the classes of the last doubling are 64 KiB apart. It is one word and not four
+/// fields because a processor that has just stored four small fields waits when they are loaded as one.
+#[derive(Clone, Copy)]
+pub(crate) struct Small(u64);
 
 impl Small {
-    fn given(&self) -> u64 {
-        self.class.size()
+    #[inline]
+    pub(crate) fn new(class: Class, waste: u16, number: u32) -> Small {
+        Small(((class.index() as u64) << 48) | (u64::from(waste) << 32) | u64::from(number))
     }
 
-    fn size(&self) -> Bytes {
-        // All of the smallest block may be waste, which is 256 and not 0 then.
-        Bytes::new(self.given() - u64::from(self.waste))
+    #[inline]
+    fn class(self) -> Class {
+        CLASSES[(self.0 >> 48) as usize]
     }
 
-    fn core(&self) -> &HeapCore {
-        // SAFETY: the block is the heap's, and leased by this until it is dropped or made large.
-        unsafe { self.spot.shell().heap() }
+    #[inline]
+    fn waste(self) -> u64 {
+        (self.0 >> 32) & 0xFFFF
+    }
+
+    #[inline]
+    fn number(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline]
+    fn given(self) -> u64 {
+        self.class().size()
+    }
+
+    #[inline]
+    fn size(self) -> Bytes {
+        Bytes::new(self.given() - self.waste())
     }
 }
+
+/// A lease, looked at.
+enum Kind<'a> {
+    Small(Spot, Small),
+    Large(&'a Large),
+}
+
+/// The classes by their index.
+const CLASSES: [Class; Class::COUNT] = {
+    let Some(smallest) = Class::of(1) else { unreachable!() };
+    let (mut classes, mut index) = ([smallest; Class::COUNT], 1);
+    while index < Class::COUNT {
+        if let Some(next) = Class::of(classes[index - 1].size() + 1) {
+            classes[index] = next;
+        }
+        index += 1;
+    }
+    classes
+};
 
 /// A lease that stands for itself.
 #[derive(Debug)]
@@ -118,35 +163,50 @@ impl Extra {
 
 impl Lease {
     #[inline]
-    pub(crate) fn small(small: Small) -> Lease {
-        Lease { kind: Kind::Small(small) }
+    pub(crate) fn small(spot: Spot, small: Small) -> Lease {
+        Lease { spot: Some(spot), rest: Rest { small } }
     }
 
     pub(crate) fn large(core: Arc<HeapCore>, block: Block, size: Bytes, extra: Extra) -> Lease {
-        Lease { kind: Kind::Large(Box::new(Large { core, block, size, extra })) }
+        Lease::of(Box::new(Large { core, block, size, extra }))
+    }
+
+    fn of(large: Box<Large>) -> Lease {
+        Lease { spot: None, rest: Rest { large: NonNull::from(Box::leak(large)) } }
+    }
+
+    #[inline]
+    fn kind(&self) -> Kind<'_> {
+        match self.spot {
+            // SAFETY: there is a spot.
+            Some(spot) => Kind::Small(spot, unsafe { self.rest.small }),
+            // SAFETY: there is none, and the box is this lease's until it is dropped.
+            None => Kind::Large(unsafe { self.rest.large.as_ref() }),
+        }
     }
 
     pub(crate) fn heap(&self) -> &HeapCore {
-        match &self.kind {
-            Kind::Small(small) => small.core(),
+        match self.kind() {
+            // SAFETY: the block is the heap's, and leased by this as long as it is borrowed.
+            Kind::Small(spot, _) => unsafe { spot.shell().heap() },
             Kind::Large(large) => &large.core,
         }
     }
 
     /// The lease as one that stands for itself.
     fn make_large(&mut self) -> &mut Large {
-        if let Kind::Small(small) = self.kind {
-            self.kind = Kind::Large(Box::new(small.leave()));
+        if let Kind::Small(spot, small) = self.kind() {
+            let large = Box::new(small.leave(spot));
+            // A small one is two numbers: nothing is dropped.
+            (self.spot, self.rest) = (None, Rest { large: NonNull::from(Box::leak(large)) });
         }
-        match &mut self.kind {
-            Kind::Large(large) => large,
-            Kind::Small(_) => unreachable!("it was made large"),
-        }
+        // SAFETY: it is large now, and borrowed exclusively.
+        unsafe { self.rest.large.as_mut() }
     }
 
     fn extra(&self) -> Option<&Extra> {
-        match &self.kind {
-            Kind::Small(_) => None,
+        match self.kind() {
+            Kind::Small(..) => None,
             Kind::Large(large) => Some(&large.extra),
         }
     }
@@ -155,8 +215,8 @@ impl Lease {
     /// [`Lease::stream_slice`] for what holds in between.
     #[inline]
     pub fn ptr(&self) -> DevicePtr {
-        match &self.kind {
-            Kind::Small(small) => small.spot.at(),
+        match self.kind() {
+            Kind::Small(spot, _) => spot.at(),
             Kind::Large(large) => large.extra.address(&large.block),
         }
     }
@@ -164,8 +224,8 @@ impl Lease {
     /// How many bytes were asked for.
     #[inline]
     pub fn len(&self) -> Bytes {
-        match &self.kind {
-            Kind::Small(small) => small.size(),
+        match self.kind() {
+            Kind::Small(_, small) => small.size(),
             Kind::Large(large) => large.size,
         }
     }
@@ -177,8 +237,8 @@ impl Lease {
 
     /// How many bytes the block has that it lies in: at most 255 more than the length, or an eighth of it.
     pub fn given(&self) -> Bytes {
-        Bytes::new(match &self.kind {
-            Kind::Small(small) => small.given(),
+        Bytes::new(match self.kind() {
+            Kind::Small(_, small) => small.given(),
             Kind::Large(large) => large.block.given,
         })
     }
@@ -279,27 +339,28 @@ impl Lease {
 impl Small {
     /// Gives the block back.
     #[inline]
-    fn end(self) {
-        let mut state = self.spot.shell().lock();
-        state.counts.give(self.given(), u64::from(self.waste));
+    fn end(self, spot: Spot) {
+        let class = self.class();
+        let mut state = spot.shell().lock();
+        state.counts.give(class.size(), self.waste());
         let tick = state.now();
-        state.cache.push(self.class, Entry::new(self.spot, self.number, tick));
+        state.cache.push(class, Entry::new(spot, self.number(), tick));
         if !state.is_free_short() {
-            HeapCore::after_free(state, self.class);
+            HeapCore::after_free(state, class);
         }
     }
 
     /// Takes the block out of the fast path's books.
-    fn leave(self) -> Large {
-        let (given, size) = (self.given(), self.size());
-        let mut state = self.spot.shell().lock();
-        state.counts.give(given, u64::from(self.waste));
+    fn leave(self, spot: Spot) -> Large {
+        let (class, given, size) = (self.class(), self.given(), self.size());
+        let mut state = spot.shell().lock();
+        state.counts.give(given, self.waste());
         state.counts.take_large(given, size.get());
         state.counts.owned -= 1;
         let Some(core) = state.core.clone() else { unreachable!("a heap with a lease is kept") };
         let gone = state.update();
         drop(state);
-        let block = core.pool.blocks().take(self.number, self.spot.at(), Some(self.class));
+        let block = core.pool.blocks().take(self.number(), spot.at(), Some(class));
         drop(gone);
         Large { core, block, size, extra: Extra::default() }
     }
@@ -342,9 +403,11 @@ impl Drop for Large {
 impl Drop for Lease {
     #[inline]
     fn drop(&mut self) {
-        // A large one ends by itself.
-        if let Kind::Small(small) = self.kind {
-            small.end();
+        match self.spot {
+            // SAFETY: there is a spot.
+            Some(spot) => unsafe { self.rest.small }.end(spot),
+            // SAFETY: there is none: this is the box that the lease was made with, and nothing uses it afterwards.
+            None => drop(unsafe { Box::from_raw(self.rest.large.as_ptr()) }),
         }
     }
 }
