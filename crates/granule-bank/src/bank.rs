@@ -316,6 +316,9 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Nothing is held any more; what was kept goes with the bank, and off a budget that others share.
         let books = self.books.get_mut().unwrap_or_else(PoisonError::into_inner);
-        books.ledger.shed(&mut self.budget.allowance(), Bytes::MAX);
+        let count = books.ledger.shed(&mut self.budget.allowance(), Bytes::MAX) as u64;
+        if count > 0 {
+            self.tracer.emit(|| Event::Destroy { device: self.traced, count });
+        }
     }
 }

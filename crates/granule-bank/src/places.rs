@@ -1,5 +1,6 @@
 //! What stands behind the places of each range: changed by the range, seen by snapshots and recordings.
 
+use std::collections::BTreeMap;
 use std::ops::Range as Span;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -10,17 +11,17 @@ use crate::piece::Piece;
 use crate::trace::{Event, RangeId};
 use crate::{Bank, Owner};
 
-/// All ranges of a bank.
+/// All ranges of a bank, in the order in which they were made.
 #[derive(Debug, Default)]
-pub(crate) struct Atlas(Mutex<Vec<Weak<Places>>>);
+pub(crate) struct Atlas(Mutex<BTreeMap<RangeId, Weak<Places>>>);
 
 impl Atlas {
     /// Those that are there.
     pub(crate) fn all(&self) -> Vec<Arc<Places>> {
-        self.lock().iter().filter_map(Weak::upgrade).collect()
+        self.lock().values().filter_map(Weak::upgrade).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Places>>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<RangeId, Weak<Places>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -138,7 +139,7 @@ impl Contents {
         let pieces = Mutex::new(vec![None; places]);
         let places_of = Places { id, owner: owner.clone(), base, bank: Arc::clone(inner), pieces };
         let contents = Contents(Arc::new(places_of));
-        inner.ranges.lock().push(Arc::downgrade(&contents.0));
+        inner.ranges.lock().insert(id, Arc::downgrade(&contents.0));
         inner.tracer.declare(Event::Range {
             range: id,
             device: inner.traced,
@@ -165,7 +166,7 @@ impl std::ops::Deref for Contents {
 
 impl Drop for Contents {
     fn drop(&mut self) {
-        self.bank.ranges.lock().retain(|places| !std::ptr::eq(places.as_ptr(), Arc::as_ptr(&self.0)));
+        self.bank.ranges.lock().remove(&self.id);
         self.bank.tracer.retract(Event::RangeGone { range: self.id });
         // A snapshot may have this for a moment longer; the pieces go now, after the lock is gone.
         let pieces = std::mem::take(&mut *self.pieces());

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use granule_device::Granule;
+
 use crate::Error;
 use crate::bank::Inner;
 use crate::trace::Event;
@@ -90,6 +92,24 @@ impl Drop for Preparer {
     }
 }
 
+/// A granule being made ahead: however that ends, the books hear of it, and so does whoever waits for it.
+struct Preparing<'a> {
+    bank: &'a Inner,
+    made: Option<Granule>,
+}
+
+impl Drop for Preparing<'_> {
+    fn drop(&mut self) {
+        let made = self.made.take();
+        let mut books = self.bank.books();
+        books.ledger.prepared(&mut self.bank.budget.allowance(), made.is_some());
+        // Behind those that came back just now and are warm.
+        made.into_iter().for_each(|granule| books.cache.insert(0, granule));
+        drop(books);
+        self.bank.prepared.notify_all();
+    }
+}
+
 impl Inner {
     /// Makes one granule ahead, if it is wanted and there is room for it; true where another one may be.
     fn prepare_one(&self) -> bool {
@@ -100,15 +120,12 @@ impl Inner {
                 return false;
             }
         }
+        let mut preparing = Preparing { bank: self, made: None };
         let made = self.leave_reserve(1).and_then(|()| self.device.create_granule());
         if made.is_ok() {
             self.tracer.emit(|| Event::Create { device: self.traced, count: 1 });
         }
-        let mut books = self.books();
-        books.ledger.prepared(&mut self.budget.allowance(), made.is_ok());
-        let done = made.map(|granule| books.cache.insert(0, granule)).is_ok();
-        drop(books);
-        self.prepared.notify_all();
-        done
+        preparing.made = made.ok();
+        preparing.made.is_some()
     }
 }

@@ -25,9 +25,13 @@ impl Inner {
             let book = |books: &mut Books, allowance: &mut Allowance, tag: Tag| {
                 let admission = books.ledger.take(allowance, tag.account, count)?;
                 let dropped = books.oldest(admission.drop);
-                Ok((admission.create, books.newest(admission.reuse), dropped))
+                let reused = books.newest(admission.reuse);
+                Ok((admission.create, reused, dropped, books.ledger.is_low()))
             };
-            let (tag, (create, reused, dropped)) = self.admit(owner, requested, book)?;
+            let (tag, (create, reused, dropped, is_low)) = self.admit(owner, requested, book)?;
+            if is_low {
+                self.signal.wake();
+            }
             self.release(dropped);
             let refused = match self.make(tag, create, reused) {
                 Ok(pieces) => return Ok(Stock { pieces }),
@@ -68,7 +72,6 @@ impl Inner {
             let mut books = self.books();
             books.ledger.made(&mut self.budget.allowance(), tag.account, made, create - made);
         }
-        self.signal.wake();
         self.changed();
         outcome.map(|()| pieces)
     }
@@ -100,8 +103,14 @@ impl Inner {
 
     pub(crate) fn discharge(&self, tag: Tag, size: Bytes) {
         self.tracer.emit(|| Event::Discharge { device: self.traced, owner: tag.owner, size });
-        self.books().ledger.discharge(&mut self.budget.allowance(), tag.account, size);
-        self.signal.wake();
+        let is_low = {
+            let mut books = self.books();
+            books.ledger.discharge(&mut self.budget.allowance(), tag.account, size);
+            books.ledger.is_low()
+        };
+        if is_low {
+            self.signal.wake();
+        }
         self.changed();
     }
 

@@ -177,11 +177,16 @@ impl Ledger {
         drop
     }
 
+    /// Whether so few granules are kept or being made that more are wanted.
+    pub(crate) fn is_low(&self) -> bool {
+        self.cached + self.preparing < self.marks.low
+    }
+
     /// Books one granule that is to be made ahead; false where none is wanted or there is no room for it.
     pub(crate) fn prepare(&mut self, allowance: &mut Allowance) -> bool {
         let own = self.held.saturating_add(self.kept()).saturating_add(self.granule);
         let fits = own <= self.limit && allowance.over(self.granule, Bytes::ZERO).is_zero();
-        let wanted = fits && self.cached + self.preparing < self.marks.low;
+        let wanted = fits && self.is_low();
         if wanted {
             self.preparing += 1;
             allowance.keep(self.granule);

@@ -89,7 +89,8 @@ conformance! {
         a_region_is_made_of_a_block;
     recordings:
         a_recording_says_what_the_bank_says,
-        nothing_is_recorded_before_and_after;
+        nothing_is_recorded_before_and_after,
+        a_recording_outlives_its_banks;
     faults:
         every_failing_call_changes_nothing,
         every_failing_call_leaves_the_stock_whole,

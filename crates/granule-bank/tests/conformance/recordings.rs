@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use granule_bank::trace::{Event, Reader, Recorder};
+use granule_bank::trace::{Event, Reader, Recorder, Tracer};
 use granule_bank::{Bank, Growth, Owner, grow_together};
 use granule_device::Bytes;
 
@@ -179,4 +179,28 @@ pub(crate) fn nothing_is_recorded_before_and_after(open: Open<'_>) {
     // The range was there before the recording, which knows it all the same.
     assert_eq!(played.ranges[&range.id().0].len(), 2);
     assert_eq!(played.held["early"], granules(&device, 2).get());
+}
+
+pub(crate) fn a_recording_outlives_its_banks(open: Open<'_>) {
+    let device = open(16);
+    let tracer = Tracer::new();
+    let tape = Tape::default();
+    let recorder = Recorder::start(&tracer, tape.clone(), "two banks").unwrap();
+    let banks = [8, 4].map(|budget| {
+        let options = options(&device, budget).cache(granules(&device, 4)).tracer(&tracer);
+        Bank::new(device.clone(), options).unwrap()
+    });
+    let held = [&banks[0], &banks[1]].map(|bank| {
+        let mut growable = bank.growable(&Owner::new("x"), granules(&device, 4)).unwrap();
+        growable.grow_to(granules(&device, 3)).unwrap();
+        growable
+    });
+    assert_ne!(held[0].id(), held[1].id());
+    drop((banks, held));
+    recorder.finish().unwrap();
+    let events = tape.events();
+    let made: u64 =
+        events.iter().map(|event| if let Event::Create { count, .. } = event { *count } else { 0 }).sum();
+    let played = Played::of(&events);
+    assert_eq!((made, played.made, played.held.len(), played.ranges.len()), (6, 0, 0, 0));
 }

@@ -1,7 +1,7 @@
 //! One bank, many threads: the books come out even, and nobody waits for ever.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use granule_bank::{Bank, Budget, Error, Growth, Level, Offer, Owner, Range, Reclaim, grow_together};
 use granule_device::{Bytes, LiveCounts};
@@ -13,11 +13,14 @@ pub(crate) fn the_budget_holds_whoever_asks(open: Open<'_>) {
     let options = options(&device, 24).cache(granules(&device, 4));
     let bank = Bank::new(device.clone(), options).unwrap();
     let steps = if is_host(&device) { 200 } else { 2 };
+    let start = Barrier::new(4);
     std::thread::scope(|scope| {
         for thread in 0..4usize {
-            let (bank, device) = (bank.clone(), &device);
+            let (bank, device, start) = (bank.clone(), &device, &start);
             scope.spawn(move || {
                 let owner = Owner::new(format!("thread {thread}"));
+                drop(bank.take(&owner, 6).unwrap());
+                start.wait();
                 for step in 0..steps {
                     let mut growable = bank.growable(&owner, granules(device, 16)).unwrap();
                     for len in 1..=8 {
