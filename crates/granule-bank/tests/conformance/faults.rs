@@ -91,7 +91,8 @@ pub(crate) fn every_failing_call_leaves_the_stock_whole(open: Open<'_>) {
             range.fill_from(0..7, &mut stock).unwrap();
         }
         assert_eq!(stock.len(), 1);
-        fill(&device, range.slice_mut(..place(&device, 6).end).unwrap(), 3);
+        fill(&device, range.slice_mut(place(&device, 6).end - 9..place(&device, 6).end).unwrap(), 3);
+        assert!(range.slice_mut(..place(&device, 6).end).is_ok());
         assert_eq!(bank.stats().held, granules(&device, 8));
         if !fired {
             assert!(k > 3, "no call was failed");
