@@ -145,6 +145,9 @@ impl Builder {
                 let stream = stream.map(|stream| self.stream(stream));
                 let (requested, given) = (requested.get(), given.get());
                 let (range, from, to) = (self.range_at(at), self.now, OPEN);
+                if let Some(range) = range {
+                    self.history.ranges[range].arena = true;
+                }
                 self.leases.insert(at, self.history.leases.len());
                 let lease = Lease { at, account, range, stream, requested, given, from, to };
                 self.history.leases.push(lease);

@@ -113,7 +113,7 @@ pub(crate) struct Range {
     pub(crate) places: u64,
     pub(crate) from: u64,
     pub(crate) to: u64,
-    /// True where a pool cuts leases from it.
+    /// True where a pool cuts leases from it: said so, or was seen to.
     pub(crate) arena: bool,
     /// True where its length was told: it is filled from the start.
     pub(crate) growable: bool,

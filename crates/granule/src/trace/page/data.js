@@ -3,7 +3,8 @@
 const T = JSON.parse(document.getElementById("data").textContent);
 
 function column({ f64, u32 }) {
-  const bytes = Uint8Array.from(atob(f64 ?? u32), (c) => c.charCodeAt(0));
+  const text = atob(f64 ?? u32), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
   return f64 === undefined ? new Uint32Array(bytes.buffer) : new Float64Array(bytes.buffer);
 }
 

@@ -46,8 +46,8 @@ function duration(ns) {
 
 // A moment, exactly enough to tell it from its neighbours.
 function moment(ns) {
-  const digits = END < 1e7 ? 6 : END < 1e10 ? 3 : 1;
-  return END < 1e9 ? `${(ns / 1e6).toFixed(digits)} ms` : `${(ns / 1e9).toFixed(digits)} s`;
+  if (END < 1e7) return `${(ns / 1e3).toFixed(3)} µs`;
+  return END < 1e9 ? `${(ns / 1e6).toFixed(3)} ms` : `${(ns / 1e9).toFixed(END < 1e11 ? 4 : 2)} s`;
 }
 
 const count = (n) => n.toLocaleString("en-US");

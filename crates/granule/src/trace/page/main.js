@@ -197,7 +197,7 @@ function key() {
 function devices() {
   if (T.devices.length < 2) return;
   $("devices").replaceChildren(...T.devices.map(({ name }, device) => {
-    const button = element("button", { type: "button", text: name, "aria-pressed": device === state.device });
+    const button = element("button", { type: "button", text: `${device + 1} ${name}`, "aria-pressed": device === state.device });
     button.addEventListener("click", () => {
       Object.assign(state, { device, lit: null, solo: null });
       start();

@@ -1,7 +1,7 @@
 // The map: every granule a square where it lies, as full as what is live in it. The places do not move with the cursor.
 
 const map = (() => {
-  const HEAD = 22, GAP = 18;
+  const HEAD = 22, GAP = 18, EDGE = 2;
   let size = 10, pitch = 12, wide = 0, high = 0;
   let sections = [];
   // By cell: which range (or, below zero, which account's charges), which place, where on the canvas.
@@ -47,18 +47,18 @@ const map = (() => {
     }).filter((part) => part.n > 0);
     const total = Math.min(MOST, parts.reduce((sum, part) => sum + part.n, 0));
     const area = wide * Math.min(460, Math.max(260, wide * 0.42));
-    pitch = Math.max(5, Math.min(30, Math.floor(Math.sqrt(area / Math.max(total, 1)))));
+    pitch = Math.max(5, Math.min(38, Math.floor(Math.sqrt(area / Math.max(total, 1)))));
     size = pitch - Math.max(1, Math.round(pitch * 0.14));
     cells = { range: [], place: [], x: [], y: [] };
     firstCell = new Int32Array(T.ranges.length).fill(-1);
     sections = [];
-    let left = 0, top = 0, shelf = 0;
+    let left = EDGE, top = 0, shelf = 0;
     for (const part of parts) {
-      const fits = Math.floor(wide / pitch);
+      const fits = Math.floor((wide - 2 * EDGE) / pitch);
       const columns = Math.max(1, Math.min(fits, Math.max(part.n, Math.ceil(230 / pitch))));
       const rows = Math.ceil(Math.min(part.n, MOST) / columns);
-      if (left > 0 && left + columns * pitch > wide) {
-        left = 0;
+      if (left > EDGE && left + columns * pitch > wide - EDGE) {
+        left = EDGE;
         top += shelf + GAP;
         shelf = 0;
       }

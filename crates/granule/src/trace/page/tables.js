@@ -55,12 +55,12 @@ const tables = (() => {
     owners.now();
   }
 
-  const HEAD = ["size", "taken up", "owner", "stream", "since", "where"];
+  const HEAD = ["size", "taken up", "owner", "stream", "since", "range + offset"];
 
   function row(lease, largest) {
     const account = C["lease.account"][lease], range = C["lease.range"][lease], stream = C["lease.stream"][lease];
     const at = C["lease.at"][lease], requested = C["lease.requested"][lease], given = C["lease.given"][lease];
-    const where = range === NONE ? `0x${at.toString(16)}` : `range ${T.ranges[range].id} + ${bytes(at)}`;
+    const where = range === NONE ? `0x${at.toString(16)}` : `${T.ranges[range].id} + ${bytes(at)}`;
     const size = element("td", { class: "number", text: bytes(requested), title: `${count(requested)} bytes` });
     size.style.setProperty("--part", given / largest);
     size.style.setProperty("--colour", colour(account));

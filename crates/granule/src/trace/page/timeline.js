@@ -67,14 +67,11 @@ const timeline = (() => {
     return { columns, stack, totals, least, most };
   }
 
-  // A step that divides an axis of `most` into some five parts, in binary units.
+  // The power of two that divides an axis of `most` into three to five parts.
   function step(most) {
     let size = 1;
-    while (size * 1024 * 4 <= most) size *= 1024;
-    for (const part of [1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, 100, 128, 200, 256, 500, 512, 1024, 2048]) {
-      if (most / (size * part) <= 5) return size * part;
-    }
-    return most;
+    while (most / size > 5) size *= 2;
+    return size;
   }
 
   function ticks(drawing) {
@@ -135,7 +132,7 @@ const timeline = (() => {
       }
     }
     drawing.globalAlpha = 1;
-    for (const [style, width] of [["--ground", 3.5], ["--ink", 1.5]]) {
+    for (const [style, width] of [["--ground", 3], ["--ink", 1.4]]) {
       drawing.beginPath();
       for (let column = 0; column < columns; column++) {
         drawing.lineTo(MARGIN.left + column * wide, y(most[column]));
@@ -165,7 +162,7 @@ const timeline = (() => {
       drawing.fillStyle = css("--line");
       drawing.fillRect(Math.round(x(t)), MARGIN.top + box.deep, 1, 4);
       drawing.fillStyle = css("--faint");
-      drawing.fillText(t === 0 ? "0" : duration(t).replace(/\.0+ /, " "), px, MARGIN.top + box.deep + 8);
+      drawing.fillText(t === 0 ? "0" : duration(t).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " "), px, MARGIN.top + box.deep + 8);
     }
   }
 
@@ -196,7 +193,7 @@ const timeline = (() => {
         }
         const after = Math.min(right, ...taken.map(([start]) => (start >= from ? start : right)));
         const whole = drawing.measureText(marks[i].text).width + 14, room = Math.min(whole, 190, after - from);
-        if (room < Math.min(whole, 44) || taken.some(([start, end]) => from < end && from + room > start)) continue;
+        if (room < (later ? whole : Math.min(whole, 44)) || taken.some(([start, end]) => from < end && from + room > start)) continue;
         const shown = fit(drawing, marks[i].text, room - 8);
         if (!shown) continue;
         drawing.fillStyle = css("--soft");
