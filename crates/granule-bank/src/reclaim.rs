@@ -23,6 +23,10 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// What waiting for device work counts as, for memory that was retired: some kernels' time. Cheaper offers are taken up
+    /// before anything is waited for, dearer ones after.
+    pub const WAITING: u64 = 1000;
+
     /// So much, at this cost.
     pub const fn new(bytes: Bytes, cost: u64) -> Offer {
         Offer { bytes, cost }
@@ -47,9 +51,6 @@ pub trait Reclaim: Send + Sync {
     /// trusts its own books and not the answer.
     fn reclaim(&self, want: Bytes) -> Bytes;
 }
-
-/// What waiting for device work costs, on the scale of [`Offer::cost`]: more than what is lost by nobody, less than everything else.
-const WAITING: u64 = 1;
 
 /// Keeps a [`Reclaim`] registered with a bank; dropping it ends that. One that is being asked at that moment ends its answer.
 #[must_use = "the reclaimer is asked for as long as this lives"]
@@ -245,7 +246,7 @@ impl Bank {
 
     fn offers(&self, deadline: Instant) -> Vec<(Source, Offer)> {
         let waiting = if Instant::now() < deadline { self.retiring().places() } else { 0 };
-        let waiting = Offer::new(self.granule().saturating_mul(waiting as u64), WAITING);
+        let waiting = Offer::new(self.granule().saturating_mul(waiting as u64), Offer::WAITING);
         let mut offers = Vec::new();
         for (id, reclaimer) in self.inner().reclaimers.all() {
             offers.extend(reclaimer.could_give().into_iter().map(|offer| (Source::Reclaimer(id), offer)));

@@ -228,16 +228,24 @@ pub(crate) fn retired_memory_is_waited_for(open: Open<'_>) {
     let owner = Owner::new("x");
     let mut growable = bank.growable(&owner, granules(&device, 4)).unwrap();
     growable.grow_to(granules(&device, 4)).unwrap();
+    growable.shrink_to(granules(&device, 2)).unwrap();
     let asked = Asked::default();
-    let hoard = Arc::new(Hoard::new(&bank, "dear", 0, 2, &asked));
-    let _guard = bank.add_reclaimer(&hoard);
+    let dear = Arc::new(Hoard::new(&bank, "dear", 1, Offer::WAITING + 1, &asked));
+    let cheap = Arc::new(Hoard::new(&bank, "cheap", 1, Offer::WAITING - 1, &asked));
+    let _guards = [bank.add_reclaimer(&dear), bank.add_reclaimer(&cheap)];
     let work = Work::begin(&stream);
     growable.shrink_after(granules(&device, 1), &work.event).unwrap();
+    let names = || asked.lock().unwrap().iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    // What is cheaper than waiting comes first, what is dearer is spared.
+    let one = bank.take(&owner, 1).unwrap();
+    if is_host(&device) {
+        assert_eq!((names(), work.event.is_done()), (vec!["cheap"], false));
+    }
     work.end_soon();
-    let stock = bank.take(&owner, 2).unwrap();
-    assert_eq!((stock.len(), bank.stats().refused), (2, 0));
-    assert_eq!(bank.stats().held, granules(&device, 3));
-    drop((stock, growable));
+    let two = bank.take(&owner, 1).unwrap();
+    assert!(dear.has() == 1 && !names().contains(&"dear"));
+    assert_eq!((bank.stats().refused, bank.stats().held), (0, granules(&device, 4)));
+    drop((one, two, growable, dear, cheap));
     bank.trim();
 
     // Not for ever: work that does not end makes it a refusal. Only the host's can be kept from ending here.
