@@ -90,6 +90,21 @@ impl HeapCore {
         self.device.lease_mode() != LeaseMode::Quiet || self.tracer.is_on()
     }
 
+    /// The fast path: the two words of a lease of a cached block, zeros where there is none. They come back in registers, which an
+    /// `Option<Lease>` would not.
+    #[inline(always)]
+    fn pop(&self, class: Class, size: u64) -> (u64, u64) {
+        if self.is_watched() {
+            return (0, 0);
+        }
+        let mut state = self.shell.lock();
+        let Some(entry) = state.cache.pop(class) else { return (0, 0) };
+        let waste = class.size() - size;
+        state.counts.hits += 1;
+        state.counts.take(class.size(), waste);
+        Lease::words(entry.spot, Small::new(class, waste as u16, entry.number))
+    }
+
     /// One handle more.
     pub(crate) fn open(self: &Arc<HeapCore>) -> Heap {
         let mut state = self.shell.lock();
@@ -108,6 +123,7 @@ impl HeapCore {
         state.cache.drain_to(keep, &mut out);
         let waiting = mem::take(&mut state.waiting);
         state.counts.owned -= out.len() as u64;
+        state.flushed_at = state.counts.hits + state.counts.misses;
         let gone = state.update();
         drop(state);
         self.give(out);
@@ -240,26 +256,12 @@ impl Heap {
     /// [`Error::OutOfMemory`], [`Error::TooLarge`]; [`Error::Device`] where a call failed and nothing else served the request.
     #[inline]
     pub fn alloc(&self, size: Bytes) -> Result<Lease, Error> {
-        match Class::of(size.get()).and_then(|class| self.alloc_cached(class, size.get())) {
-            Some(lease) => Ok(lease),
-            None => self.alloc_slowly(size, UNIT, None),
+        if let Some(class) = Class::of(size.get())
+            && let Some(lease) = Lease::of_words(self.core.pop(class, size.get()))
+        {
+            return Ok(lease);
         }
-    }
-
-    /// The fast path. Nothing is copied on the way out: what is answered are the two words that a lease is.
-    #[inline]
-    fn alloc_cached(&self, class: Class, size: u64) -> Option<Lease> {
-        let core = &*self.core;
-        if core.is_watched() {
-            return None;
-        }
-        let mut state = core.shell.lock();
-        let entry = state.cache.pop(class)?;
-        let waste = class.size() - size;
-        state.counts.hits += 1;
-        state.counts.take(class.size(), waste);
-        drop(state);
-        Some(Lease::small(entry.spot, Small::new(class, waste as u16, entry.number)))
+        self.alloc_slowly(size, UNIT, None)
     }
 
     /// As [`Heap::alloc`], at a multiple of `align`: a power of two, up to the size of a granule.

@@ -58,6 +58,10 @@ impl Found {
 /// How often the pool's owner is asked to give something up for one request.
 const ROUNDS: usize = 8;
 
+/// Cutting a block anew costs as much as some fast allocations: a cache is not coalesced again before it has served this many for
+/// each of its blocks, unless memory is short.
+const ALLOCS_PER_BLOCK: u64 = 32;
+
 /// Blocks that a miss cuts ahead: as many as are in so many bytes, but one of a class of that size.
 const BATCH: u64 = 64 << 10;
 const BATCH_BLOCKS: u64 = 16;
@@ -180,9 +184,13 @@ impl HeapCore {
         }
     }
 
+    /// Whether the cache is larger than it should be, and its last coalescing has paid for itself: blocks that go back to the arena
+    /// have to be cut again.
     fn has_plenty_cached(&self) -> bool {
         let state = self.shell.lock();
-        state.cache.bytes() > self.pool.plenty(state.counts.given())
+        let allocs = state.counts.hits + state.counts.misses;
+        let paid = allocs - state.flushed_at >= ALLOCS_PER_BLOCK * state.cached_blocks();
+        paid && state.cache.bytes() > self.pool.plenty(state.counts.given())
     }
 
     /// Puts blocks that other streams used, and that this heap's stream may have now, into the cache.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::mem;
-use std::ptr::NonNull;
+use std::ptr;
 use std::sync::Arc;
 
 use granule_bank::trace::Event as Traced;
@@ -28,22 +28,16 @@ use crate::{Error, Pool};
 pub struct Lease {
     /// Where a small one lies. A large one has none.
     spot: Option<Spot>,
-    rest: Rest,
-}
-
-/// What else there is to a lease, in one word.
-#[derive(Clone, Copy)]
-union Rest {
-    /// Where there is a spot.
-    small: Small,
-    /// Where there is none: the lease's own, until it is dropped.
-    large: NonNull<Large>,
+    /// Where there is a spot, [`Small`] as a number; else the lease's own box.
+    rest: *mut Large,
 }
 
 // SAFETY: a number, or a box of what can be sent and shared.
 unsafe impl Send for Lease {}
 // SAFETY: as above.
 unsafe impl Sync for Lease {}
+
+const _: () = assert!(usize::BITS == 64, "a lease keeps 64 bits in a pointer");
 
 /// A lease that comes and goes by the fast path:
 ///
@@ -164,7 +158,19 @@ impl Extra {
 impl Lease {
     #[inline]
     pub(crate) fn small(spot: Spot, small: Small) -> Lease {
-        Lease { spot: Some(spot), rest: Rest { small } }
+        Lease { spot: Some(spot), rest: ptr::without_provenance_mut(small.0 as usize) }
+    }
+
+    /// A small lease as two numbers; the first is not 0.
+    #[inline]
+    pub(crate) fn words(spot: Spot, small: Small) -> (u64, u64) {
+        (spot.to_bits(), small.0)
+    }
+
+    /// The lease that is these two numbers.
+    #[inline]
+    pub(crate) fn of_words((spot, small): (u64, u64)) -> Option<Lease> {
+        Spot::from_bits(spot).map(|spot| Lease::small(spot, Small(small)))
     }
 
     pub(crate) fn large(core: Arc<HeapCore>, block: Block, size: Bytes, extra: Extra) -> Lease {
@@ -172,16 +178,15 @@ impl Lease {
     }
 
     fn of(large: Box<Large>) -> Lease {
-        Lease { spot: None, rest: Rest { large: NonNull::from(Box::leak(large)) } }
+        Lease { spot: None, rest: Box::into_raw(large) }
     }
 
     #[inline]
     fn kind(&self) -> Kind<'_> {
         match self.spot {
-            // SAFETY: there is a spot.
-            Some(spot) => Kind::Small(spot, unsafe { self.rest.small }),
-            // SAFETY: there is none, and the box is this lease's until it is dropped.
-            None => Kind::Large(unsafe { self.rest.large.as_ref() }),
+            Some(spot) => Kind::Small(spot, Small(self.rest.addr() as u64)),
+            // SAFETY: without a spot it is a box, which is this lease's until it is dropped.
+            None => Kind::Large(unsafe { &*self.rest }),
         }
     }
 
@@ -198,10 +203,10 @@ impl Lease {
         if let Kind::Small(spot, small) = self.kind() {
             let large = Box::new(small.leave(spot));
             // A small one is two numbers: nothing is dropped.
-            (self.spot, self.rest) = (None, Rest { large: NonNull::from(Box::leak(large)) });
+            (self.spot, self.rest) = (None, Box::into_raw(large));
         }
         // SAFETY: it is large now, and borrowed exclusively.
-        unsafe { self.rest.large.as_mut() }
+        unsafe { &mut *self.rest }
     }
 
     fn extra(&self) -> Option<&Extra> {
@@ -338,7 +343,7 @@ impl Lease {
 
 impl Small {
     /// Gives the block back.
-    #[inline]
+    #[inline(always)]
     fn end(self, spot: Spot) {
         let class = self.class();
         let mut state = spot.shell().lock();
@@ -404,10 +409,9 @@ impl Drop for Lease {
     #[inline]
     fn drop(&mut self) {
         match self.spot {
-            // SAFETY: there is a spot.
-            Some(spot) => unsafe { self.rest.small }.end(spot),
-            // SAFETY: there is none: this is the box that the lease was made with, and nothing uses it afterwards.
-            None => drop(unsafe { Box::from_raw(self.rest.large.as_ptr()) }),
+            Some(spot) => Small(self.rest.addr() as u64).end(spot),
+            // SAFETY: without a spot it is the box that the lease was made with, and nothing uses it afterwards.
+            None => drop(unsafe { Box::from_raw(self.rest) }),
         }
     }
 }

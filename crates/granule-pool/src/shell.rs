@@ -57,6 +57,16 @@ impl Spot {
     }
 
     #[inline]
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0.get()
+    }
+
+    #[inline]
+    pub(crate) fn from_bits(bits: u64) -> Option<Spot> {
+        NonZeroU64::new(bits).map(Spot)
+    }
+
+    #[inline]
     pub(crate) fn at(self) -> DevicePtr {
         pointer((self.0.get() >> (Spot::SHELL_BITS - 8)) & !255)
     }
@@ -228,6 +238,8 @@ pub(crate) struct State {
     pub(crate) core: Option<Arc<HeapCore>>,
     /// Blocks of a class that further streams may still use.
     pub(crate) waiting: Vec<(Class, Block, Stamp)>,
+    /// How many allocations there had been when the cache was last emptied.
+    pub(crate) flushed_at: u64,
     /// Handles of the heap. It is closed with the last one.
     pub(crate) handles: usize,
     /// What is kept apart while the stream is captured.
@@ -242,8 +254,11 @@ impl State {
 
     /// Leases that are out.
     pub(crate) fn live(&self) -> u64 {
-        let cached: usize = Class::all().map(|class| self.cache.len(class)).sum();
-        self.counts.owned - cached as u64 + self.counts.large.0
+        self.counts.owned - self.cached_blocks() + self.counts.large.0
+    }
+
+    pub(crate) fn cached_blocks(&self) -> u64 {
+        Class::all().map(|class| self.cache.len(class) as u64).sum()
     }
 
     /// Takes note of blocks that have come or gone, and of the heap having been opened, closed or captured. Answers with the heap

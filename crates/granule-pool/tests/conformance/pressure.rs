@@ -1,0 +1,211 @@
+//! When memory is short: what is tried, in which order, and when it is an error.
+
+use std::sync::{Arc, Mutex};
+
+use granule_bank::Owner;
+use granule_device::{Bytes, Device};
+use granule_pool::{Error, Heap, Lease, Pool, PoolOptions};
+
+use crate::support::{Random, Worker, bank, granules, pool, stream};
+
+/// The granules that leases have bytes in, counted from their addresses alone.
+fn granules_in_use(device: &Device, leases: &[Lease]) -> u64 {
+    let granule = device.granularity().get();
+    let touched = leases.iter().flat_map(|lease| {
+        let start = lease.ptr().addr();
+        start / granule..(start + lease.given().get()).div_ceil(granule)
+    });
+    touched.collect::<std::collections::BTreeSet<u64>>().len() as u64
+}
+
+/// After any operations, the largest request that fits beside granules in use is served, and one granule more is not.
+pub(crate) fn fails_only_when_nothing_fits(open: &dyn Fn() -> Device) {
+    let device = open();
+    const BUDGET: u64 = 12;
+    for seed in 1..=8 {
+        let bank = bank(&device, BUDGET);
+        let pool = pool(&bank);
+        let mut random = Random(seed * 7919);
+        let mut workers: Vec<Worker> = (0..2).map(|_| Worker::new(&device)).collect();
+        let mut heaps: Vec<Heap> = workers.iter().map(|worker| pool.heap(&worker.stream).unwrap()).collect();
+        heaps.push(pool.local().unwrap());
+        let mut live: Vec<Lease> = Vec::new();
+        for _ in 0..30 + random.below(150) {
+            let who = random.below(3) as usize;
+            if random.below(5) < 3 {
+                let size = random.size(device.granularity().get());
+                match heaps[who].alloc(size) {
+                    Ok(mut lease) => {
+                        if let Some(worker) = workers.get_mut(who) {
+                            worker.use_lease(&mut lease, 1);
+                        }
+                        live.push(lease);
+                    }
+                    Err(Error::OutOfMemory { .. }) => {
+                        let free = BUDGET - granules_in_use(&device, &live);
+                        assert!(
+                            granules(&device, free) < size,
+                            "{size} refused with {free} granules not in use"
+                        );
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            } else if !live.is_empty() {
+                live.swap_remove(random.below(live.len() as u64) as usize);
+            }
+        }
+        let free = BUDGET - granules_in_use(&device, &live);
+        let who = &heaps[random.below(3) as usize];
+        assert!(who.alloc(granules(&device, free + 1)).is_err());
+        let all = who.alloc(granules(&device, free)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        drop((live, all));
+        workers.iter().for_each(Worker::finish);
+    }
+}
+
+pub(crate) fn every_granule_left_has_a_live_byte(open: &dyn Fn() -> Device) {
+    let device = open();
+    for seed in 1..=8 {
+        let bank = bank(&device, 40);
+        let pool = pool(&bank);
+        let mut random = Random(seed * 104_729);
+        let mut worker = Worker::new(&device);
+        let heaps = [pool.heap(&worker.stream).unwrap(), pool.local().unwrap()];
+        let mut live: Vec<Lease> = Vec::new();
+        for _ in 0..200 {
+            let who = random.below(2) as usize;
+            if let Ok(mut lease) = heaps[who].alloc(random.size(device.granularity().get())) {
+                if who == 0 {
+                    worker.use_lease(&mut lease, 1);
+                }
+                live.push(lease);
+            }
+            while live.len() > 30 {
+                live.swap_remove(random.below(live.len() as u64) as usize);
+            }
+        }
+        for keep in [20, 3, 0] {
+            live.truncate(keep);
+            pool.trim().unwrap();
+            bank.drain();
+            let held = bank.stats().held;
+            assert_eq!(
+                held,
+                granules(&device, granules_in_use(&device, &live)),
+                "seed {seed}, {keep} leases"
+            );
+            assert_eq!(pool.stats().reserved, held);
+        }
+        worker.finish();
+        assert_eq!(device.live().mappings, 0);
+    }
+}
+
+pub(crate) fn memory_of_one_heap_serves_another(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 4);
+    let pool = pool(&bank);
+    let heaps = [pool.local().unwrap(), pool.heap(&stream(&device)).unwrap(), pool.local().unwrap()];
+    for _ in 0..3 {
+        for heap in &heaps {
+            // Small blocks in a cache, then large ones that need them back together.
+            let small: Vec<Lease> = std::iter::from_fn(|| heap.alloc(Bytes::new(3000)).ok()).collect();
+            assert!(small.len() as u64 >= 4 * device.granularity().get() / 3072 - 4);
+            drop(small);
+            drop(heap.alloc(granules(&device, 4)).unwrap());
+        }
+    }
+}
+
+pub(crate) fn another_owner_gets_idle_memory(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 8);
+    let pool = pool(&bank);
+    let heap = pool.local().unwrap();
+    let kept = heap.alloc(Bytes::new(100)).unwrap();
+    drop(
+        (0..100)
+            .map(|_| heap.alloc(Bytes::new(device.granularity().get() / 16)).unwrap())
+            .collect::<Vec<_>>(),
+    );
+    assert!(bank.free() < granules(&device, 4));
+    let mut cache = bank.growable(&Owner::new("kv"), granules(&device, 8)).unwrap();
+    cache.grow_to(granules(&device, 7)).unwrap();
+    assert!(cache.grow_to(granules(&device, 8)).is_err(), "one granule has a live byte");
+    drop(kept);
+    cache.grow_to(granules(&device, 8)).unwrap();
+    assert!(matches!(heap.alloc(Bytes::new(1)), Err(Error::OutOfMemory { .. })));
+}
+
+pub(crate) fn the_owner_is_asked_in_the_end(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 4);
+    let hoard: Arc<Mutex<Vec<Lease>>> = Arc::default();
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let (given, noted) = (Arc::clone(&hoard), Arc::clone(&asked));
+    let options = PoolOptions::new().owner("activations").reclaim(move |size| {
+        noted.lock().unwrap().push(size);
+        given.lock().unwrap().pop().map_or(Bytes::ZERO, |lease| lease.len())
+    });
+    let pool = Pool::new(&bank, options).unwrap();
+    let heap = pool.heap(&stream(&device)).unwrap();
+    hoard.lock().unwrap().extend((0..4).map(|_| heap.alloc(device.granularity()).unwrap()));
+    let large = heap.alloc(granules(&device, 2)).unwrap();
+    assert_eq!(*asked.lock().unwrap(), [granules(&device, 2); 2], "two had to go for two");
+    assert_eq!(hoard.lock().unwrap().len(), 2);
+    drop(large);
+    // What nothing comes of is not repeated.
+    hoard.lock().unwrap().clear();
+    let _all = heap.alloc(granules(&device, 4)).unwrap();
+    asked.lock().unwrap().clear();
+    assert!(matches!(heap.alloc(Bytes::new(1)), Err(Error::OutOfMemory { .. })));
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+pub(crate) fn never_and_not_now_are_told_apart(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 4);
+    let pool = Pool::new(&bank, PoolOptions::new().owner("activations")).unwrap();
+    let heap = pool.local().unwrap();
+    let kept = heap.alloc(Bytes::new(1)).unwrap();
+    let error = heap.alloc(granules(&device, 4)).unwrap_err();
+    let Error::OutOfMemory { requested, reserved, live, .. } = &error else { panic!("{error}") };
+    assert_eq!((*requested, *reserved, *live), (granules(&device, 4), granules(&device, 1), Bytes::new(256)));
+    assert!(error.to_string().contains("activations"), "{error}");
+    let error = heap.alloc(granules(&device, 5)).unwrap_err();
+    assert!(matches!(error, Error::TooLarge { budget, .. } if budget == granules(&device, 4)), "{error}");
+    drop(kept);
+    assert_eq!(pool.stats().largest_possible, granules(&device, 4));
+    drop(heap.alloc(granules(&device, 4)).unwrap());
+}
+
+pub(crate) fn what_work_still_uses_is_given_back_after_it(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 8);
+    let pool = pool(&bank);
+    let mut worker = Worker::new(&device);
+    let heap = pool.heap(&worker.stream).unwrap();
+    for round in 0..4 {
+        let mut leases: Vec<Lease> = (0..4).map(|_| heap.alloc(device.granularity()).unwrap()).collect();
+        leases.iter_mut().for_each(|lease| worker.use_lease(lease, round));
+        drop(leases);
+        assert_eq!(pool.trim().unwrap(), granules(&device, 4));
+        assert_eq!(pool.stats().reserved, Bytes::ZERO);
+    }
+    worker.finish();
+    bank.drain();
+    assert_eq!(bank.stats().held, Bytes::ZERO);
+}
+
+pub(crate) fn cached_blocks_stay_below_their_limit(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 16);
+    let pool = Pool::new(&bank, PoolOptions::new().cache_limit(Bytes::kib(64))).unwrap();
+    for heap in [pool.local().unwrap(), pool.heap(&stream(&device)).unwrap()] {
+        let mut leases: Vec<Lease> = (0..100).map(|i| heap.alloc(Bytes::new(100 * i)).unwrap()).collect();
+        while leases.pop().is_some() {
+            assert!(heap.stats().cached <= Bytes::kib(64), "{:?}", heap.stats());
+        }
+        assert!(heap.stats().cached >= Bytes::kib(16), "and are not all let go of");
+    }
+}
