@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use granule_device::{Bytes, Device, Granule};
@@ -24,6 +24,7 @@ pub struct Bank {
 
 /// What all handles of a bank have together and its granules do not: the last handle stops the preparer and waits for what
 /// is retired.
+#[derive(Debug)]
 struct Handle {
     _preparer: Option<Preparer>,
     retiring: RetireQueue,
@@ -44,6 +45,8 @@ pub(crate) enum Goods {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) device: Device,
+    /// What its handles have, for as long as there is one.
+    handle: OnceLock<Weak<Handle>>,
     pub(crate) goods: Goods,
     pub(crate) reserve: Bytes,
     pub(crate) patience: Duration,
@@ -111,6 +114,7 @@ impl Bank {
         });
         let inner = Arc::new(Inner {
             device,
+            handle: OnceLock::new(),
             goods,
             reserve: options.reserve.unwrap_or_default(),
             patience: options.patience_or_default(),
@@ -128,10 +132,12 @@ impl Bank {
             traced,
         });
         inner.budget.join(&inner);
-        let wanted = options.prepare && goods == Goods::Granules;
+        let wanted = options.prepare && !granule.is_zero();
         let preparer = if wanted { Some(Preparer::start(&inner)?) } else { None };
-        let handle = Handle { _preparer: preparer, retiring: RetireQueue::default(), inner };
-        Ok(Bank { handle: Arc::new(handle) })
+        let handle = Arc::new(Handle { _preparer: preparer, retiring: RetireQueue::default(), inner });
+        // Set once, here.
+        let _ = handle.inner.handle.set(Arc::downgrade(&handle));
+        Ok(Bank { handle })
     }
 
     /// The device whose memory it is.
@@ -271,6 +277,11 @@ impl Inner {
     pub(crate) fn books(&self) -> MutexGuard<'_, Books> {
         // Every change of the books is whole before anything that could panic, so a poisoned lock is as good as any.
         self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A handle, if anybody has one still.
+    pub(crate) fn bank(&self) -> Option<Bank> {
+        Some(Bank { handle: self.handle.get()?.upgrade()? })
     }
 
     pub(crate) fn granule(&self) -> Bytes {

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use granule_device::Bytes;
 
@@ -33,7 +33,8 @@ impl Offer {
     }
 }
 
-/// An owner that can give memory back under pressure: a cache that can forget, a pool with idle granules.
+/// An owner that can give memory back under pressure: a cache that can forget, a pool with idle granules. Where banks share a
+/// [`Budget`](crate::Budget) and that is what has run out, the reclaimers of all of them are asked.
 ///
 /// It is asked on the thread of whoever needs memory, with no lock of the bank held, and may use the bank; from inside,
 /// though, nobody else is asked, so that no two owners can wait for each other. It must not wait for a lock that its owner
@@ -51,6 +52,9 @@ pub trait Reclaim: Send + Sync {
     /// trusts its own books and not the answer.
     fn reclaim(&self, want: Bytes) -> Bytes;
 }
+
+/// How long the first pause between two looks at device work is, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
 /// Keeps a [`Reclaim`] registered with a bank; dropping it ends that. One that is being asked at that moment ends its answer.
 #[must_use = "the reclaimer is asked for as long as this lives"]
@@ -72,8 +76,6 @@ impl Drop for ReclaimGuard {
 #[derive(Debug, Default)]
 pub(crate) struct Reclaimers {
     entries: Mutex<Vec<Entry>>,
-    /// The number of the next one.
-    next: AtomicU64,
 }
 
 struct Entry {
@@ -96,7 +98,9 @@ impl Reclaimers {
     }
 
     fn add(&self, reclaimer: Weak<dyn Reclaim>) -> u64 {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        // One count for all banks: one of several may be asked.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut entries = self.entries();
         entries.retain(|entry| entry.reclaimer.strong_count() > 0);
         entries.push(Entry { id, reclaimer, asked: 0, gave: Bytes::ZERO });
@@ -202,7 +206,7 @@ impl Bank {
             done => return done,
         };
         let Some(_asking) = Asking::begin() else { return Err(refused) };
-        let deadline = Instant::now() + self.inner().patience;
+        let circle = Circle::around(self, &refused);
         let mut pressure = Pressure::new();
         loop {
             match pressure.next(missing(&refused)) {
@@ -211,19 +215,13 @@ impl Bank {
                     return Err(refused);
                 }
                 Next::Offers => {
-                    pressure.offered(self.offers(deadline));
+                    pressure.offered(circle.offers());
                     continue;
                 }
                 Next::Ask(source, want) => {
-                    let before = self.given_back();
-                    match source {
-                        Source::Work => self.retiring().wait(deadline),
-                        Source::Reclaimer(id) => self.ask(id, want),
-                    }
-                    let gained = self.given_back().saturating_sub(before);
+                    let gained = circle.ask(source, want);
                     pressure.answered(source, gained);
-                    if let Source::Reclaimer(id) = source {
-                        self.inner().reclaimers.note(id, gained);
+                    if let Source::Reclaimer(_) = source {
                         self.inner().reclaimed.fetch_add(gained.get(), Ordering::Relaxed);
                     }
                 }
@@ -243,30 +241,93 @@ impl Bank {
             tracer.emit(|| Event::Refused { device: inner.traced, owner: tracer.owner(owner), requested });
         }
     }
+}
 
-    fn offers(&self, deadline: Instant) -> Vec<(Source, Offer)> {
-        let waiting = if Instant::now() < deadline { self.retiring().places() } else { 0 };
-        let waiting = Offer::new(self.granule().saturating_mul(waiting as u64), Offer::WAITING);
+/// The banks whose memory would help a request: the bank that was asked, first, and those that share its budget where that
+/// is what has run out.
+struct Circle {
+    banks: Vec<Bank>,
+    /// Until when it may be waited for device work; none: for ever.
+    deadline: Option<Instant>,
+}
+
+impl Circle {
+    fn around(bank: &Bank, refused: &Error) -> Circle {
+        let mut banks = vec![bank.clone()];
+        let shared = bank.inner().budget.allowance().free();
+        if matches!(refused, Error::OutOfMemory { requested, .. } if *requested > shared) {
+            let others = bank.inner().budget.members();
+            let others = others.iter().filter_map(|inner| inner.bank());
+            banks.extend(others.filter(|other| !Arc::ptr_eq(other.inner(), bank.inner())));
+        }
+        Circle { banks, deadline: Instant::now().checked_add(bank.inner().patience) }
+    }
+
+    /// What everybody could give. Waiting comes last, so that owners whose offer costs as much come before it.
+    fn offers(&self) -> Vec<(Source, Offer)> {
         let mut offers = Vec::new();
-        for (id, reclaimer) in self.inner().reclaimers.all() {
+        for (id, reclaimer) in self.banks.iter().flat_map(|bank| bank.inner().reclaimers.all()) {
             offers.extend(reclaimer.could_give().into_iter().map(|offer| (Source::Reclaimer(id), offer)));
         }
-        // Last, so that owners whose offer costs as much come first.
-        offers.push((Source::Work, waiting));
+        let retiring = if self.is_over() { Bytes::ZERO } else { self.retiring() };
+        offers.push((Source::Work, Offer::new(retiring, Offer::WAITING)));
         offers
     }
 
-    fn ask(&self, id: u64, want: Bytes) {
-        if let Some(reclaimer) = self.inner().reclaimers.get(id) {
-            reclaimer.reclaim(want);
+    /// Has one source give what it can; answers what came of it.
+    fn ask(&self, source: Source, want: Bytes) -> Bytes {
+        let before = self.given_back();
+        let gained = || self.given_back().saturating_sub(before);
+        match source {
+            Source::Work => self.wait(),
+            Source::Reclaimer(id) => {
+                let found = self.banks.iter().find_map(|bank| Some((bank, bank.inner().reclaimers.get(id)?)));
+                let Some((bank, reclaimer)) = found else { return Bytes::ZERO };
+                reclaimer.reclaim(want);
+                self.poll();
+                bank.inner().reclaimers.note(id, gained());
+            }
         }
-        self.retiring().poll();
+        gained()
+    }
+
+    /// Waits until some retired memory has been given back, the system refuses to unmap some, or the time is over.
+    fn wait(&self) {
+        let before = self.retiring();
+        let mut pause = PAUSES.0;
+        loop {
+            let refused = self.poll();
+            if refused || self.retiring() < before || self.is_over() {
+                return;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSES.1);
+        }
+    }
+
+    /// Takes back what has waited long enough; answers whether the system refused to unmap some of it.
+    fn poll(&self) -> bool {
+        self.banks.iter().fold(false, |refused, bank| bank.retiring().poll() | refused)
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    fn retiring(&self) -> Bytes {
+        self.sum(|bank| bank.granule().saturating_mul(bank.retiring().places() as u64))
     }
 
     /// All that was ever given back, or put off until device work is done: it only grows.
     fn given_back(&self) -> Bytes {
-        let retired = self.granule().saturating_mul(self.retiring().pushed());
-        self.inner().returned().saturating_add(retired)
+        self.sum(|bank| {
+            let put_off = bank.granule().saturating_mul(bank.retiring().pushed());
+            bank.inner().returned().saturating_add(put_off)
+        })
+    }
+
+    fn sum(&self, of: impl Fn(&Bank) -> Bytes) -> Bytes {
+        self.banks.iter().map(of).fold(Bytes::ZERO, Bytes::saturating_add)
     }
 }
 

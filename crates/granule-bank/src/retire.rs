@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
 
 use granule_device::{Event, Retired};
 
@@ -33,9 +32,6 @@ struct Retiree {
     pieces: Vec<Piece>,
     event: Event,
 }
-
-/// How long the first pause between two looks at an event is, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_micros(20), Duration::from_millis(1));
 
 impl RetireQueue {
     pub(crate) fn push(
@@ -78,20 +74,6 @@ impl RetireQueue {
             self.places.fetch_sub(count, Ordering::AcqRel);
         }
         refused
-    }
-
-    /// Waits until something is given back, the system refuses to unmap something, or the moment has come.
-    pub(crate) fn wait(&self, until: Instant) {
-        let mut pause = PAUSES.0;
-        let before = self.places();
-        loop {
-            let refused = self.poll();
-            if refused || self.places() < before || Instant::now() >= until {
-                return;
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(PAUSES.1);
-        }
     }
 
     /// Waits for everything that was pushed before, and gives it back.

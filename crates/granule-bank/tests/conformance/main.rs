@@ -75,6 +75,7 @@ conformance! {
         charges_ask_too,
         retired_memory_is_waited_for,
         a_full_device_asks_too,
+        banks_of_one_budget_ask_each_others_owners,
         what_is_given_back_after_work_is_waited_for;
     watches:
         low_and_enough_in_turn,

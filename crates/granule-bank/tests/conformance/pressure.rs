@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use granule_bank::{Bank, Error, Offer, Owner, Reclaim, ReclaimGuard, Stock};
+use granule_bank::{Bank, Budget, Error, Offer, Owner, Reclaim, ReclaimGuard, Stock};
 use granule_device::Bytes;
 
 use crate::support::{Open, Work, bank, granule, granules, is_host, options, stream};
@@ -280,6 +280,43 @@ pub(crate) fn a_full_device_asks_too(open: Open<'_>) {
     assert_eq!((stock.len(), hoard.has()), (2, 1));
     let refused = bank.take(&Owner::new("x"), 2);
     assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
+}
+
+pub(crate) fn banks_of_one_budget_ask_each_others_owners(open: Open<'_>) {
+    let (left, right) = (open(8), open(8));
+    let granules = |count| granules(&left, count);
+    let budget = Budget::new(granules(6));
+    let banks = [&left, &right].map(|device| {
+        let options = options(device, 5).patience(Duration::from_secs(20)).share(&budget);
+        Bank::new(device.clone(), options).unwrap()
+    });
+    let asked = Asked::default();
+    let here = Arc::new(Hoard::new(&banks[0], "here", 2, 9, &asked));
+    let there = Arc::new(Hoard::new(&banks[1], "there", 2, 0, &asked));
+    let _guards = [banks[1].add_reclaimer(&there), banks[0].add_reclaimer(&here)];
+    let owner = Owner::new("x");
+    let names =
+        || std::mem::take(&mut *asked.lock().unwrap()).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+    let mut range = banks[1].range(&owner, granules(2)).unwrap();
+    range.fill(0..1).unwrap();
+    let stream = stream(&right);
+    let work = Work::begin(&stream);
+    range.clear_after(0..1, &work.event).unwrap();
+    work.end_soon();
+    // Two held here, three held or retired there, one left of six: what is there would do.
+    let three = banks[0].take(&owner, 3).unwrap();
+    assert_eq!(names(), ["there"]);
+    // This bank's own budget of five is full: what others hold does not help.
+    let one = banks[0].take(&owner, 1).unwrap();
+    assert_eq!((names(), there.has()), (vec!["here"], 0));
+    // Nobody has anything any more but who waits for its work.
+    drop(three);
+    range.fill(1..2).unwrap();
+    let work = Work::begin(&stream);
+    range.clear_after(1..2, &work.event).unwrap();
+    work.end_soon();
+    let charge = banks[0].charge(&owner, granules(3)).unwrap();
+    drop((one, charge, range));
 }
 
 /// Gives its memory back after work that is under way.
