@@ -103,7 +103,7 @@ mod tests {
         #![proptest_config(crate::policy::few_under_miri(256))]
 
         #[test]
-        fn lists_are_last_in_first_out_and_drain_from_the_oldest(steps in prop::collection::vec(step(), 0..80)) {
+        fn lists_are_last_in_first_out_and_drain_from_the_oldest(steps in prop::collection::vec(step(), 0..crate::policy::short_under_miri(80))) {
             let mut cache = Cache::new();
             // The model: one list of everything in the order of pushing.
             let mut model: Vec<(usize, usize)> = Vec::new();

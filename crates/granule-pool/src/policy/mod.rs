@@ -29,6 +29,12 @@ pub const UNIT: u64 = 256;
 /// How many cases a property test runs: Miri is some hundred times slower, and looks for something else.
 #[cfg(test)]
 pub(crate) fn few_under_miri(cases: u32) -> proptest::test_runner::Config {
-    let cases = if cfg!(miri) { cases.min(8) } else { cases };
+    let cases = if cfg!(miri) { cases.min(5) } else { cases };
     proptest::test_runner::Config { cases, failure_persistence: None, ..Default::default() }
+}
+
+/// How long a random sequence of calls is, at most.
+#[cfg(test)]
+pub(crate) const fn short_under_miri(calls: usize) -> usize {
+    if cfg!(miri) { calls / 3 } else { calls }
 }

@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use crate::policy::{Block, Space, Stamp, StreamId, Tick};
+use crate::policy::{Block, Space, Stamp, StreamId, Tick, short_under_miri};
 
 const PLACE: u64 = 2 << 20;
 const HOME: StreamId = StreamId(0);
@@ -76,7 +76,7 @@ proptest! {
 
     #[test]
     fn a_request_fails_only_when_it_exceeds_the_budget_less_the_places_with_live_bytes(
-        steps in prop::collection::vec(step(), 0..120),
+        steps in prop::collection::vec(step(), 0..short_under_miri(120)),
         budget in 4_usize..24,
     ) {
         let mut pool = Pool { space: Space::of(HOME), budget, live: Vec::new() };

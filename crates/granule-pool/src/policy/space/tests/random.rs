@@ -5,7 +5,7 @@ use std::ops::Range;
 use proptest::prelude::*;
 
 use super::model::{Model, Ticks, What, covers, seen, ticks};
-use crate::policy::{Block, Space, SpaceCounts, SpanId, Stamp, StreamId, UNIT};
+use crate::policy::{Block, Space, SpaceCounts, SpanId, Stamp, StreamId, UNIT, short_under_miri};
 
 #[derive(Clone, Debug)]
 enum Call {
@@ -419,17 +419,17 @@ proptest! {
     #![proptest_config(crate::policy::few_under_miri(1500))]
 
     #[test]
-    fn a_streams_space_does_what_the_model_does(calls in prop::collection::vec(call(), 0..60)) {
+    fn a_streams_space_does_what_the_model_does(calls in prop::collection::vec(call(), 0..short_under_miri(60))) {
         run(Some(HOME), &calls)?;
     }
 
     #[test]
-    fn nobodys_space_does_what_the_model_does(calls in prop::collection::vec(call(), 0..60)) {
+    fn nobodys_space_does_what_the_model_does(calls in prop::collection::vec(call(), 0..short_under_miri(60))) {
         run(None, &calls)?;
     }
 
     #[test]
-    fn the_same_calls_give_the_same_blocks(calls in prop::collection::vec(call(), 0..40)) {
+    fn the_same_calls_give_the_same_blocks(calls in prop::collection::vec(call(), 0..short_under_miri(40))) {
         prop_assert_eq!(run(Some(HOME), &calls)?, run(Some(HOME), &calls)?);
     }
 }
