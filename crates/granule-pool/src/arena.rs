@@ -1,7 +1,6 @@
 //! `Arena`: addresses of a heap's own, and the policy that cuts blocks from those of them that have memory.
 
 use std::ops::Range as Span;
-use std::sync::Mutex;
 
 use granule_bank::{Bank, Owner, Stock};
 use granule_device::{Bytes, DevicePtr, Event};
@@ -10,6 +9,7 @@ use crate::Error;
 use crate::policy::{self, BlockId, Class, Growth, Space, SpaceCounts, SpanId, Stamp, StreamId, Tick, UNIT};
 use crate::shell::{Block, lock};
 use crate::source::Memory;
+use crate::sync::Mutex;
 
 /// A block that was cut, with what may still use it.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! may run.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use granule_bank::trace::Event as Traced;
 use granule_device::{Bytes, Event};
@@ -14,6 +14,7 @@ use crate::ladder::Ask;
 use crate::policy::{Class, Stamp};
 use crate::pool::PoolInner;
 use crate::shell::{Block, lock};
+use crate::sync::Mutex;
 
 /// A block that a capture keeps.
 #[derive(Debug)]

@@ -6,8 +6,7 @@
 //! Then the taker's stream waits for the event, and for whatever the other stream had waited for when the event was recorded.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use granule_bank::trace::{self, Event as Traced, Tracer};
 use granule_device::{Event, Stream};
@@ -15,6 +14,8 @@ use granule_device::{Event, Stream};
 use crate::Error;
 use crate::policy::{Clock, Stamp, StreamId, Tick};
 use crate::shell::lock;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Later than every tick.
 const END: Tick = Tick::MAX;

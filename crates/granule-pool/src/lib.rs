@@ -18,6 +18,7 @@ mod shell;
 mod slice;
 mod source;
 mod stats;
+mod sync;
 
 pub use capture::CapturedMemory;
 pub use error::Error;

@@ -1,8 +1,7 @@
 //! `Pool`: the heaps over one bank for one purpose, and what they have in common.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use granule_bank::trace::{self, Event as Traced, Tracer};
 use granule_bank::{Bank, Offer, Owner, Reclaim, ReclaimGuard, Stock};
@@ -18,6 +17,8 @@ use crate::policy::{BlockId, Stamp};
 use crate::shell::{Blocks, MOST, Shell, lock};
 use crate::source::{Memory, Source};
 use crate::stats::PoolStats;
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// What the owner of a pool gives up when nothing else serves a request, given its size; answers how much that was.
 type Callback = Arc<dyn Fn(Bytes) -> Bytes + Send + Sync>;

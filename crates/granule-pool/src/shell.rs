@@ -6,8 +6,7 @@
 
 use std::num::NonZeroU64;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use granule_device::{Bytes, DevicePtr, DeviceSlice};
 
@@ -15,6 +14,8 @@ use crate::capture::Private;
 use crate::clocks::StreamClock;
 use crate::heap::HeapCore;
 use crate::policy::{BlockId, Cache, Class, Stamp, Tick};
+use crate::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// A block that was cut from an arena, from then until it goes back there.
 #[derive(Clone, Copy, Debug)]

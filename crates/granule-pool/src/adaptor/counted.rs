@@ -1,11 +1,12 @@
 //! `Counted`: what went through an allocator.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use granule_device::Bytes;
 
 use super::{Allocate, Held};
 use crate::Error;
+use crate::sync::{Mutex, MutexGuard};
 
 /// Counts what it lends, by the sizes that were asked for. Clones count together.
 #[derive(Clone, Debug)]

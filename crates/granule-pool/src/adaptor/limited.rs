@@ -1,12 +1,12 @@
 //! `Limited`: no more than so many bytes at the same time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use granule_device::Bytes;
 
 use super::{Allocate, Held};
 use crate::Error;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Lends no more than a limit at the same time, by the sizes that were asked for; over it a request fails with
 /// [`Error::Limit`]. Clones share the limit.
