@@ -44,6 +44,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+#[cfg(test)]
+mod on_a_pool;
 mod play;
 mod script;
 #[cfg(test)]

@@ -173,8 +173,15 @@ proptest! {
     }
 }
 
+/// A file that can be looked at when it is written.
 #[derive(Clone, Default)]
-struct File(Arc<Mutex<Vec<u8>>>);
+pub(super) struct File(Arc<Mutex<Vec<u8>>>);
+
+impl File {
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap().clone()
+    }
+}
 
 impl io::Write for File {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -192,7 +199,7 @@ fn a_damaged_recording_is_no_script_but_what_is_whole_can_be_had() {
     let recorder = Recorder::start(&tracer, file.clone(), "").unwrap();
     (0..30_000u64).for_each(|at| tracer.emit(|| Event::Trim { pool: PoolId(0), freed: Bytes::new(at * at) }));
     recorder.finish().unwrap();
-    let bytes = file.0.lock().unwrap().clone();
+    let bytes = file.bytes();
     let whole = Script::read(Reader::new(&bytes[..]).unwrap()).unwrap();
     assert_eq!(whole.steps().len(), 30_000);
     let cut = &bytes[..bytes.len() - 9];
