@@ -73,8 +73,10 @@ fn take(heap: &Heap, leased: &Leased, size: Bytes) -> Option<Mine> {
     }
 }
 
-/// Nobody has anything any more: everything goes back.
+/// Nobody has anything any more, heaps included: everything goes back.
 fn ends(pool: &Pool) {
+    let stats = pool.stats();
+    assert!(stats.heaps.is_empty(), "a closed heap without leases is still there: {stats:?}");
     pool.drain().unwrap();
     pool.trim().unwrap();
     let stats = pool.stats();
@@ -225,11 +227,44 @@ fn a_lease_that_further_streams_use_goes_back_once() {
         marked.lease.as_mut().unwrap().used_by(&two).unwrap();
         let dropper = thread::spawn(move || drop(marked));
         let (heap, noted) = (one.clone(), leased.clone());
-        let taker = thread::spawn(move || (0..2).map(|_| take(&heap, &noted, Bytes::new(4000))).count());
+        let taker = thread::spawn(move || {
+            for size in [4000, 70_000] {
+                drop(take(&heap, &noted, Bytes::new(size)));
+            }
+        });
+        pool.trim().unwrap();
         drop(take(&two, &leased, Bytes::new(4000)));
-        dropper.join().unwrap();
-        assert_eq!(taker.join().unwrap(), 2);
         drop((one, two));
+        dropper.join().unwrap();
+        pool.trim().unwrap();
+        taker.join().unwrap();
+        ends(&pool);
+    });
+}
+
+#[test]
+fn a_capture_begins_and_ends_while_the_heap_is_used() {
+    schedules(|| {
+        let (pool, leased) = (pool(8), Leased::default());
+        let streams = [(); 2].map(|()| Arc::new(device().stream().unwrap()));
+        let [one, two] = [&streams[0], &streams[1]].map(|stream| pool.heap(stream).unwrap());
+        let mut marked = take(&one, &leased, Bytes::new(4000)).unwrap();
+        marked.lease.as_mut().unwrap().used_by(&two).unwrap();
+        drop(marked);
+        let (heap, noted) = (one.clone(), leased.clone());
+        let taker = thread::spawn(move || {
+            let kept = take(&heap, &noted, Bytes::new(4000));
+            drop(take(&heap, &noted, Bytes::new(9000)));
+            drop(kept);
+        });
+        one.begin_private().unwrap();
+        let inside = take(&one, &leased, Bytes::new(4000));
+        let captured = one.end_private().unwrap();
+        drop(inside);
+        drop(one);
+        taker.join().unwrap();
+        drop(captured);
+        drop(two);
         ends(&pool);
     });
 }
