@@ -71,3 +71,12 @@ fn beside(path: &Path) -> PathBuf {
     name.push(".html");
     name.into()
 }
+
+/// A name as it may be shown: what would be invisible, or would turn round what stands beside it, is shown as escapes.
+fn plain(name: &str) -> String {
+    let hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    name.chars().flat_map(|c| if hidden(c) { c.escape_unicode().collect() } else { vec![c] }).collect()
+}

@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::history::{History, OPEN, What};
+use super::plain;
 use super::summary::{Summary, when};
 
 const FRAME: &str = include_str!("page/frame.html");
@@ -66,15 +67,6 @@ fn escape_into(page: &mut String, text: &str) {
             c => page.push(c),
         }
     }
-}
-
-/// A name as it may be shown: what would be invisible, or would turn round what stands beside it, is shown as escapes.
-fn plain(name: &str) -> String {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    name.chars().flat_map(|c| if hidden(c) { c.escape_unicode().collect() } else { vec![c] }).collect()
 }
 
 /// All names in it as they may be shown.

@@ -7,6 +7,7 @@ use granule_device::Bytes;
 use serde_json::{Value, json};
 
 use super::history::{Account, Device, History, OPEN};
+use super::plain;
 use crate::table::{Align, Table, count};
 
 /// How many leases are listed that were still live at the end; the others are counted.
@@ -191,7 +192,7 @@ impl<'a> Summary<'a> {
         let device = part.device;
         let mut head = Table::new([Align::Left]);
         let (granule, budget) = (Bytes::new(device.granule), Bytes::new(device.budget));
-        head.row([format!("{}: granules of {granule}, budget {budget}", device.name)]);
+        head.row([format!("{}: granules of {granule}, budget {budget}", plain(&device.name))]);
         write!(f, "\n{head}")?;
         let mut lines = Table::new([Align::Left, Align::Left]);
         lines.row([
@@ -235,22 +236,27 @@ impl<'a> Summary<'a> {
         self.left(part, f)
     }
 
+    fn end(&self) -> &'static str {
+        if self.history.broken.is_none() { "at the end" } else { "where the recording breaks off" }
+    }
+
     /// What was still live at the end.
     fn left(&self, part: &Part<'_>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let left = &part.left;
         if left.is_empty() {
-            return writeln!(f, "\nno lease was live at the end");
+            return writeln!(f, "\nno lease was live {}", self.end());
         }
         let bytes = left.iter().map(|lease| self.history.leases[*lease].given).fold(0, u64::saturating_add);
-        writeln!(f, "\n{} live at the end, {}:", calls(left.len() as u64, "lease"), Bytes::new(bytes))?;
+        let leases = calls(left.len() as u64, "lease");
+        writeln!(f, "\n{leases} live {}, {}:", self.end(), Bytes::new(bytes))?;
         let mut table = Table::new([Align::Right, Align::Left, Align::Left, Align::Right, Align::Right]);
         for index in left.iter().take(LISTED) {
             let lease = &self.history.leases[*index];
             table.row([
                 format!("  {}", Bytes::new(lease.requested)),
-                self.history.accounts[lease.account].name.clone(),
+                plain(&self.history.accounts[lease.account].name),
                 match lease.stream {
-                    Some(stream) => self.history.streams[stream].name.clone(),
+                    Some(stream) => plain(&self.history.streams[stream].name),
                     None => "-".to_owned(),
                 },
                 format!("since {}", time(lease.from)),
@@ -281,7 +287,7 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let history = self.history;
         let mut head = Table::new([Align::Left]);
-        head.row([if history.label.is_empty() { "(no label)" } else { &history.label }]);
+        head.row([if history.label.is_empty() { "(no label)".to_owned() } else { plain(&history.label) }]);
         head.row([format!(
             "{}, {}, {} events",
             when(history.unix_ms),
@@ -320,7 +326,7 @@ fn owners(part: &Part<'_>) -> Table {
     table.row(["owner", "held", "peak", "leases", "live", "peak", "waste", "half live", "refused"]);
     for (account, leases) in &part.accounts {
         table.row([
-            account.name.clone(),
+            plain(&account.name),
             Bytes::new(account.held).to_string(),
             Bytes::new(account.peak_held).to_string(),
             number(account.leases),
@@ -368,7 +374,7 @@ pub(crate) fn time(ns: u64) -> String {
 /// The moment in UTC.
 pub(crate) fn when(unix_ms: u64) -> String {
     let moment = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
-    match moment {
+    match moment.filter(|_| unix_ms > 0) {
         Some(moment) => format!("{moment:.0}").replace('T', " ").replace('Z', " UTC"),
         None => "at an unknown time".to_owned(),
     }

@@ -1,7 +1,5 @@
 //! Recordings that make no sense: whatever the events say, in whatever order, a history and its page come of it.
 
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
-
 use granule_bank::trace::{DeviceId, Event, OwnerId, PoolId, RangeId, Record, StreamId};
 use granule_device::Bytes;
 
