@@ -1,8 +1,8 @@
 //! `Heap`: what one stream, or one part of this process, allocates from.
 
 use std::fmt;
-use std::mem;
-use std::sync::{Arc, MutexGuard};
+use std::mem::{self, ManuallyDrop};
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use granule_bank::Owner;
@@ -18,6 +18,7 @@ use crate::policy::{Class, Stamp, Tick, UNIT};
 use crate::pool::PoolInner;
 use crate::shell::{Block, Entry, Shell, Spot, State};
 use crate::stats::HeapStats;
+use crate::sync::MutexGuard;
 use crate::{Error, Pool, PoolSlice};
 
 /// A handle to one stream's part of a pool, or to a *local* part that no stream uses. Cheap to clone; every clone is the same heap.
@@ -36,8 +37,9 @@ pub struct Heap {
 /// The heap itself, kept by its handles, by large leases, and by its shell while small ones are out.
 pub(crate) struct HeapCore {
     pub(crate) shell: &'static Shell,
-    pub(crate) pool: Arc<PoolInner>,
-    pub(crate) arena: Arc<Arena>,
+    // These two are taken out when this is dropped.
+    pub(crate) pool: ManuallyDrop<Arc<PoolInner>>,
+    pub(crate) arena: ManuallyDrop<Arc<Arena>>,
     /// A local heap has none.
     pub(crate) stream: Option<HeapStream>,
     // The pool's, one step nearer.
@@ -59,7 +61,8 @@ impl HeapCore {
         stream: Option<HeapStream>,
     ) -> Arc<HeapCore> {
         let (device, tracer) = (pool.device().clone(), pool.tracer().clone());
-        Arc::new(HeapCore { shell, pool: Arc::clone(pool), arena, stream, device, tracer })
+        let (pool, arena) = (ManuallyDrop::new(Arc::clone(pool)), ManuallyDrop::new(arena));
+        Arc::new(HeapCore { shell, pool, arena, stream, device, tracer })
     }
 
     pub(crate) fn clock(&self) -> Option<&StreamClock> {
@@ -214,8 +217,20 @@ impl Drop for HeapCore {
             self.pool.tracer().retract(Traced::StreamGone { stream: own.clock.trace() });
         }
         self.shell.put();
+        // SAFETY: they are taken once, here, and nothing uses them afterwards.
+        let (pool, arena) =
+            unsafe { (ManuallyDrop::take(&mut self.pool), ManuallyDrop::take(&mut self.arena)) };
+        if std::thread::current().name() == Some(HOST_STREAM) {
+            // The last of a pool may have to wait for its streams, and so for this one, which waits for this drop. Where there is no
+            // thread for it, it is dropped here.
+            let builder = std::thread::Builder::new().name("granule-pool".to_owned());
+            let _ = builder.spawn(move || drop((arena, pool)));
+        }
     }
 }
+
+/// What the host device calls the threads that run its streams; a lease in a region is dropped there, after the work on it.
+const HOST_STREAM: &str = "granule-stream";
 
 impl fmt::Debug for HeapCore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -17,11 +17,11 @@ struct Run {
 }
 
 impl Run {
-    fn new(device: &Device, seed: u64) -> Run {
+    fn new(device: &Device, seed: u64, streams: usize) -> Run {
         let bank = bank(device, 24);
         let pool = pool(&bank);
-        let mut heaps: Vec<Heap> = (0..2).map(|_| pool.heap(&stream(device)).unwrap()).collect();
-        heaps.push(pool.local().unwrap());
+        let mut heaps: Vec<Heap> = (0..streams).map(|_| pool.heap(&stream(device)).unwrap()).collect();
+        heaps.resize_with(3, || pool.local().unwrap());
         Run {
             bank,
             pool,
@@ -59,7 +59,7 @@ impl Run {
 pub(crate) fn random_operations_like_a_model(open: &dyn Fn() -> Device) {
     let device = open();
     for seed in 1..=6 {
-        let mut run = Run::new(&device, seed);
+        let mut run = Run::new(&device, seed, 2);
         // Who has which bytes: start, end and value.
         for _ in 0..250 {
             if run.step().is_some()
@@ -102,8 +102,8 @@ pub(crate) fn the_same_operations_give_the_same_blocks(open: &dyn Fn() -> Device
     let device = open();
     device.set_lease_mode(LeaseMode::Quiet);
     let shape = |seed: u64| {
-        let mut run = Run::new(&device, seed);
-        // No work is given to the streams, so nothing depends on when it is done.
+        // Without streams, so that nothing depends on when work is done.
+        let mut run = Run::new(&device, seed, 0);
         let places: Vec<Option<u64>> = (0..400).map(|_| run.step()).collect();
         // Ranges lie elsewhere each time: places count by the distance to the one before in the same range.
         let span = granules(&device, 1 << 9).get();

@@ -56,7 +56,8 @@ pub(crate) fn fails_only_when_nothing_fits(open: &dyn Fn() -> Device) {
         }
         let free = BUDGET - granules_in_use(&device, &live);
         let who = &heaps[random.below(3) as usize];
-        assert!(who.alloc(granules(&device, free + 1)).is_err());
+        // Parts of two granules in use may help at both ends, but not more.
+        assert!(who.alloc(granules(&device, free + 2)).is_err());
         let all = who.alloc(granules(&device, free)).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         drop((live, all));
         workers.iter().for_each(Worker::finish);
@@ -175,6 +176,7 @@ pub(crate) fn never_and_not_now_are_told_apart(open: &dyn Fn() -> Device) {
     let error = heap.alloc(granules(&device, 5)).unwrap_err();
     assert!(matches!(error, Error::TooLarge { budget, .. } if budget == granules(&device, 4)), "{error}");
     drop(kept);
+    pool.trim().unwrap();
     assert_eq!(pool.stats().largest_possible, granules(&device, 4));
     drop(heap.alloc(granules(&device, 4)).unwrap());
 }

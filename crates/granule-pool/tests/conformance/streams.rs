@@ -63,8 +63,8 @@ pub(crate) fn three_streams_in_a_row(open: &dyn Fn() -> Device) {
         }
     }
     let stats = pool.stats();
-    assert_eq!(stats.steals, 11, "each takes it from the one before");
-    assert!(stats.waits <= stats.steals && stats.events <= stats.steals, "{stats:?}");
+    assert_eq!(stats.steals, 8, "each takes it from the one before; to the first it is its own again");
+    assert!(stats.waits <= 11 && stats.events <= 11, "{stats:?}");
     workers.iter().for_each(Worker::finish);
 }
 

@@ -19,7 +19,7 @@ fn hammer(heap: &Heap, seed: u64, rounds: usize, hand_over: &std::sync::mpsc::Se
             }
             mine.push((lease, value));
         }
-        if round % 3 == 0 || mine.len() > 40 {
+        if (round % 3 == 0 && !mine.is_empty()) || mine.len() > 40 {
             let (lease, value) = mine.swap_remove(random.below(mine.len() as u64) as usize);
             if let Some(bytes) = lease.slice().unwrap().as_host() {
                 assert!(bytes.iter().all(|&byte| byte == value), "two threads have one block");
