@@ -22,6 +22,8 @@ pub struct Field {
     pub peak: u64,
     /// Whether those are among them that need a thousand times as long as others.
     pub slow: bool,
+    /// Bytes of a granule.
+    pub granule: u64,
 }
 
 impl Field {
@@ -29,7 +31,7 @@ impl Field {
     pub fn visit(self, visitor: &mut impl Visitor) {
         visitor.visit(Nothing);
         visitor.visit(ClassLifo::default());
-        visitor.visit(Granule::new(self.streams));
+        visitor.visit(Granule::with(self.streams, self.granule));
         visitor.visit(SlabFloor::default());
         visitor.visit(system_malloc());
         visitor.visit(mimalloc());

@@ -16,6 +16,9 @@ use crate::table::Table;
 pub use field::{Field, Visitor};
 pub use memory::{Look, look_at};
 
+/// Bytes of a granule, as on today's GPUs.
+const GRANULE: u64 = 2 << 20;
+
 /// How much is measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {

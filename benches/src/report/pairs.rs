@@ -1,6 +1,6 @@
 //! Times, memory and calls of each subject on each script, one thread.
 
-use super::{Effort, Field, Section, Visitor};
+use super::{Effort, Field, GRANULE, Section, Visitor};
 use crate::table::{Table, bytes, count, over};
 use crate::workload::model::{LLAMA_1B, LLAMA_8B};
 use crate::workload::{Sizes, churn, decode};
@@ -67,6 +67,6 @@ pub(super) fn section(effort: Effort, script: &Script) -> Section {
     let table = Table::new(["", "p50", "p99", "p99.9", "peak reserved", "waste", "calls first / later"]);
     let mut rows = Rows { effort, script, table };
     let peak = script.peak_live();
-    Field { streams: 1, peak, slow: script.slots <= 100 }.visit(&mut rows);
+    Field { streams: 1, peak, slow: script.slots <= 100, granule: GRANULE }.visit(&mut rows);
     Section { title: script.name.clone(), about: ABOUT, table: rows.table }
 }

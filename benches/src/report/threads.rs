@@ -1,6 +1,6 @@
 //! Several threads, each on a stream of its own.
 
-use super::{Effort, Field, Section, Visitor};
+use super::{Effort, Field, GRANULE, Section, Visitor};
 use crate::crowd::{crowd, handed_over};
 use crate::table::Table;
 use crate::workload::{Sizes, churn};
@@ -40,6 +40,6 @@ pub(super) fn section(effort: Effort) -> Section {
     let scripts = scripts(effort, 8);
     let peak = scripts.iter().map(Script::peak_live).sum();
     let mut rows = Rows { effort, scripts, table };
-    Field { streams: 8, peak, slow: false }.visit(&mut rows);
+    Field { streams: 8, peak, slow: false, granule: GRANULE }.visit(&mut rows);
     Section { title: TITLE.into(), about: ABOUT, table: rows.table }
 }

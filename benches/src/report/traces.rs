@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use granule_bank::trace::Reader;
 use granule_pool::replay::{self, Request};
 
-use super::{Effort, Field, Section, Visitor};
+use super::{Effort, Field, GRANULE, Section, Visitor};
 use crate::script::BATCH;
 use crate::table::{Table, bytes, count, over};
 use crate::{Handle, Subject, Timing};
 
 const ABOUT: &str = "A recorded program's leases, in its order, by one thread, each on its stream. Columns as above, from all passes but \
     the first. What plays a trace looks at each step's kind, stream and pool, so the harness costs more than above. Marks of \
-    further streams and captures are left out, and alignments above 256.";
+    further streams, captures, alignments above 256 and trims (each pass would begin by taking memory anew) are left out.";
 
 /// The committed traces.
 pub(super) fn files() -> io::Result<Vec<PathBuf>> {
@@ -56,10 +56,6 @@ impl<'a, S: Subject> replay::Subject for &mut Streams<'a, S> {
     #[inline]
     fn free(&mut self, (block, stream): Self::Block) {
         self.handles[stream as usize].free_moved(block);
-    }
-
-    fn trim(&mut self, _pool: u32) {
-        self.subject.trim();
     }
 }
 
@@ -134,7 +130,7 @@ pub(super) fn section(effort: Effort, path: &Path) -> Result<Section, Box<dyn st
     let peak = player.finish().peak_live.get();
     let table = Table::new(["", "p50", "p99", "p99.9", "peak reserved", "waste", "calls first / later"]);
     let mut rows = Rows { effort, script: &script, peak, table };
-    Field { streams: script.streams().len(), peak, slow: true }.visit(&mut rows);
+    Field { streams: script.streams().len(), peak, slow: true, granule: GRANULE }.visit(&mut rows);
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let title = format!("Trace: {name}, {} steps", script.steps().len());
     Ok(Section { title, about: ABOUT, table: rows.table })

@@ -8,4 +8,4 @@ pub mod residency;
 pub use churn::{Sizes, churn};
 pub use decode::decode;
 pub use model::Model;
-pub use residency::{Residency, residency};
+pub use residency::{KvBlocks, Residency, residency};

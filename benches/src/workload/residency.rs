@@ -16,6 +16,15 @@ pub struct Residency {
     pub phases: Vec<Phase>,
 }
 
+/// What a sequence's keys and values lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvBlocks {
+    /// One block for all layers.
+    One,
+    /// Two for each layer: harder on an allocator, since what pins a granule is smaller than one.
+    PerLayer,
+}
+
 struct Sequence {
     model: usize,
     slots: Vec<u32>,
@@ -23,6 +32,7 @@ struct Sequence {
 
 struct History<'a> {
     models: &'a [Model],
+    kv: KvBlocks,
     shrink: u64,
     random: Pcg64,
     writer: Writer,
@@ -33,13 +43,13 @@ struct History<'a> {
 /// `cycles` times: load a model that is not there (one of each at most), start and finish sequences on all that are there,
 /// unload one with its sequences. A phase ends after each of the three. In the last cycle everything goes.
 ///
-/// A sequence has one block for the keys and one for the values of each layer, f16, as long as its prompt and its answer,
-/// 32 to 4,000 tokens, most of them short. Activations of its steps are allocated and freed in between. All sizes are divided
-/// by `shrink`, for tests.
-pub fn residency(models: &[Model], cycles: usize, shrink: u64, seed: u64) -> Residency {
+/// A sequence has keys and values in f16 for its prompt and its answer, 32 to 4,000 tokens, most of them short, which it takes
+/// when it starts and frees when it ends. Activations of its steps are allocated and freed in between. All sizes are divided by
+/// `shrink`, for tests.
+pub fn residency(models: &[Model], kv: KvBlocks, cycles: usize, shrink: u64, seed: u64) -> Residency {
     let loaded = models.iter().map(|_| None).collect();
     let (random, writer) = (Pcg64::seed_from_u64(seed), Writer::new());
-    let mut history = History { models, shrink, random, writer, loaded, sequences: Vec::new() };
+    let mut history = History { models, kv, shrink, random, writer, loaded, sequences: Vec::new() };
     let mut phases = Vec::new();
     for cycle in 0..cycles {
         if let Some(model) = history.choose(|slots| slots.is_none()) {
@@ -116,8 +126,12 @@ impl History<'_> {
         // Each doubling from 32 to 4,096 is as likely as the next.
         let doublings = self.below(7);
         let tokens = (32u64 << doublings) + self.below(32 << doublings);
-        let row = 2 * shape.kv_width();
-        let slots = (0..2 * shape.layers).map(|_| self.alloc(tokens.min(4000) * row)).collect();
+        let layer = tokens.min(4000) * 2 * shape.kv_width();
+        let (blocks, size) = match self.kv {
+            KvBlocks::One => (1, 2 * shape.layers * layer),
+            KvBlocks::PerLayer => (2 * shape.layers, layer),
+        };
+        let slots = (0..blocks).map(|_| self.alloc(size)).collect();
         self.sequences.push(Sequence { model, slots });
         // One step's widest moment.
         let step: Vec<u32> =
@@ -138,7 +152,7 @@ mod tests {
 
     #[test]
     fn everything_goes_in_the_end_and_something_stays_until_then() {
-        let Residency { slots, phases } = residency(&[SMOL, QWEN, LLAMA_1B], 6, 16, 3);
+        let Residency { slots, phases } = residency(&[SMOL, QWEN, LLAMA_1B], KvBlocks::PerLayer, 6, 16, 3);
         let cycle: Vec<_> = phases.iter().flat_map(|phase| phase.ops.clone()).collect();
         Script { name: "all".into(), slots, prologue: Vec::new(), cycle }.check().unwrap();
         let unloaded = phases.iter().filter(|phase| phase.name.contains("unload")).count();
