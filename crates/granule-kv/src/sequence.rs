@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use granule_bank::trace::Event::Length;
 use granule_bank::{Growable, Growth, grow_together, shrink_together};
 use granule_device::{Bytes, DevicePtr};
 use granule_ops::{KvView, KvViewMut};
@@ -248,5 +249,12 @@ impl Sequence {
     fn set_len(&mut self, len: usize) {
         self.len = len;
         self.record.set_rows(len);
+        let layout = self.cache.layout();
+        for (group, range) in self.groups.iter().enumerate() {
+            // Memory comes in whole granules; a recording is told how much of it holds rows.
+            let length =
+                || Length { range: range.id(), used: layout.row_stride(group).saturating_mul(len as u64) };
+            self.cache.bank().tracer().emit(length);
+        }
     }
 }

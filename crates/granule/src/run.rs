@@ -46,6 +46,7 @@ fn write(args: &RunArgs, tracer: &Tracer) -> Result<()> {
     tracer.mark("load");
     let model = session::load_traced(&args.load, &cancel, tracer)?;
     let n_ctx = args.ctx_size.map(usize::from);
+    tracer.mark("context");
     let mut context = session::context(&model, &args.context, n_ctx, &cancel)?;
     let finish = match &args.prompt {
         Some(prompt) if !args.chat => raw(args, prompt, &mut context, options)?,
