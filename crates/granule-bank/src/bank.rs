@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use granule_device::{Bytes, Device, Granule};
 
+use crate::ledger::allowance::Allowance;
 use crate::ledger::{Account, Ledger};
 use crate::places::Atlas;
 use crate::prepare::{Preparer, Signal};
@@ -73,6 +74,12 @@ pub(crate) struct Books {
     pub(crate) cache: Vec<Granule>,
     /// By account.
     traced: Vec<OwnerId>,
+}
+
+/// Both locks; the inner one goes first.
+pub(crate) struct Both<'a> {
+    pub(crate) allowance: MutexGuard<'a, Allowance>,
+    pub(crate) books: MutexGuard<'a, Books>,
 }
 
 /// Whom something is booked for, in the books and in recordings.
@@ -291,9 +298,22 @@ impl Inner {
         }
     }
 
-    pub(crate) fn free(&self) -> Bytes {
+    /// The books and what they count against. Only this takes the two together, in this order.
+    pub(crate) fn both(&self) -> Both<'_> {
         let books = self.books();
-        books.ledger.free(&self.budget.allowance())
+        Both { allowance: self.budget.allowance(), books }
+    }
+
+    pub(crate) fn free(&self) -> Bytes {
+        let both = self.both();
+        both.books.ledger.free(&both.allowance)
+    }
+
+    /// What the bank's own budget has left, and what the shared one has.
+    pub(crate) fn free_of_both(&self) -> (Bytes, Bytes) {
+        let both = self.both();
+        let own = both.books.ledger.own_limit().saturating_sub(both.books.ledger.held());
+        (own, both.allowance.free())
     }
 
     /// All that was ever given back; it only grows.

@@ -101,11 +101,11 @@ struct Preparing<'a> {
 impl Drop for Preparing<'_> {
     fn drop(&mut self) {
         let made = self.made.take();
-        let mut books = self.bank.books();
-        books.ledger.prepared(&mut self.bank.budget.allowance(), made.is_some());
+        let mut both = self.bank.both();
+        both.books.ledger.prepared(&mut both.allowance, made.is_some());
         // Behind those that came back just now and are warm.
-        made.into_iter().for_each(|granule| books.cache.insert(0, granule));
-        drop(books);
+        made.into_iter().for_each(|granule| both.books.cache.insert(0, granule));
+        drop(both);
         self.bank.prepared.notify_all();
     }
 }
@@ -114,9 +114,9 @@ impl Inner {
     /// Makes one granule ahead, if it is wanted and there is room for it; true where another one may be.
     fn prepare_one(&self) -> bool {
         {
-            let mut books = self.books();
+            let mut both = self.both();
             // Asked under the lock: who has said that it is urgent, and has had the lock since, sees no new one begin.
-            if self.budget.is_urgent() || !books.ledger.prepare(&mut self.budget.allowance()) {
+            if self.budget.is_urgent() || !both.books.ledger.prepare(&mut both.allowance) {
                 return false;
             }
         }

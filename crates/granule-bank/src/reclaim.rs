@@ -254,11 +254,15 @@ struct Circle {
 impl Circle {
     fn around(bank: &Bank, refused: &Error) -> Circle {
         let mut banks = vec![bank.clone()];
-        let shared = bank.inner().budget.allowance().free();
-        if matches!(refused, Error::OutOfMemory { requested, .. } if *requested > shared) {
-            let others = bank.inner().budget.members();
-            let others = others.iter().filter_map(|inner| inner.bank());
-            banks.extend(others.filter(|other| !Arc::ptr_eq(other.inner(), bank.inner())));
+        let Error::OutOfMemory { requested, .. } = *refused else { return Circle { banks, deadline: None } };
+        let inner = bank.inner();
+        let (own, shared) = inner.free_of_both();
+        let lacks = |free: Bytes| requested.saturating_sub(free);
+        // What the bank's own owners give is room in both.
+        if lacks(shared) > lacks(own) {
+            let others = inner.budget.members();
+            let others = others.iter().filter_map(|other| other.bank());
+            banks.extend(others.filter(|other| !Arc::ptr_eq(other.inner(), inner)));
         }
         Circle { banks, deadline: Instant::now().checked_add(bank.inner().patience) }
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use granule_device::{Bytes, Granule};
 
-use crate::bank::{Books, Goods, Inner, Tag};
+use crate::bank::{Books, Both, Goods, Inner, Tag};
 use crate::ledger::Refusal;
 use crate::ledger::allowance::Allowance;
 use crate::piece::Piece;
@@ -69,8 +69,8 @@ impl Inner {
             made.into_iter().chain((!pieces.is_empty()).then_some(Event::Take { device, owner, granules }))
         });
         if create > 0 {
-            let mut books = self.books();
-            books.ledger.made(&mut self.budget.allowance(), tag.account, made, create - made);
+            let mut both = self.both();
+            both.books.ledger.made(&mut both.allowance, tag.account, made, create - made);
         }
         self.changed();
         outcome.map(|()| pieces)
@@ -92,11 +92,11 @@ impl Inner {
     pub(crate) fn give_back(&self, tag: Tag, id: PieceId, granule: Granule) {
         let granules = || vec![id.get()];
         self.tracer.emit(|| Event::Give { device: self.traced, owner: tag.owner, granules: granules() });
-        let mut books = self.books();
-        let count = books.ledger.give_back(&mut self.budget.allowance(), tag.account);
-        books.cache.push(granule);
-        let dropped = books.oldest(count);
-        drop(books);
+        let mut both = self.both();
+        let count = both.books.ledger.give_back(&mut both.allowance, tag.account);
+        both.books.cache.push(granule);
+        let dropped = both.books.oldest(count);
+        drop(both);
         self.release(dropped);
         self.changed();
     }
@@ -104,9 +104,9 @@ impl Inner {
     pub(crate) fn discharge(&self, tag: Tag, size: Bytes) {
         self.tracer.emit(|| Event::Discharge { device: self.traced, owner: tag.owner, size });
         let is_low = {
-            let mut books = self.books();
-            books.ledger.discharge(&mut self.budget.allowance(), tag.account, size);
-            books.ledger.is_low()
+            let mut both = self.both();
+            both.books.ledger.discharge(&mut both.allowance, tag.account, size);
+            both.books.ledger.is_low()
         };
         if is_low {
             self.signal.wake();
@@ -117,9 +117,9 @@ impl Inner {
     /// Lets go of granules that nobody holds, at least `want` if there is so much; answers how much.
     pub(crate) fn shed(&self, want: Bytes) -> Bytes {
         let dropped = {
-            let mut books = self.books();
-            let count = books.ledger.shed(&mut self.budget.allowance(), want);
-            books.oldest(count)
+            let mut both = self.both();
+            let count = both.books.ledger.shed(&mut both.allowance, want);
+            both.books.oldest(count)
         };
         let size = self.granule().saturating_mul(dropped.len() as u64);
         self.release(dropped);
@@ -157,14 +157,14 @@ impl Inner {
         requested: Bytes,
     ) -> Error {
         let granule_device::Error::OutOfMemory { free, .. } = error else { return Error::Device(error) };
-        let books = self.books();
+        let Both { allowance, books } = self.both();
         Error::OutOfMemory {
             device: self.device.name().to_owned(),
             owner: owner.clone(),
             requested,
             held: books.ledger.held(),
             free,
-            budget: books.ledger.limit(&self.budget.allowance()),
+            budget: books.ledger.limit(&allowance),
             largest_owner: books.ledger.largest_owner(),
         }
     }
@@ -193,10 +193,9 @@ impl Inner {
         let mut urgent = None;
         for _ in 0..CLEARINGS {
             let refusal = {
-                let mut books = self.books();
-                let tag = self.tag(&mut books, owner);
-                let allowance = &mut self.budget.allowance();
-                match book(&mut books, allowance, tag) {
+                let mut both = self.both();
+                let tag = self.tag(&mut both.books, owner);
+                match book(&mut both.books, &mut both.allowance, tag) {
                     Ok(booked) => return Ok((tag, booked)),
                     Err(refusal) => refusal,
                 }
@@ -231,11 +230,9 @@ impl Inner {
 
     fn refusal(&self, refusal: Refusal, owner: &Owner, requested: Bytes) -> Error {
         let (device, owner) = (self.device.name().to_owned(), owner.clone());
-        let books = self.books();
-        let allowance = self.budget.allowance();
+        let Both { allowance, books } = self.both();
         let (held, free) = (books.ledger.held(), books.ledger.free(&allowance));
         let budget = books.ledger.limit(&allowance);
-        drop(allowance);
         match refusal {
             Refusal::TooLarge => Error::TooLarge { device, owner, requested, held, free, budget },
             Refusal::Full | Refusal::InTheWay(_) => {

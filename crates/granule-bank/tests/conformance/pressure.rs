@@ -292,31 +292,30 @@ pub(crate) fn banks_of_one_budget_ask_each_others_owners(open: Open<'_>) {
     });
     let asked = Asked::default();
     let here = Arc::new(Hoard::new(&banks[0], "here", 2, 9, &asked));
-    let there = Arc::new(Hoard::new(&banks[1], "there", 2, 0, &asked));
+    let there = Arc::new(Hoard::new(&banks[1], "there", 3, 0, &asked));
     let _guards = [banks[1].add_reclaimer(&there), banks[0].add_reclaimer(&here)];
     let owner = Owner::new("x");
     let names =
         || std::mem::take(&mut *asked.lock().unwrap()).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-    let mut range = banks[1].range(&owner, granules(2)).unwrap();
-    range.fill(0..1).unwrap();
-    let stream = stream(&right);
-    let work = Work::begin(&stream);
-    range.clear_after(0..1, &work.event).unwrap();
-    work.end_soon();
-    // Two held here, three held or retired there, one left of six: what is there would do.
+    // Two held here and three there, of six.
     let three = banks[0].take(&owner, 3).unwrap();
-    assert_eq!(names(), ["there"]);
-    // This bank's own budget of five is full: what others hold does not help.
+    assert_eq!((names(), there.has(), banks[0].free()), (vec!["there"], 1, Bytes::ZERO));
+    // The bank's own budget of five is full as well: what its own owners give is room in both.
     let one = banks[0].take(&owner, 1).unwrap();
-    assert_eq!((names(), there.has()), (vec!["here"], 0));
-    // Nobody has anything any more but who waits for its work.
-    drop(three);
-    range.fill(1..2).unwrap();
+    assert_eq!((names(), there.has(), here.has()), (vec!["here"], 1, 1));
+    drop((three, one));
+
+    // Waiting for work of the other bank's memory helps too.
+    let stream = stream(&right);
+    let mut range = banks[1].range(&owner, granules(4)).unwrap();
+    range.fill(0..4).unwrap();
     let work = Work::begin(&stream);
-    range.clear_after(1..2, &work.event).unwrap();
+    range.clear_after(0..4, &work.event).unwrap();
     work.end_soon();
-    let charge = banks[0].charge(&owner, granules(3)).unwrap();
-    drop((one, charge, range));
+    drop((there, here));
+    let charge = banks[0].charge(&owner, granules(4)).unwrap();
+    assert_eq!((names(), budget.stats().held), (vec![], granules(4)));
+    drop((charge, range));
 }
 
 /// Gives its memory back after work that is under way.
