@@ -299,6 +299,9 @@ const timeline = (() => {
     drawing.font = "600 11px ui-sans-serif, system-ui, sans-serif";
     const label = moment(state.t), wide = drawing.measureText(label).width + 14;
     const left = Math.min(Math.max(px - wide / 2, 2), box.width - wide - 2);
+    // Nothing of a label on the axis sticks out from under it.
+    drawing.fillStyle = ground;
+    drawing.fillRect(left - 26, MARGIN.top + box.deep + 5, wide + 52, 20);
     drawing.fillStyle = ink;
     drawing.beginPath();
     drawing.roundRect(left, MARGIN.top + box.deep + 4, wide, 20, 10);
