@@ -4,6 +4,8 @@ const timeline = (() => {
   const MARGIN = { left: 62, right: 14, top: 34, bottom: 28 };
   let box = { width: 0, height: 0, inner: 0, deep: 0 };
   let top = 1;
+  // Where the axis has labels, for the cursor's own not to be mixed up with them.
+  let labels = [];
 
   // The whole recording is 0 to 1; where a time lies in it depends on the axis.
   function unit(t) {
@@ -157,12 +159,15 @@ const timeline = (() => {
     }
     drawing.textBaseline = "top";
     drawing.textAlign = "center";
+    labels = [];
     for (const t of ticks(drawing)) {
       const half = 30, px = Math.min(Math.max(x(t), MARGIN.left + half - 24), MARGIN.left + box.inner - half + 16);
       drawing.fillStyle = css("--line");
       drawing.fillRect(Math.round(x(t)), MARGIN.top + box.deep, 1, 4);
       drawing.fillStyle = css("--faint");
-      drawing.fillText(t === 0 ? "0" : duration(t).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " "), px, MARGIN.top + box.deep + 8);
+const text = t === 0 ? "0" : duration(t).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " "), wide = drawing.measureText(text).width;
+      drawing.fillText(text, px, MARGIN.top + box.deep + 8);
+      labels.push([px - wide / 2 - 1, px + wide / 2 + 1]);
     }
   }
 
@@ -299,9 +304,10 @@ const timeline = (() => {
     drawing.font = "600 11px ui-sans-serif, system-ui, sans-serif";
     const label = moment(state.t), wide = drawing.measureText(label).width + 14;
     const left = Math.min(Math.max(px - wide / 2, 2), box.width - wide - 2);
-    // Nothing of a label on the axis sticks out from under it.
     drawing.fillStyle = ground;
-    drawing.fillRect(left - 26, MARGIN.top + box.deep + 5, wide + 52, 20);
+    for (const [from, to] of labels) {
+      if (from < left + wide + 4 && to > left - 4) drawing.fillRect(from, MARGIN.top + box.deep + 5, to - from, 20);
+    }
     drawing.fillStyle = ink;
     drawing.beginPath();
     drawing.roundRect(left, MARGIN.top + box.deep + 4, wide, 20, 10);
