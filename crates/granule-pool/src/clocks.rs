@@ -6,7 +6,7 @@
 //! Then the taker's stream waits for the event, and for whatever the other stream had waited for when the event was recorded.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use granule_bank::trace::{self, Event as Traced, Tracer};
 use granule_device::{Event, Stream};
@@ -31,14 +31,15 @@ pub(crate) struct StreamClock {
     source: Mutex<Source>,
     /// Whether it is captured: then no event can be recorded on it.
     captured: AtomicBool,
+    /// Whether no heap has it any more.
+    closed: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
 enum Source {
-    /// A heap has it.
-    Open(Arc<Stream>),
-    /// No heap has it any more, and no event is behind its last work.
-    Closed(Arc<Stream>),
+    /// A stream of somebody else's. What it was given may keep leases, and so must not be kept by them; when it is gone all its
+    /// work is done, for its last handle waits for that.
+    Stream(Weak<Stream>),
     /// Nothing comes after this.
     Ended(Event),
 }
@@ -151,7 +152,7 @@ impl Clocks {
 
     /// A stream that a heap is for.
     pub(crate) fn open(&self, stream: &Arc<Stream>, trace: trace::StreamId) -> Arc<StreamClock> {
-        self.add(Source::Open(Arc::clone(stream)), trace)
+        self.add(Source::Stream(Arc::downgrade(stream)), trace)
     }
 
     /// Memory stamped with the answer's id at tick 1 may be used until the event is done.
@@ -173,6 +174,7 @@ impl Clocks {
             waited: Mutex::default(),
             source: Mutex::new(source),
             captured: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         });
         streams.known.insert(id, Arc::clone(&clock));
         clock
@@ -180,43 +182,48 @@ impl Clocks {
 
     /// No heap has the stream any more, and no lease of it is out.
     pub(crate) fn close(&self, clock: &StreamClock) {
-        let stream = match &mut *lock(&clock.source) {
-            source @ Source::Open(_) => {
-                let Source::Open(stream) = &*source else { return };
-                let stream = Arc::clone(stream);
-                *source = Source::Closed(Arc::clone(&stream));
-                stream
-            }
-            Source::Closed(_) | Source::Ended(_) => return,
-        };
         clock.set_captured(false);
-        self.end(clock, &stream);
+        clock.closed.store(true, Ordering::Release);
+        self.end(clock);
     }
 
-    /// Puts an event behind the last work of a closed stream and lets go of the stream. Where that fails it is tried again when
-    /// somebody looks.
-    fn end(&self, clock: &StreamClock, stream: &Arc<Stream>) {
+    /// Puts an event behind the last work of a closed stream. Where that fails it is tried again when somebody looks.
+    fn end(&self, clock: &StreamClock) {
+        let Source::Stream(stream) = lock(&clock.source).clone() else { return };
+        let Some(stream) = stream.upgrade() else { return self.forget(clock.id) };
         let before = lock(&clock.waited).clone();
         let Ok(event) = stream.record() else { return };
         self.events.fetch_add(1, Ordering::Relaxed);
-        let mark = Mark { stream: clock.id, tick: END, before, event: event.clone() };
-        lock(&self.seen).marks.push(mark);
-        // The last handle of a stream waits for it: not under a lock.
-        let source = std::mem::replace(&mut *lock(&clock.source), Source::Ended(event));
-        drop(source);
+        *lock(&clock.source) = Source::Ended(event.clone());
+        lock(&self.seen).marks.push(Mark { stream: clock.id, tick: END, before, event });
     }
 
-    /// Looks which events are done.
-    pub(crate) fn poll(&self) {
-        let closed: Vec<(Arc<StreamClock>, Arc<Stream>)> = {
-            let known: Vec<_> = lock(&self.streams).known.values().cloned().collect();
-            let closed = |clock: Arc<StreamClock>| match &*lock(&clock.source) {
-                Source::Closed(stream) => Some((Arc::clone(&clock), Arc::clone(stream))),
-                Source::Open(_) | Source::Ended(_) => None,
-            };
-            known.into_iter().filter_map(closed).collect()
+    /// All work of the stream is done.
+    fn forget(&self, id: StreamId) {
+        // Gone from here it counts as complete; nobody's clock needs to know of it.
+        let left: Vec<Arc<StreamClock>> = {
+            let mut streams = lock(&self.streams);
+            streams.known.remove(&id);
+            streams.known.values().cloned().collect()
         };
-        closed.iter().for_each(|(clock, stream)| self.end(clock, stream));
+        lock(&self.seen).host.forget(id);
+        left.iter().for_each(|clock| lock(&clock.waited).forget(id));
+    }
+
+    /// Looks which events are done, and which streams are gone.
+    pub(crate) fn poll(&self) {
+        let known: Vec<Arc<StreamClock>> = lock(&self.streams).known.values().cloned().collect();
+        for clock in known {
+            let gone = match &*lock(&clock.source) {
+                Source::Stream(stream) => stream.strong_count() == 0,
+                Source::Ended(_) => false,
+            };
+            if gone {
+                self.forget(clock.id);
+            } else if clock.closed.load(Ordering::Acquire) {
+                self.end(&clock);
+            }
+        }
         // Nobody else finds the marks meanwhile, and at worst records one more.
         let mut marks = std::mem::take(&mut lock(&self.seen).marks);
         let done: Vec<Mark> = marks.extract_if(.., |mark| mark.event.is_done()).collect();
@@ -236,21 +243,7 @@ impl Clocks {
             }
         }
         drop(seen);
-        let ended: Vec<StreamId> =
-            done.iter().filter(|mark| mark.tick == END).map(|mark| mark.stream).collect();
-        if ended.is_empty() {
-            return;
-        }
-        // Gone from here it counts as complete; nobody's clock needs to know of it.
-        let left: Vec<Arc<StreamClock>> = {
-            let mut streams = lock(&self.streams);
-            ended.iter().for_each(|id| drop(streams.known.remove(id)));
-            streams.known.values().cloned().collect()
-        };
-        for id in ended {
-            lock(&self.seen).host.forget(id);
-            left.iter().for_each(|clock| lock(&clock.waited).forget(id));
-        }
+        done.iter().filter(|mark| mark.tick == END).for_each(|mark| self.forget(mark.stream));
     }
 
     /// What a heap may have without waiting; of nobody: what has completed.
@@ -272,24 +265,28 @@ impl Clocks {
             return Ok(Some(mark.clone()));
         }
         let Some(clock) = lock(&self.streams).known.get(&stream).cloned() else { return Ok(None) };
-        self.mark_now(&clock).map(Some)
+        self.mark_now(&clock)
     }
 
-    /// An event behind all that the stream was given.
-    fn mark_now(&self, clock: &StreamClock) -> Result<Mark, Error> {
+    /// An event behind all that the stream was given; none where it is gone.
+    fn mark_now(&self, clock: &StreamClock) -> Result<Option<Mark>, Error> {
         let source = lock(&clock.source).clone();
         // What the stream was made to wait for is behind the event whatever it is made to wait for from here on.
         let before = lock(&clock.waited).clone();
         match source {
-            Source::Ended(event) => Ok(Mark { stream: clock.id, tick: END, before, event }),
-            Source::Open(stream) | Source::Closed(stream) => {
+            Source::Ended(event) => Ok(Some(Mark { stream: clock.id, tick: END, before, event })),
+            Source::Stream(stream) => {
+                let Some(stream) = stream.upgrade() else {
+                    self.forget(clock.id);
+                    return Ok(None);
+                };
                 // In this order: what is stamped with `tick` was given to the stream before the event.
                 let tick = clock.tick.fetch_add(1, Ordering::AcqRel);
                 let event = stream.record()?;
                 self.events.fetch_add(1, Ordering::Relaxed);
                 let mark = Mark { stream: clock.id, tick, before, event };
                 lock(&self.seen).marks.push(mark.clone());
-                Ok(mark)
+                Ok(Some(mark))
             }
         }
     }
@@ -334,24 +331,43 @@ impl Clocks {
     /// # Errors
     /// [`Error::Device`].
     pub(crate) fn finish(&self, clock: &StreamClock) -> Result<(), Error> {
-        let mark = self.mark_now(clock)?;
-        mark.event.synchronize();
-        self.note(std::slice::from_ref(&mark));
+        if let Some(mark) = self.mark_now(clock)? {
+            mark.event.synchronize();
+            self.note(std::slice::from_ref(&mark));
+        }
         Ok(())
     }
 
-    /// Waits here for all that the streams were given, except those that are captured.
+    /// Waits here for all that the streams were given, except those that are captured, and lets them let go of leases that this work
+    /// held.
     ///
     /// # Errors
     /// [`Error::Device`] where one of them could not be waited for; the others were.
     pub(crate) fn finish_all(&self) -> Result<(), Error> {
+        let done = self.finish_once();
+        let streams: Vec<Arc<Stream>> = {
+            let known = lock(&self.streams);
+            let sources = known.known.values().filter(|clock| !clock.is_captured());
+            let streams = sources.filter_map(|clock| match &*lock(&clock.source) {
+                Source::Stream(stream) => stream.upgrade(),
+                Source::Ended(_) => None,
+            });
+            streams.collect()
+        };
+        // A CUDA stream notices what is done when it is used. What it lets go of then is stamped later than the events above.
+        let noticed = streams.iter().map(|stream| stream.record().map(drop)).fold(Ok(()), Result::and);
+        drop(streams);
+        done.and(noticed.map_err(Error::from)).and(self.finish_once())
+    }
+
+    fn finish_once(&self) -> Result<(), Error> {
         let streams: Vec<Arc<StreamClock>> = lock(&self.streams).known.values().cloned().collect();
         // All events first: they may be done while the first is waited for.
         let mut done = Ok(());
         let mut marks = Vec::with_capacity(streams.len());
         for clock in streams.iter().filter(|clock| !clock.is_captured()) {
             match self.mark_now(clock) {
-                Ok(mark) => marks.push(mark),
+                Ok(mark) => marks.extend(mark),
                 Err(error) => done = done.and(Err(error)),
             }
         }

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::mem::{self, ManuallyDrop};
-use std::sync::Arc;
+use std::ptr;
+use std::sync::{Arc, Weak};
 
 use bytemuck::Pod;
 use granule_bank::Owner;
@@ -32,6 +33,8 @@ use crate::{Error, Pool, PoolSlice};
 /// With the last handle the heap is closed: its free blocks go back to the pool. Leases live on.
 pub struct Heap {
     core: Arc<HeapCore>,
+    /// A local heap has none.
+    stream: Option<Arc<Stream>>,
 }
 
 /// The heap itself, kept by its handles, by large leases, and by its shell while small ones are out.
@@ -49,8 +52,16 @@ pub(crate) struct HeapCore {
 
 /// A stream's heap's stream.
 pub(crate) struct HeapStream {
-    pub(crate) stream: Arc<Stream>,
+    /// Not kept: what it was given keeps leases, which keep this.
+    pub(crate) stream: Weak<Stream>,
     pub(crate) clock: Arc<StreamClock>,
+}
+
+impl HeapStream {
+    /// Whether it is this stream.
+    pub(crate) fn is(&self, stream: &Arc<Stream>) -> bool {
+        ptr::eq(self.stream.as_ptr(), Arc::as_ptr(stream))
+    }
 }
 
 impl HeapCore {
@@ -108,15 +119,15 @@ impl HeapCore {
         Lease::words(entry.spot, Small::new(class, waste as u16, entry.number))
     }
 
-    /// One handle more.
-    pub(crate) fn open(self: &Arc<HeapCore>) -> Heap {
+    /// One handle more, of its stream.
+    pub(crate) fn open(self: &Arc<HeapCore>, stream: Option<&Arc<Stream>>) -> Heap {
         let mut state = self.shell.lock();
         state.handles += 1;
         self.shell.fill(&mut state, self);
         // With a handle it is nothing that goes.
         let _ = state.update();
         drop(state);
-        Heap { core: Arc::clone(self) }
+        Heap { core: Arc::clone(self), stream: stream.cloned() }
     }
 
     /// Gives the cached blocks back to their arenas, as far as `keep` bytes of them.
@@ -258,7 +269,7 @@ impl Heap {
 
     /// The stream whose work uses its leases; a local heap has none.
     pub fn stream(&self) -> Option<&Arc<Stream>> {
-        self.core.stream.as_ref().map(|own| &own.stream)
+        self.stream.as_ref()
     }
 
     /// Memory of at least `size` bytes at a multiple of 256. Its contents are whatever they were. No bytes are a lease too: it has
@@ -399,7 +410,7 @@ impl HeapCore {
 
 impl Clone for Heap {
     fn clone(&self) -> Heap {
-        self.core.open()
+        self.core.open(self.stream.as_ref())
     }
 }
 

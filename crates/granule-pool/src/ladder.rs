@@ -330,6 +330,7 @@ impl Ladder<'_> {
             }
         }
         let own = core.stream.as_ref()?;
+        let stream = own.stream.upgrade()?;
         // Its own arena too has what other streams used last.
         let ours = Neighbour { core: None, arena: Arc::clone(&core.arena) };
         for (neighbour, is_own) in neighbours.iter().map(|other| (other, false)).chain([(&ours, true)]) {
@@ -339,7 +340,7 @@ impl Ladder<'_> {
                 Some(Found::cut(cut, self.class))
             });
             let Some(found) = found else { continue };
-            let waited = core.pool.clocks().wait(&own.clock, &own.stream, &found.stamp);
+            let waited = core.pool.clocks().wait(&own.clock, &stream, &found.stamp);
             match waited {
                 Ok(()) if is_own => return Some(found),
                 Ok(()) => return Some(self.stolen(neighbour, found)),

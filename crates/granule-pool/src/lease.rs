@@ -264,23 +264,23 @@ impl Lease {
         if !user.pool.device().is_same(self.device()) {
             return Err(Error::OtherDevice { what: "a heap" });
         }
-        let Some(other) = &user.stream else { return Ok(()) };
-        if core.stream.as_ref().is_some_and(|own| Arc::ptr_eq(&own.stream, &other.stream)) {
+        let Some(stream) = heap.stream() else { return Ok(()) };
+        if core.stream.as_ref().is_some_and(|own| own.is(stream)) {
             return Ok(());
         }
         // By the clocks of the pool that the lease goes back to.
         let user = if Arc::ptr_eq(&user.pool, &core.pool) {
             Arc::clone(user)
         } else {
-            Arc::clone(Pool::of(Arc::clone(&core.pool)).heap(&other.stream)?.core())
+            Arc::clone(Pool::of(Arc::clone(&core.pool)).heap(stream)?.core())
         };
         let Some(other) = &user.stream else { return Ok(()) };
         if let Some(own) = &core.stream {
             let given = Stamp::One(own.clock.id(), own.clock.now());
-            core.pool.clocks().wait(&other.clock, &other.stream, &given)?;
+            core.pool.clocks().wait(&other.clock, stream, &given)?;
         }
-        let (at, stream) = (self.ptr().addr(), other.clock.trace());
-        core.pool.tracer().emit(|| Traced::Used { at, stream });
+        let (at, user_stream) = (self.ptr().addr(), other.clock.trace());
+        core.pool.tracer().emit(|| Traced::Used { at, stream: user_stream });
         let users = &mut self.make_large().extra.users;
         if !users.iter().any(|known| Arc::ptr_eq(known, &user)) {
             users.push(user);
@@ -332,10 +332,19 @@ impl Lease {
         unsafe { DeviceSliceMut::from_raw(self.ptr(), len, self.heap().pool.home()) }
     }
 
+    /// The heap's stream, where there is one and it is still there.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn stream(&self, what: &'static str) -> Result<Arc<granule_device::Stream>, Error> {
+        let stream = self.heap().stream.as_ref().and_then(|own| own.stream.upgrade());
+        stream.ok_or(Error::NoStream { what })
+    }
+
     fn wait(&self) -> Result<(), Error> {
         let users = self.extra().into_iter().flat_map(|extra| &extra.users).map(|user| &**user);
-        for own in std::iter::once(self.heap()).chain(users).filter_map(|core| core.stream.as_ref()) {
-            own.stream.record()?.synchronize();
+        let cores = std::iter::once(self.heap()).chain(users);
+        // A stream that is gone has done its work.
+        for stream in cores.filter_map(|core| core.stream.as_ref()?.stream.upgrade()) {
+            stream.record()?.synchronize();
         }
         Ok(())
     }
@@ -428,7 +437,8 @@ unsafe impl Memory for Lease {
     }
 
     fn writable(&mut self) -> Result<DeviceSliceMut<'_>, granule_device::Error> {
-        let ready = self.heap().stream.as_ref().map(|own| own.stream.record()).transpose()?;
+        let stream = self.heap().stream.as_ref().and_then(|own| own.stream.upgrade());
+        let ready = stream.map(|stream| stream.record()).transpose()?;
         if ready.is_some() {
             self.make_large().extra.ready = ready;
         }

@@ -199,15 +199,14 @@ impl Pool {
             return Err(Error::OtherDevice { what: "a stream" });
         }
         let mut heaps = lock(&self.inner.heaps);
-        let of_stream =
-            |core: &Arc<HeapCore>| core.stream.as_ref().is_some_and(|own| Arc::ptr_eq(&own.stream, stream));
+        let of_stream = |core: &Arc<HeapCore>| core.stream.as_ref().is_some_and(|own| own.is(stream));
         let known: Vec<Arc<HeapCore>> = heaps.iter().filter_map(Weak::upgrade).collect();
         let core = match known.iter().find(|core| of_stream(core)) {
             Some(core) => Arc::clone(core),
             None => {
                 let trace = trace::StreamId(self.inner.tracer.number());
                 let clock = self.inner.clocks.open(stream, trace);
-                let own = HeapStream { stream: Arc::clone(stream), clock };
+                let own = HeapStream { stream: Arc::downgrade(stream), clock };
                 let core = self.inner.new_core(Some(own))?;
                 let name = format!("stream {}", trace.0);
                 let device = self.inner.bank.traced();
@@ -216,7 +215,7 @@ impl Pool {
                 core
             }
         };
-        let heap = core.open();
+        let heap = core.open(Some(stream));
         // The last reference to a heap that goes gives its stream back, without this lock.
         drop(heaps);
         drop((core, known));
@@ -231,7 +230,7 @@ impl Pool {
     pub fn local(&self) -> Result<Heap, Error> {
         let core = self.inner.new_core(None)?;
         lock(&self.inner.heaps).push(Arc::downgrade(&core));
-        Ok(core.open())
+        Ok(core.open(None))
     }
 
     /// What it has leased and what it holds.

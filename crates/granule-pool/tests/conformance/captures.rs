@@ -32,7 +32,7 @@ pub(crate) fn nothing_is_taken_from_a_private_heap(open: &dyn Fn() -> Device) {
     let _rest = other.alloc(granules(&device, 2)).unwrap();
     assert!(other.alloc(Bytes::new(1)).is_err());
     drop(lease);
-    other.alloc(granules(&device, 2)).unwrap();
+    drop(other.alloc(granules(&device, 2)).unwrap());
     a.finish();
 }
 

@@ -29,7 +29,7 @@ fn script(device: &Device) -> Result<Vec<u8>, Error> {
     of_a.begin_private()?;
     drop(of_a.end_private()?);
     let large = local.alloc(granules(device, 4))?;
-    drop(large.slice()?);
+    assert_eq!(large.slice()?.len() as u64, large.len().get());
     drop(large);
     pool.drain()?;
     pool.trim()?;
@@ -106,7 +106,7 @@ pub(crate) fn a_failed_request_changes_nothing(open: &dyn Fn() -> Device) {
             }
         }
         if round % 2 == 0 || live.len() > 12 {
-            live.swap_remove(random.below(live.len() as u64) as usize);
+            drop(live.swap_remove(random.below(live.len() as u64) as usize));
         }
     }
     assert!(failed > 0);

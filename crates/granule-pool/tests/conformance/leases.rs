@@ -110,6 +110,7 @@ pub(crate) fn regions_of_leases(open: &dyn Fn() -> Device) {
             assert_eq!(read(&device, copy.slice(..).unwrap()), vec![value; 10 << 10]);
         }
     }
+    device.synchronize().unwrap();
     assert_eq!(pool.stats().live, 0);
 }
 

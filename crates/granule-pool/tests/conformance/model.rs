@@ -46,7 +46,7 @@ impl Run {
                 return Some(at);
             }
             10..=17 if !self.live.is_empty() => {
-                self.live.swap_remove(random.below(self.live.len() as u64) as usize);
+                drop(self.live.swap_remove(random.below(self.live.len() as u64) as usize));
             }
             18 => drop(self.pool.trim().unwrap()),
             19 if random.below(4) == 0 => self.live.clear(),

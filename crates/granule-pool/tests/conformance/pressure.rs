@@ -51,7 +51,7 @@ pub(crate) fn fails_only_when_nothing_fits(open: &dyn Fn() -> Device) {
                     Err(error) => panic!("{error}"),
                 }
             } else if !live.is_empty() {
-                live.swap_remove(random.below(live.len() as u64) as usize);
+                drop(live.swap_remove(random.below(live.len() as u64) as usize));
             }
         }
         let free = BUDGET - granules_in_use(&device, &live);
@@ -82,7 +82,7 @@ pub(crate) fn every_granule_left_has_a_live_byte(open: &dyn Fn() -> Device) {
                 live.push(lease);
             }
             while live.len() > 30 {
-                live.swap_remove(random.below(live.len() as u64) as usize);
+                drop(live.swap_remove(random.below(live.len() as u64) as usize));
             }
         }
         for keep in [20, 3, 0] {

@@ -132,7 +132,7 @@ pub(crate) fn a_lease_used_by_a_stream_of_another_pool(open: &dyn Fn() -> Device
 pub(crate) fn random_schedules(open: &dyn Fn() -> Device) {
     let device = open();
     for seed in 1..=6 {
-        let bank = bank(&device, 6);
+        let bank = bank(&device, 5);
         let pool = pool(&bank);
         let mut random = Random(seed * 0x9E37_79B9);
         let mut workers: Vec<Worker> = (0..3).map(|_| Worker::new(&device)).collect();
@@ -143,7 +143,7 @@ pub(crate) fn random_schedules(open: &dyn Fn() -> Device) {
             match random.below(10) {
                 0..=4 => {
                     let who = random.below(3) as usize;
-                    if let Ok(mut lease) = heaps[who].alloc(random.size(device.granularity().get() / 2)) {
+                    if let Ok(mut lease) = heaps[who].alloc(random.size(device.granularity().get())) {
                         workers[who].write(&mut lease, value);
                         live.push((who, lease, value));
                     }

@@ -83,7 +83,7 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn new(device: &Device) -> Worker {
-        let sink = (device.kind() == DeviceKind::Cuda).then(|| device.alloc(granules(device, 2)).unwrap());
+        let sink = (device.kind() == DeviceKind::Cuda).then(|| device.alloc(granules(device, 4)).unwrap());
         Worker { stream: stream(device), wrong: Arc::default(), sink }
     }
 

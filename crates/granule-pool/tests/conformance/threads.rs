@@ -92,7 +92,7 @@ pub(crate) fn heaps_come_and_go(open: &dyn Fn() -> Device) {
                     kept.extend((0..3).filter_map(|_| heap.alloc(Bytes::new(random.below(2000))).ok()));
                     drop(heap);
                     while kept.len() > 10 {
-                        kept.swap_remove(random.below(kept.len() as u64) as usize);
+                        drop(kept.swap_remove(random.below(kept.len() as u64) as usize));
                     }
                 }
             });
