@@ -58,6 +58,27 @@ pub fn crowd<S: Subject>(subject: &S, scripts: &[Script], time: Duration) -> Cro
     })
 }
 
+/// How long it takes until each thread has played `pairs` allocations and frees of its script's cycle, about; all begin at one
+/// moment.
+pub fn time_of<S: Subject>(subject: &S, scripts: &[Script], pairs: u64) -> Duration {
+    let start = Barrier::new(scripts.len());
+    let one = |stream: usize, script: &Script| {
+        let mut player = Player::new(subject, script, stream);
+        start.wait();
+        player.time_of(pairs)
+    };
+    thread::scope(|scope| {
+        let one = &one;
+        let threads: Vec<_> = scripts
+            .iter()
+            .enumerate()
+            .map(|(stream, script)| scope.spawn(move || one(stream, script)))
+            .collect();
+        let times = threads.into_iter().map(|thread| thread.join().expect("a thread that ends"));
+        times.max().unwrap_or_default()
+    })
+}
+
 /// One thread allocates, another frees: pairs in a second. Blocks cross over 64 at a time, at most 4 such loads wait.
 pub fn handed_over<S: Subject>(subject: &S, size: u32, time: Duration) -> f64 {
     let (send, receive) = sync_channel::<Vec<S::Block>>(4);

@@ -28,6 +28,7 @@ pub mod script;
 pub mod subject;
 pub mod subjects;
 pub mod table;
+pub mod traced;
 pub mod workload;
 
 pub use play::{Player, Timing};

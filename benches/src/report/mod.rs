@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::machine::machine;
 use crate::table::Table;
+use crate::traced;
 
 pub use field::{Field, Visitor};
 pub use memory::{Look, look_at};
@@ -97,7 +98,7 @@ pub fn report(
             tell(&pairs::section(effort, &script));
         }
     }
-    for path in traces::files()? {
+    for path in traced::files()? {
         if wanted(&format!("trace: {}", path.display())) {
             tell(&traces::section(effort, &path)?);
         }
