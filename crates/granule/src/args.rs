@@ -122,7 +122,7 @@ pub(crate) struct RunArgs {
     /// End with the speed and with where the memory went
     #[arg(short, long)]
     pub(crate) verbose: bool,
-    /// Record what happens to memory into this file, to be looked at with `granule trace`
+    /// Record what happens to memory into this file, to be looked at with `granule trace`; FILE.part until it is whole
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 }

@@ -2,6 +2,7 @@
 //! nothing is computed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use granule_llama::CancelToken;
 
@@ -10,13 +11,28 @@ use crate::INTERRUPTED;
 /// Whether the program waits for a person; then there is nothing to stop but itself.
 static WAITING: AtomicBool = AtomicBool::new(false);
 
+/// What is done before Ctrl-C ends the program.
+static LAST: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
+
+/// Has this done before Ctrl-C ends the program; only the last one that was given.
+pub(crate) fn before_end(last: impl FnOnce() + Send + 'static) {
+    *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(last));
+}
+
+fn end() -> ! {
+    if let Some(last) = LAST.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        last();
+    }
+    std::process::exit(INTERRUPTED.into())
+}
+
 /// From now on Ctrl-C sets the token that this returns. A request to terminate ends the program, as ever.
 pub(crate) fn install() -> anyhow::Result<CancelToken> {
     let token = CancelToken::default();
     let set = token.clone();
     ctrlc::set_handler(move || {
         if WAITING.load(Ordering::SeqCst) || set.is_cancelled() {
-            std::process::exit(INTERRUPTED.into());
+            end();
         }
         set.cancel();
     })?;
@@ -27,7 +43,7 @@ pub(crate) fn install() -> anyhow::Result<CancelToken> {
 pub(crate) fn while_waiting<T>(cancel: &CancelToken, read: impl FnOnce() -> T) -> T {
     WAITING.store(true, Ordering::SeqCst);
     if cancel.is_cancelled() {
-        std::process::exit(INTERRUPTED.into());
+        end();
     }
     let read = read();
     WAITING.store(false, Ordering::SeqCst);

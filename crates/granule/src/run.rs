@@ -2,12 +2,14 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use granule_bank::trace::{Event, Tracer};
 use granule_llama::{
-    Context, EncodeOptions, Error, Finish, GenerateOptions, GenerationStats, SamplingOptions, TokenId,
+    CancelToken, Context, EncodeOptions, Error, Finish, GenerateOptions, GenerationStats, Model,
+    SamplingOptions, TokenId,
 };
 use serde_json::json;
 
@@ -26,16 +28,6 @@ pub(crate) struct Answer {
 
 /// Loads, writes, and says where the memory went if asked to; and records it.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
-    let tracer = Tracer::new();
-    let start = |path: &PathBuf| Recording::start(&tracer, path, &args.load.model);
-    let recording = args.trace.as_ref().map(start).transpose()?;
-    let done = write(args, &tracer);
-    // Everything has given its memory back by now, or is a leak.
-    let recorded = recording.map_or(Ok(()), Recording::finish);
-    done.and(recorded)
-}
-
-fn write(args: &RunArgs, tracer: &Tracer) -> Result<()> {
     let options = GenerateOptions {
         sampling: sampling(args)?,
         n_predict: args.n_predict,
@@ -43,15 +35,38 @@ fn write(args: &RunArgs, tracer: &Tracer) -> Result<()> {
         continues: false,
     };
     let cancel = interrupt::install()?;
+    let tracer = Tracer::new();
+    let start = |path: &PathBuf| Recording::start(&tracer, path, &args.load.model);
+    let recording = args.trace.as_ref().map(start).transpose()?;
     tracer.mark("load");
-    let model = session::load_traced(&args.load, &cancel, tracer)?;
+    let model = match session::load_traced(&args.load, &cancel, &tracer) {
+        Ok(model) => model,
+        Err(error) => {
+            recording.map_or(Ok(()), Recording::discard)?;
+            return Err(error);
+        }
+    };
+    let done = write(args, options, &cancel, &tracer, model);
+    // Everything has given its memory back by now, or is a leak.
+    let recorded = recording.map_or(Ok(()), Recording::finish);
+    done.and(recorded)
+}
+
+fn write(
+    args: &RunArgs,
+    options: GenerateOptions,
+    cancel: &CancelToken,
+    tracer: &Tracer,
+    model: Arc<Model>,
+) -> Result<()> {
     let n_ctx = args.ctx_size.map(usize::from);
     tracer.mark("context");
-    let mut context = session::context(&model, &args.context, n_ctx, &cancel)?;
+    let mut context = session::context(&model, &args.context, n_ctx, cancel)?;
+    drop(model);
     let finish = match &args.prompt {
         Some(prompt) if !args.chat => raw(args, prompt, &mut context, options)?,
         Some(message) => chat::one(args, message, &mut context, &options)?,
-        None => chat::many(args, &mut context, &options, &cancel)?,
+        None => chat::many(args, &mut context, &options, cancel)?,
     };
     if args.verbose {
         eprint!("\n{}", memory_table::table(&context.memory_info()));

@@ -1,12 +1,12 @@
 //! Loading a model and making a context, as the flags say and with a bar on a terminal; and the recording of their memory.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context as _, Result};
-use granule_bank::trace::{Recorder, Tracer};
+use anyhow::{Context as _, Result, ensure};
+use granule_bank::trace::{Reader, Recorder, Tracer};
 use granule_bank::{Bank, BankOptions};
 use granule_device::Device;
 use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model};
@@ -14,32 +14,89 @@ use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model};
 use crate::args::{ContextArgs, LoadArgs};
 use crate::{interrupt, progress};
 
-/// A recording that is going on.
+/// A recording that is going on. It is written beside its place and put there when it is whole, so that a run that comes to
+/// nothing costs nobody an earlier recording.
 pub(crate) struct Recording {
+    /// Taken by who ends it: the run, or Ctrl-C.
+    writing: Arc<Mutex<Option<Writing>>>,
+}
+
+struct Writing {
     recorder: Recorder,
     path: PathBuf,
+    /// Where it is being written, where that is another file.
+    part: Option<PathBuf>,
 }
 
 impl Recording {
     /// Starts to record what a bank with this tracer tells.
     pub(crate) fn start(tracer: &Tracer, path: &Path, model: &Path) -> Result<Recording> {
-        let told = || format!("the recording {}", path.display());
+        let part = beside(path)?;
+        let out = part.as_deref().unwrap_or(path);
+        let told = || format!("the recording {}", out.display());
         let label = format!("granule run {}", model.file_name().unwrap_or_default().display());
-        let recorder = Recorder::start(tracer, File::create(path).with_context(told)?, &label);
-        Ok(Recording { recorder: recorder.with_context(told)?, path: path.to_owned() })
+        let recorder = Recorder::start(tracer, File::create(out).with_context(told)?, &label);
+        let writing = Writing { recorder: recorder.with_context(told)?, path: path.to_owned(), part };
+        let writing = Arc::new(Mutex::new(Some(writing)));
+        let recording = Recording { writing: Arc::clone(&writing) };
+        interrupt::before_end(move || {
+            if let Err(error) = (Recording { writing }).finish() {
+                eprintln!("error: {error:#}");
+            }
+        });
+        Ok(recording)
     }
 
-    /// Ends it, and says what came of it.
+    /// Ends it, puts it in its place, and says what came of it.
     pub(crate) fn finish(self) -> Result<()> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        writing.map_or(Ok(()), Writing::finish)
+    }
+
+    /// Ends it with nothing to show.
+    pub(crate) fn discard(self) -> Result<()> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Writing { recorder, part: Some(part), .. }) = writing else { return Ok(()) };
+        drop(recorder);
+        fs::remove_file(&part).with_context(|| format!("the recording {}", part.display()))
+    }
+}
+
+impl Writing {
+    fn finish(self) -> Result<()> {
         let path = self.path.display();
-        let written = self.recorder.finish().with_context(|| format!("the recording {path}"))?;
+        let told = || format!("the recording {path}");
+        let written = self.recorder.finish().with_context(told)?;
+        if let Some(part) = &self.part {
+            fs::rename(part, &self.path).with_context(told)?;
+        }
         let lost = match written.lost {
             0 => String::new(),
             lost => format!(", {lost} were lost: the disk did not keep up"),
         };
-        eprintln!("{} events in {path}{lost}; look at them: granule trace view {path} -o page.html", written.events);
+        eprintln!(
+            "{} events in {path}{lost}; look at them: granule trace view {path} -o page.html",
+            written.events
+        );
         Ok(())
     }
+}
+
+/// Where to write what will stand at `path`; `None`: there, where it is no ordinary file. What is there and no recording is
+/// not overwritten.
+fn beside(path: &Path) -> Result<Option<PathBuf>> {
+    let told = || format!("the recording {}", path.display());
+    match fs::metadata(path) {
+        Ok(there) if there.is_file() && there.len() > 0 => {
+            let is_recording = Reader::new(File::open(path).with_context(told)?).is_ok();
+            ensure!(is_recording, "{} is there and is no recording: choose another name", path.display());
+        }
+        Ok(there) if !there.is_file() => return Ok(None),
+        _ => {}
+    }
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    Ok(Some(part.into()))
 }
 
 /// Loads the model; Ctrl-C meanwhile ends the program. What happens to its memory is told to the tracer.

@@ -16,7 +16,7 @@ fn started() -> (Child, String) {
     (child, String::from_utf8(first.to_vec()).unwrap())
 }
 
-fn interrupt(child: &Child) {
+pub(crate) fn interrupt(child: &Child) {
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
 }
