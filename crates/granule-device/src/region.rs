@@ -224,11 +224,14 @@ impl<M: Memory> Region<M> {
     /// Lends memory to streams.
     ///
     /// # Errors
-    /// Whatever keeps the memory from being read.
+    /// Whatever keeps the memory from being read, or from being written for another reason than that it is read only.
     pub fn new(mut memory: M) -> Result<Region<M>, Error> {
         let (writable, (ptr, len, home)) = match memory.writable() {
             Ok(slice) => (true, (slice.ptr(), slice.len(), slice.home())),
-            Err(_) => (false, memory.readable().map(|slice| (slice.ptr(), slice.len(), slice.home()))?),
+            Err(Error::ReadOnly { .. }) => {
+                (false, memory.readable().map(|slice| (slice.ptr(), slice.len(), slice.home()))?)
+            }
+            Err(error) => return Err(error),
         };
         let device = memory.device().clone();
         Ok(Region { memory: Arc::new(memory), pending: Arc::default(), device, ptr, len, home, writable })
