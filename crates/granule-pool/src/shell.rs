@@ -6,7 +6,9 @@
 
 use std::num::NonZeroU64;
 use std::ptr;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::atomic::AtomicPtr as Table;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 use granule_device::{Bytes, DevicePtr, DeviceSlice};
 
@@ -74,12 +76,9 @@ impl Spot {
 
     #[inline]
     pub(crate) fn shell(self) -> &'static Shell {
-        let number = self.0.get() as usize & ((1 << Spot::SHELL_BITS) - 1);
-        match SHELLS.get(number).and_then(OnceLock::get) {
-            Some(shell) => shell,
-            // There is no spot without its shell.
-            None => Shell::first(),
-        }
+        let number = self.0.get() as usize % MOST;
+        // SAFETY: a spot is made of a shell, which is in the table and never freed.
+        unsafe { &*SHELLS[number].load(Relaxed) }
     }
 }
 
@@ -266,10 +265,13 @@ impl State {
     /// where nobody will ask for it any more; it is to be dropped without the lock.
     #[must_use = "dropped under the lock it may lock again"]
     pub(crate) fn update(&mut self) -> Option<Arc<HeapCore>> {
-        let held = Counts::bytes(self.counts.used) + self.cache.bytes();
-        self.least = match self.is_cached() {
-            true => (held.saturating_sub(self.limit) >> 8) << WASTE_BITS,
-            false => u64::MAX,
+        self.least = match (self.is_cached(), self.limit) {
+            (false, _) => u64::MAX,
+            (true, u64::MAX) => 0,
+            (true, limit) => {
+                let held = Counts::bytes(self.counts.used) + self.cache.bytes();
+                (held.saturating_sub(limit) >> 8) << WASTE_BITS
+            }
         };
         if self.handles == 0 && self.counts.owned == 0 { self.core.take() } else { None }
     }
@@ -300,7 +302,8 @@ pub(crate) struct Shell {
 /// How many heaps there can be at a time in a process.
 pub(crate) const MOST: usize = 4096;
 
-static SHELLS: [OnceLock<Box<Shell>>; MOST] = [const { OnceLock::new() }; MOST];
+/// By number; null where there never was one. A number comes to another thread with whatever brings it the lease.
+static SHELLS: [Table<Shell>; MOST] = [const { Table::new(ptr::null_mut()) }; MOST];
 
 /// Shells that were made.
 static MADE: AtomicU32 = AtomicU32::new(0);
@@ -314,11 +317,6 @@ impl Shell {
         Box::new(Shell { state: Mutex::new(state), core: AtomicPtr::new(ptr::null_mut()), number })
     }
 
-    #[cold]
-    fn first() -> &'static Shell {
-        SHELLS[0].get_or_init(|| Shell::new(0))
-    }
-
     /// One that nobody has; none where there are too many heaps.
     pub(crate) fn get() -> Option<&'static Shell> {
         let mut free = lock(&FREE);
@@ -326,10 +324,12 @@ impl Shell {
             return Some(shell);
         }
         // Under the lock: numbers are given out one by one.
-        let number = MADE.load(Ordering::Relaxed);
+        let number = MADE.load(Relaxed);
         let place = SHELLS.get(number as usize)?;
-        MADE.store(number + 1, Ordering::Relaxed);
-        Some(place.get_or_init(|| Shell::new(number)))
+        MADE.store(number + 1, Relaxed);
+        let shell: &'static Shell = Box::leak(Shell::new(number));
+        place.store(ptr::from_ref(shell).cast_mut(), Relaxed);
+        Some(shell)
     }
 
     /// For the next heap.

@@ -7,8 +7,6 @@ use super::class::Class;
 #[derive(Debug)]
 pub struct Cache<E> {
     lists: [Vec<E>; Class::COUNT],
-    /// Σ over the lists: length * size of the class.
-    bytes: u64,
 }
 
 impl<E> Default for Cache<E> {
@@ -20,28 +18,24 @@ impl<E> Default for Cache<E> {
 impl<E> Cache<E> {
     /// An empty one. Nothing is allocated before something is pushed.
     pub const fn new() -> Cache<E> {
-        Cache { lists: [const { Vec::new() }; Class::COUNT], bytes: 0 }
+        Cache { lists: [const { Vec::new() }; Class::COUNT] }
     }
 
     /// Puts a block of the class on top.
     #[inline]
     pub fn push(&mut self, class: Class, entry: E) {
-        self.bytes += class.size();
         self.lists[class.index()].push(entry);
     }
 
     /// The block of the class that was pushed last.
     #[inline]
     pub fn pop(&mut self, class: Class) -> Option<E> {
-        let entry = self.lists[class.index()].pop()?;
-        self.bytes -= class.size();
-        Some(entry)
+        self.lists[class.index()].pop()
     }
 
-    /// The bytes of all blocks in it.
-    #[inline]
+    /// The bytes of all blocks in it: added up when asked, so that pushing and popping need not.
     pub fn bytes(&self) -> u64 {
-        self.bytes
+        Class::all().zip(&self.lists).map(|(class, list)| list.len() as u64 * class.size()).sum()
     }
 
     /// How many blocks of the class are in it.
@@ -51,19 +45,20 @@ impl<E> Cache<E> {
 
     /// True where it has no block of any class.
     pub fn is_empty(&self) -> bool {
-        self.bytes == 0
+        self.lists.iter().all(Vec::is_empty)
     }
 
     /// Takes blocks out into `out` until at most `bytes` are left, 0 for a flush. In rounds over the classes from the largest
     /// on, each of which gives the older half of what it has: no class is emptied for another, and what was used last stays.
     /// Of one class the oldest comes out first.
     pub fn drain_to(&mut self, bytes: u64, out: &mut Vec<(Class, E)>) {
-        while self.bytes > bytes {
+        let mut left = self.bytes();
+        while left > bytes {
             for (class, list) in Class::all().zip(&mut self.lists).rev() {
-                let surplus = self.bytes.saturating_sub(bytes).div_ceil(class.size());
+                let surplus = left.saturating_sub(bytes).div_ceil(class.size());
                 let half = list.len().div_ceil(2);
                 let count = usize::try_from(surplus).map_or(half, |surplus| surplus.min(half));
-                self.bytes -= count as u64 * class.size();
+                left -= count as u64 * class.size();
                 out.extend(list.drain(..count).map(|entry| (class, entry)));
             }
         }
