@@ -8,8 +8,8 @@ Needs Python 3.9, an NVIDIA driver, and of the peers that are asked for PyTorch 
 bring librmm). The two of the driver need nothing. What is asked for and not there is an error, told before anything runs;
 without --peers that is every peer. Each runs in a process of its own.
 
-The trace is JSON lines: a header, then steps with slots in place of addresses (see `granule trace export --help`). One thread
-plays them in order, each on its stream, as the program did. Nothing is computed, so a stream has no work that a reuse would have
+The trace is JSON lines, an event each (see `granule trace export --help`). One thread plays the leases in order, each on its
+stream, as the program did. Nothing is computed, so a stream has no work that a reuse would have
 to wait for: what is measured is bookkeeping, and calls into the driver where they happen.
 
 Times: nanoseconds of an allocation and a free, from batches of 64 operations, all passes but the first. Calling anything from
@@ -18,7 +18,8 @@ same way, and `net` is the median less that one's. Differences of less than 50 n
 
 Memory: the most that was reserved in the first pass, over the most that was live as asked for (`waste`).
 
-Marks of further streams and captures are left out for all peers, and counted: PyTorch takes marks on tensors only, RMM has none.
+Marks of further streams, captures and trims are left out for all peers, the first two counted: PyTorch takes marks on tensors
+only, RMM has none.
 """
 
 import argparse
@@ -43,30 +44,38 @@ class Trace:
     def __init__(self, path):
         self.left_out = 0
         self.steps = []
-        size_of = {}
+        self.label = ""
+        self.slots = 0
+        sizes, slot_of, empty, streams = {}, {}, [], {}
         live = peak = 0
         with open(path, encoding="utf-8") as lines:
-            header = self._object(path, 1, next(lines, ""))
-            if header.get("granule_trace") != 1:
-                raise SystemExit(f"{path}: line 1 is no header of `granule trace export` (\"granule_trace\": 1)")
-            self.label = header.get("label", "")
-            self.streams = max(1, len(header["streams"]))
-            self.slots = header["slots"]
-            for number, line in enumerate(lines, 2):
-                step = self._object(path, number, line)
-                op, slot = step.get("op"), step.get("slot")
-                if op == "alloc" and step["size"] > 0:
-                    self.steps.append((step["size"], slot, step["stream"]))
-                    size_of[slot] = step["size"]
-                    live += step["size"]
+            for number, line in enumerate(lines, 1):
+                event = self._object(path, number, line)
+                what, lease = event.get("event"), event.get("lease")
+                if what is None:
+                    raise SystemExit(f"{path}: line {number} is no event of `granule trace export`")
+                if what == "start":
+                    self.label = event["label"]
+                elif what == "alloc":
+                    size = event["requested"]
+                    stream = streams.setdefault(event["stream"], len(streams))
+                    slot = empty.pop() if empty else self.slots
+                    self.slots = max(self.slots, slot + 1)
+                    slot_of[lease], sizes[lease] = slot, size
+                    # Nothing is a lease too, and costs every allocator a call.
+                    self.steps.append((max(size, 1), slot, stream))
+                    live += size
                     peak = max(peak, live)
-                elif op == "free" and slot in size_of:
+                elif what == "free" and lease in slot_of:
+                    slot = slot_of.pop(lease)
+                    empty.append(slot)
                     self.steps.append((0, slot, 0))
-                    live -= size_of.pop(slot)
-                elif op not in ("alloc", "free", "mark", "trim"):
+                    live -= sizes.pop(lease)
+                elif what in ("used", "capture_begin", "capture_end", "lost"):
                     self.left_out += 1
         # A pass ends with nothing live, so that it can be played again.
-        self.steps.extend((0, slot, 0) for slot in size_of)
+        self.steps.extend((0, slot, 0) for slot in slot_of.values())
+        self.streams = max(1, len(streams))
         self.peak_live = peak
         if not self.steps:
             raise SystemExit(f"{path}: no allocation in it")
