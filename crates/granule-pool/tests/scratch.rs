@@ -133,7 +133,7 @@ fn frames_are_like_a_stack(bank: &Bank) {
 fn addresses_come_again_and_memory_stays(bank: &Bank) {
     let mut scratch = arena(bank);
     let size = bank.granule().checked_mul(2).unwrap();
-    let mut take = |scratch: &mut ScratchArena| scratch.frame().alloc(size).unwrap().ptr();
+    let take = |scratch: &mut ScratchArena| scratch.frame().alloc(size).unwrap().ptr();
     let first = take(&mut scratch);
     let calls = bank.stats().driver_calls;
     assert_eq!(take(&mut scratch), first);
