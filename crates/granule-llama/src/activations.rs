@@ -3,16 +3,17 @@
 //! Sizes are functions of the model and the batch alone, so that a planner can ask for them before anything is
 //! allocated. All counts are f32 elements unless they say otherwise.
 
+use granule_bank::Bank;
 use granule_ops::{KvRowLayout, QuantScratch, Threads, attention_scratch_len};
-use granule_pool::{Heap, PoolSlice};
+use granule_pool::{Heap, Pool, PoolOptions, PoolSlice};
 
 use crate::config::Config;
 use crate::error::Result;
 
-/// Whose the pools of a model are at its bank.
-pub(crate) const ACTIVATIONS: &str = "activations";
+/// Whose the pools of a context are at its bank.
+const ACTIVATIONS: &str = "activations";
 /// As above, for temporaries of single operations.
-pub(crate) const SCRATCH: &str = "scratch";
+const SCRATCH: &str = "scratch";
 
 /// Lengths of everything that a step needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,11 +46,26 @@ impl Lengths {
     }
 }
 
-/// The heaps of a context: one for what goes from operation to operation, one for what an operation needs for itself.
-#[derive(Clone, Debug)]
+/// The heaps of a context, each in a pool of its own: one for what goes from operation to operation, one for what an operation
+/// needs for itself. With them goes all of their memory.
+#[derive(Debug)]
 pub(crate) struct Heaps {
     pub(crate) activations: Heap,
     pub(crate) scratch: Heap,
+}
+
+impl Heaps {
+    pub(crate) fn new(bank: &Bank) -> Result<Self> {
+        let heap = |owner| Pool::new(bank, PoolOptions::new().owner(owner))?.local();
+        Ok(Self { activations: heap(ACTIVATIONS)?, scratch: heap(SCRATCH)? })
+    }
+
+    /// Gives what is not in use back to the bank.
+    pub(crate) fn trim(&self) -> Result<()> {
+        self.activations.pool().trim()?;
+        self.scratch.pool().trim()?;
+        Ok(())
+    }
 }
 
 /// What a step of `n` tokens works with; all of it goes back when this is dropped. Each array is `n` rows of the width that its

@@ -57,19 +57,6 @@ pub struct Context {
     /// What the last evaluation left: at least one row.
     logits: PoolSlice<f32>,
     cancel: CancelToken,
-    /// Dropped last: what all of the above has given back.
-    _trim: TrimOnDrop,
-}
-
-/// Gives memory to compute with back to the bank when a context is gone.
-#[derive(Debug)]
-struct TrimOnDrop(Arc<Model>);
-
-impl Drop for TrimOnDrop {
-    fn drop(&mut self) {
-        // What cannot be given back now is when somebody needs it.
-        let _ = self.0.trim();
-    }
 }
 
 impl Context {
@@ -100,11 +87,10 @@ impl Context {
         let n_batch = positive("the batch size", options.n_batch)?.min(sequence.n_ctx());
         let (_, layout) = sequence.cache().layout().layer(0)?;
         let lengths = Lengths::new(model.config(), layout);
-        let heaps = model.heaps()?;
+        let heaps = Heaps::new(model.bank())?;
         let logits = heaps.activations.alloc_slice(model.config().n_vocab)?;
         let cancel = CancelToken::default();
-        let trim = TrimOnDrop(Arc::clone(&model));
-        Ok(Self { model, options, sequence, tokens, n_batch, lengths, heaps, logits, cancel, _trim: trim })
+        Ok(Self { model, options, sequence, tokens, n_batch, lengths, heaps, logits, cancel })
     }
 
     /// The model.
@@ -327,7 +313,7 @@ impl Context {
     /// [`Error::Kv`] if the device refuses.
     pub fn trim(&mut self) -> Result<()> {
         self.sequence.trim()?;
-        self.model.trim()
+        self.heaps.trim()
     }
 
     /// Where this context's memory and its model's went.

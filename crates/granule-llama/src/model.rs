@@ -8,9 +8,7 @@ use std::sync::Arc;
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device};
 use granule_ops::{Rope, Threads};
-use granule_pool::{Pool, PoolOptions};
 
-use crate::activations::{ACTIVATIONS, Heaps, SCRATCH};
 use crate::chat::ChatTemplate;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -47,8 +45,6 @@ pub struct Model {
     weights: Weights,
     threads: Threads,
     bank: Bank,
-    activations: Pool,
-    scratch: Pool,
 }
 
 impl std::fmt::Debug for Model {
@@ -99,9 +95,7 @@ impl Model {
             weights.rope_factors.as_deref(),
         )?;
         weights.check()?;
-        let pool = |owner| Pool::new(&bank, PoolOptions::new().owner(owner));
-        let (activations, scratch) = (pool(ACTIVATIONS)?, pool(SCRATCH)?);
-        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, bank, activations, scratch }))
+        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, bank }))
     }
 
     /// The model's shape.
@@ -159,30 +153,6 @@ impl Model {
     #[must_use]
     pub fn threads(&self) -> &Threads {
         &self.threads
-    }
-
-    /// The pool that the contexts' hidden states and logits come from.
-    #[must_use]
-    pub fn activations(&self) -> &Pool {
-        &self.activations
-    }
-
-    /// The pool that temporaries of single operations come from.
-    #[must_use]
-    pub fn scratch(&self) -> &Pool {
-        &self.scratch
-    }
-
-    /// New heaps, for one context.
-    pub(crate) fn heaps(&self) -> Result<Heaps> {
-        Ok(Heaps { activations: self.activations.local()?, scratch: self.scratch.local()? })
-    }
-
-    /// Gives memory to compute with that is not in use back to the bank.
-    pub(crate) fn trim(&self) -> Result<()> {
-        self.activations.trim()?;
-        self.scratch.trim()?;
-        Ok(())
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -1,4 +1,4 @@
-//! Granule's library crates under one name: `granule::llama`, `granule::kv`, `granule::bank` and the floors below.
+//! Granule's library crates under one name: `granule::llama`, `granule::kv`, `granule::pool`, `granule::bank` and the floors below.
 //!
 //! ```no_run
 //! use granule::llama::{Context, ContextOptions, GenerateOptions, LoadOptions, Model};
@@ -26,5 +26,7 @@ pub use granule_kv as kv;
 pub use granule_llama as llama;
 #[doc(inline)]
 pub use granule_ops as ops;
+#[doc(inline)]
+pub use granule_pool as pool;
 #[doc(inline)]
 pub use granule_quant as quant;

@@ -48,8 +48,10 @@ fn main() -> ExitCode {
 
 /// One line for what went wrong; nothing where the reader of our output has left or Ctrl-C ended the work.
 fn end_with(error: &anyhow::Error) -> ExitCode {
-    let io = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-    if io.into_iter().any(|io| io.kind() == ErrorKind::BrokenPipe) {
+    let io =
+        error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+    let json = error.chain().filter_map(|cause| cause.downcast_ref::<serde_json::Error>()?.io_error_kind());
+    if io.chain(json).any(|kind| kind == ErrorKind::BrokenPipe) {
         return ExitCode::SUCCESS;
     }
     if matches!(error.downcast_ref::<Error>(), Some(Error::Cancelled)) {

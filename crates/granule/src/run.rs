@@ -49,6 +49,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let done = write(args, options, &cancel, &tracer, model);
     // Everything has given its memory back by now, or is a leak.
     let recorded = recording.map_or(Ok(()), Recording::finish);
+    if let (Err(_), Err(error)) = (&done, &recorded) {
+        eprintln!("error: {error:#}");
+    }
     done.and(recorded)
 }
 
@@ -149,8 +152,10 @@ pub(crate) fn answer(
             print(piece.text)?;
         }
         text.push_str(piece.text);
-        tokens.extend(piece.token);
-        tracer.emit(|| Event::Mark { text: format!("token {}", tokens.len()) });
+        if let Some(token) = piece.token {
+            tokens.push(token);
+            tracer.emit(|| Event::Mark { text: format!("token {}", tokens.len()) });
+        }
     }
     let finish = generation.finish().cloned().unwrap_or(Finish::Length);
     Ok(Answer { text, tokens, finish, stats: generation.stats() })

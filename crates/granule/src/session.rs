@@ -86,6 +86,7 @@ impl Writing {
 /// not overwritten.
 fn beside(path: &Path) -> Result<Option<PathBuf>> {
     let told = || format!("the recording {}", path.display());
+    ensure!(path.as_os_str() != "-", "a recording cannot go where the text goes: name a file");
     match fs::metadata(path) {
         Ok(there) if there.is_file() && there.len() > 0 => {
             let is_recording = Reader::new(File::open(path).with_context(told)?).is_ok();
