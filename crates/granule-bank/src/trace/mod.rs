@@ -2,7 +2,7 @@
 //!
 //! A [`Tracer`] is where the bank, its ranges and the pools above it send their [`Event`]s. It is off until a [`Recorder`] is
 //! started on it; off, an event costs one relaxed load of a flag. On, an event is put into a buffer under a short lock, and a
-//! thread of the recorder's own writes the full buffers. Recording calls no driver, waits for no disk and fails nobody: where
+//! thread of the recorder's own writes the buffers, full ones at once and others within a tenth of a second. Recording calls no driver, waits for no disk and fails nobody: where
 //! the disk does not keep up, events are dropped and counted; where it fails, [`Recorder::finish`] says so.
 //!
 //! ```

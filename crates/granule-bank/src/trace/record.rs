@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::code::Block;
 use super::{BLOCK_HEADER, Error, Event, HEADER, MAGIC, MAX_GRANULES, OwnerId, VERSION};
@@ -17,6 +17,8 @@ use crate::Owner;
 const BLOCK: usize = 64 << 10;
 /// Blocks that may wait to be written: 8 MiB. Further ones are dropped, and what was in them is counted.
 const WAITING: usize = 128;
+/// A block is sent to be written when its first event is about this old, full or not.
+const AGE: Duration = Duration::from_millis(100);
 
 /// Where events go: nowhere, or into a recording. Cheap to clone; every clone is the same tracer.
 ///
@@ -184,13 +186,24 @@ pub struct Written {
 
 impl Recorder {
     /// Records the tracer's events from here on. `label` says what is recorded, for people. Writes go to `out` in pieces of
-    /// some 64 KiB, from a thread of the recorder's: no buffer is needed.
+    /// some 64 KiB, or of what has gathered in a tenth of a second, from a thread of the recorder's: no buffer is needed. What
+    /// a killed program leaves behind is complete up to that tenth.
     ///
     /// What was declared before is told again at the beginning; memory taken before is not, so start before it is taken.
     ///
     /// # Errors
     /// [`Error::AlreadyRecording`], [`Error::Thread`].
     pub fn start(tracer: &Tracer, out: impl Write + Send + 'static, label: &str) -> Result<Recorder, Error> {
+        Recorder::aging(tracer, out, label, AGE)
+    }
+
+    /// [`Recorder::start`], with blocks that are sent at this age.
+    pub(super) fn aging(
+        tracer: &Tracer,
+        out: impl Write + Send + 'static,
+        label: &str,
+        age: Duration,
+    ) -> Result<Recorder, Error> {
         let known = lock(&tracer.0.known);
         let mut slot = lock(&tracer.0.sink);
         if slot.is_some() {
@@ -198,6 +211,7 @@ impl Recorder {
         }
         let (queue, blocks) = sync_channel(WAITING);
         let name = "granule-trace".to_owned();
+        let blocks = Blocks { queue: blocks, age, tracer: tracer.clone() };
         let thread = std::thread::Builder::new().name(name).spawn(move || write_all(out, &blocks));
         let thread = thread.map_err(Error::Thread)?;
         let mut sink = Sink {
@@ -299,15 +313,23 @@ impl Sink {
         self.tell(ns);
         self.block.push(ns, event);
         if self.block.bytes.len() >= BLOCK {
-            let block = std::mem::take(&mut self.block);
-            let told = std::mem::take(&mut self.told);
-            match self.queue.try_send(block.bytes) {
-                Ok(()) => self.events += block.events,
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                    let events = block.events - u64::from(told > 0);
-                    self.lost += events;
-                    self.untold += told + events;
-                }
+            self.send();
+        }
+    }
+
+    /// Sends what is in the block, if anything, to be written.
+    fn send(&mut self) {
+        if self.block.events == 0 {
+            return;
+        }
+        let block = std::mem::take(&mut self.block);
+        let told = std::mem::take(&mut self.told);
+        match self.queue.try_send(block.bytes) {
+            Ok(()) => self.events += block.events,
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                let events = block.events - u64::from(told > 0);
+                self.lost += events;
+                self.untold += told + events;
             }
         }
     }
@@ -334,8 +356,35 @@ impl Sink {
     }
 }
 
+/// What the writing thread waits for.
+struct Blocks {
+    queue: Receiver<Vec<u8>>,
+    age: Duration,
+    tracer: Tracer,
+}
+
+impl Iterator for &Blocks {
+    type Item = Vec<u8>;
+
+    /// Waits for a block. Where none came for so long, what has gathered meanwhile is the next.
+    fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            match self.queue.recv_timeout(self.age) {
+                Ok(block) => return Some(block),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    // Through the queue: a full block that was sent just now is older.
+                    if let Some(sink) = lock(&self.tracer.0.sink).as_mut() {
+                        sink.send();
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Writes the header and all blocks; after the first error it only empties the queue. Answers how much was written.
-fn write_all(mut out: impl Write, blocks: &Receiver<Vec<u8>>) -> (u64, std::io::Result<()>) {
+fn write_all(mut out: impl Write, blocks: &Blocks) -> (u64, std::io::Result<()>) {
     let mut header = [0; HEADER];
     header[..MAGIC.len()].copy_from_slice(&MAGIC);
     header[MAGIC.len()..MAGIC.len() + 2].copy_from_slice(&VERSION.to_le_bytes());
@@ -352,11 +401,13 @@ fn write_all(mut out: impl Write, blocks: &Receiver<Vec<u8>>) -> (u64, std::io::
             outcome = write_one(&mut out, &bytes, &mut written);
         }
     }
-    (written, outcome.and_then(|()| out.flush()))
+    (written, outcome)
 }
 
+/// Writes it through: nothing of it waits in a buffer.
 fn write_one(out: &mut impl Write, bytes: &[u8], written: &mut u64) -> std::io::Result<()> {
     out.write_all(bytes)?;
+    out.flush()?;
     *written += bytes.len() as u64;
     Ok(())
 }

@@ -1,10 +1,12 @@
 //! Recordings against what was recorded, and against files that are not what they should be.
 
 mod events;
+mod killed;
 
 use std::io::{self, Cursor, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use granule_device::Bytes;
 use proptest::collection::vec;
@@ -36,7 +38,8 @@ impl Write for File {
 
 fn recorded(events: &[Event]) -> Vec<u8> {
     let (tracer, file) = (Tracer::new(), File::default());
-    let recorder = Recorder::start(&tracer, file.clone(), "a test").unwrap();
+    // However long it takes, it is sent when it is full: the file is the same on every machine.
+    let recorder = Recorder::aging(&tracer, file.clone(), "a test", Duration::MAX).unwrap();
     for event in events {
         tracer.emit(|| event.clone());
     }
