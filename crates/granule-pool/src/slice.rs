@@ -109,7 +109,7 @@ impl PoolSlice<$value> {
     /// # Errors
     /// [`Error::NoStream`] of a local heap; [`Error::Device`] on the host device.
     pub fn view(&self) -> Result<CudaView<'_, $value>, Error> {
-        let stream = self.lease.stream("a view for cudarc")?;
+        let stream = self.lease.stream("a view")?;
         // SAFETY: whoever has the memory next, has it after what the stream was given; any bytes are a value. While this is
         // borrowed nobody writes it but work of the same stream.
         Ok(unsafe { stream.lend_slice(self.lease.stream_slice()) }?)
@@ -120,7 +120,7 @@ impl PoolSlice<$value> {
     /// # Errors
     /// As [`PoolSlice::view`].
     pub fn view_mut(&mut self) -> Result<CudaViewMut<'_, $value>, Error> {
-        let stream = self.lease.stream("a view for cudarc")?;
+        let stream = self.lease.stream("a view")?;
         // SAFETY: as above, and the lease is borrowed exclusively.
         Ok(unsafe { stream.lend_slice_mut(self.lease.stream_slice_mut()) }?)
     }
