@@ -1,5 +1,6 @@
 //! `ScratchArena`: temporaries that are given back in the order opposite to that in which they were taken.
 
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
 use granule_bank::{Bank, Growable, Owner};
@@ -34,7 +35,7 @@ use crate::policy::UNIT;
 /// ```
 #[derive(Debug)]
 pub struct ScratchArena {
-    memory: Growable,
+    memory: ManuallyDrop<Growable>,
     /// Where the next temporary starts; a multiple of the unit.
     top: u64,
     /// The most that this ever was.
@@ -49,11 +50,13 @@ impl ScratchArena {
     /// # Errors
     /// [`Error::Bank`] where the device has no virtual memory, or no addresses left.
     pub fn new(bank: &Bank, owner: &Owner, reserve: Bytes) -> Result<ScratchArena, Error> {
-        Ok(ScratchArena { memory: bank.growable(owner, reserve)?, top: 0, peak: 0, stream: None })
+        let memory = ManuallyDrop::new(bank.growable(owner, reserve)?);
+        Ok(ScratchArena { memory, top: 0, peak: 0, stream: None })
     }
 
     /// One for work of one stream, which may still be running when the frame that it is for is dropped: the next frame's comes
-    /// behind it. The arena's memory goes back to the bank behind that work too.
+    /// behind it. The arena's memory goes back to the bank behind that work too; where that cannot be seen to, as while the
+    /// stream is captured, it does not go back at all. What captured work uses is kept as long as its graph.
     ///
     /// # Errors
     /// As [`ScratchArena::new`]; [`Error::OtherDevice`].
@@ -135,13 +138,32 @@ impl ScratchArena {
     }
 }
 
+impl ScratchArena {
+    /// Sees to it that no work of the stream is left when the memory is somebody else's.
+    fn leave(&mut self) -> Result<(), granule_device::Error> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        match stream.record() {
+            Ok(event) => {
+                if self.memory.shrink_after(Bytes::ZERO, &event).is_err() {
+                    event.synchronize();
+                }
+                Ok(())
+            }
+            Err(_) => match stream.synchronize() {
+                // It has waited all the same.
+                Err(granule_device::Error::HostFunction { .. }) => Ok(()),
+                waited => waited,
+            },
+        }
+    }
+}
+
 impl Drop for ScratchArena {
     fn drop(&mut self) {
-        let Some(stream) = &self.stream else { return };
-        let behind = stream.record().map(|event| self.memory.shrink_after(Bytes::ZERO, &event).is_ok());
-        if !behind.unwrap_or(false) {
-            // It waits even where it answers with an error of the work.
-            let _ = stream.synchronize();
+        // Where nobody can say whether the work has ended, the memory is lost rather than given to somebody else.
+        if self.leave().is_ok() {
+            // SAFETY: it is dropped once, here, and nothing uses it afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
     }
 }

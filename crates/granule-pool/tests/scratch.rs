@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions, Owner};
-use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, HostOptions, LeaseMode};
+use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, FaultPlan, HostOptions, LeaseMode};
 use granule_pool::{Error, Frame, ScratchArena};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -33,6 +33,7 @@ on_every_device!(
     frames_are_like_a_stack,
     addresses_come_again_and_memory_stays,
     work_of_a_stream_is_ahead_of_giving_back,
+    a_driver_that_fails_gets_nothing_back_too_early,
     a_failed_growth_changes_nothing,
     wrong_alignments_are_refused,
     leases_are_shown_as_the_device_wants_them,
@@ -165,6 +166,23 @@ fn work_of_a_stream_is_ahead_of_giving_back(bank: &Bank) {
         // Dropped with work behind it that has not run.
     }
     stream.synchronize().unwrap();
+}
+
+fn a_driver_that_fails_gets_nothing_back_too_early(bank: &Bank) {
+    let device = bank.device();
+    let stream = Arc::new(device.stream().unwrap());
+    // One call fails: the next best way is taken, and everything comes back.
+    for nth in 1..6 {
+        let mut scratch =
+            ScratchArena::on_stream(bank, &Owner::new("scratch"), bank.granule(), &stream).unwrap();
+        give(&stream, scratch.frame().alloc(bank.granule()).unwrap().slice_mut(), nth as u8);
+        let fault = device.inject_fault(FaultPlan::nth(nth));
+        drop(scratch);
+        drop(fault);
+        stream.synchronize().unwrap();
+        bank.drain();
+        assert_eq!(bank.stats().held, Bytes::ZERO, "call {nth}");
+    }
 }
 
 /// Gives the stream work on the memory: on a GPU work that may run any time later; the host device has none that needs
