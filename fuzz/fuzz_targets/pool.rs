@@ -221,7 +221,9 @@ impl World {
                 assert!(self.pool.stats().live <= before, "a failed request changed something");
                 if self.is_plain() && !self.pinned {
                     assert!(matches!(error, Error::OutOfMemory { .. } | Error::TooLarge { .. }), "{error}");
-                    let left = BUDGET - self.elsewhere.mapped().get() / GRANULE - self.lived_in();
+                    let taken = self.elsewhere.mapped().get() / GRANULE + self.lived_in();
+                    // What was still in use when it was dropped may be somewhere else by now, and be counted twice.
+                    let left = BUDGET.saturating_sub(taken);
                     let rounded = Class::of(size.max(1)).map_or(size.next_multiple_of(256), Class::size);
                     assert!(rounded.div_ceil(GRANULE) > left, "{size} of {left} granules: {error}");
                 }
