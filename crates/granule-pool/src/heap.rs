@@ -17,7 +17,7 @@ use crate::ladder::Found;
 use crate::lease::{Extra, Lease, Small};
 use crate::policy::{Class, Stamp, Tick, UNIT};
 use crate::pool::PoolInner;
-use crate::shell::{Block, Entry, Shell, Spot, State};
+use crate::shell::{Block, Counts, Entry, Shell, Spot, State};
 use crate::stats::HeapStats;
 use crate::sync::MutexGuard;
 use crate::{Error, Pool, PoolSlice};
@@ -111,12 +111,14 @@ impl HeapCore {
         if self.is_watched() {
             return (0, 0);
         }
+        let waste = class.size() - size;
+        let share = Counts::share(class.size(), waste);
         let mut state = self.shell.lock();
         let Some(entry) = state.cache.pop(class) else { return (0, 0) };
-        let waste = class.size() - size;
         state.counts.hits += 1;
-        state.counts.take(class.size(), waste);
-        Lease::words(entry.spot, Small::new(class, waste as u16, entry.number))
+        state.counts.take(share);
+        drop(state);
+        Lease::words(entry.spot, Small::new(class, waste as u16, entry.number()))
     }
 
     /// One handle more, of its stream.
@@ -150,7 +152,7 @@ impl HeapCore {
         let now = self.now();
         let mut blocks = self.pool.blocks();
         let homes = out.into_iter().map(|(class, entry)| {
-            let block = blocks.take(entry.number, entry.spot.at(), Some(class));
+            let block = blocks.take(entry.number(), entry.spot.at(), Some(class));
             block.home(self.stamp(entry.tick(now)))
         });
         let homes: Vec<_> = homes.collect();
@@ -161,18 +163,21 @@ impl HeapCore {
     /// What is left to do after a free: the heap is closed, or captured, or has more in its cache than it may.
     #[cold]
     #[inline(never)]
-    pub(crate) fn after_free(mut state: MutexGuard<'_, State>, class: Class) {
+    pub(crate) fn after_free(mut state: MutexGuard<'_, State>) {
         let Some(core) = state.core.clone() else { unreachable!("a heap with a lease is kept") };
         if state.is_cached() {
             drop(state);
             return core.flush(core.pool.cache_limit() / 2);
         }
         let account = state.private.as_ref().map(Private::account);
-        let Some(entry) = state.cache.pop(class) else { return };
+        // Without a cache there is nothing in it but what was just freed.
+        let mut freed = Vec::with_capacity(1);
+        state.cache.drain_to(0, &mut freed);
+        let Some((class, entry)) = freed.pop() else { return };
         state.counts.owned -= 1;
         let gone = state.update();
         drop(state);
-        let block = core.pool.blocks().take(entry.number, entry.spot.at(), Some(class));
+        let block = core.pool.blocks().take(entry.number(), entry.spot.at(), Some(class));
         let kept = Kept { block, stamp: core.stamp(entry.tick(core.now())) };
         let kept = match account {
             // It was leased before the capture: captured work may use it, and so may the graph's launches.
@@ -213,7 +218,7 @@ impl HeapCore {
             drop(state);
             let mut table = self.pool.blocks();
             for (class, entry, block, stamp) in entries {
-                table.take(entry.number, block.at, Some(class));
+                table.take(entry.number(), block.at, Some(class));
                 home.push(block.home(stamp));
             }
         }
@@ -365,7 +370,7 @@ impl Heap {
         if let (Some(class), None, Some(waste), Some(spot)) =
             (class, &extra, waste, Spot::new(block.at, core.shell))
         {
-            state.counts.take(block.given, u64::from(waste));
+            state.counts.take(Counts::share(block.given, u64::from(waste)));
             state.counts.owned += 1;
             let _ = state.update();
             drop(state);

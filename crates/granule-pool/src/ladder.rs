@@ -126,7 +126,7 @@ impl HeapCore {
         let gone = state.update();
         drop(state);
         drop(gone);
-        Some((self.pool.blocks().take(entry.number, entry.spot.at(), Some(class)), stamp))
+        Some((self.pool.blocks().take(entry.number(), entry.spot.at(), Some(class)), stamp))
     }
 
     /// Maps memory for a request.

@@ -15,7 +15,7 @@ use crate::heap::{Heap, HeapCore};
 use crate::ladder::Found;
 use crate::policy::{Class, Stamp};
 use crate::pool::PoolInner;
-use crate::shell::{Block, Entry, Spot};
+use crate::shell::{Block, Counts, Entry, Spot};
 use crate::{Error, Pool};
 
 /// Memory on loan from a pool. It goes back when this is dropped: on any thread, also after the pool and its heaps.
@@ -355,12 +355,13 @@ impl Small {
     #[inline(always)]
     fn end(self, spot: Spot) {
         let class = self.class();
+        let share = Counts::share(class.size(), self.waste());
         let mut state = spot.shell().lock();
-        state.counts.give(class.size(), self.waste());
+        state.counts.give(share);
         let tick = state.now();
         state.cache.push(class, Entry::new(spot, self.number(), tick));
         if !state.is_free_short() {
-            HeapCore::after_free(state, class);
+            HeapCore::after_free(state);
         }
     }
 
@@ -368,7 +369,7 @@ impl Small {
     fn leave(self, spot: Spot) -> Large {
         let (class, given, size) = (self.class(), self.given(), self.size());
         let mut state = spot.shell().lock();
-        state.counts.give(given, self.waste());
+        state.counts.give(Counts::share(given, self.waste()));
         state.counts.take_large(given, size.get());
         state.counts.owned -= 1;
         let Some(core) = state.core.clone() else { unreachable!("a heap with a lease is kept") };

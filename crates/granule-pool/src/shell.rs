@@ -93,21 +93,25 @@ fn pointer(address: u64) -> DevicePtr {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
     pub(crate) spot: Spot,
-    /// Its number in the pool's table of blocks.
-    pub(crate) number: u32,
-    /// The lower half of the tick.
-    tick: u32,
+    /// The lower half of the tick above the block's number in the pool's table: one word, for one store.
+    rest: u64,
 }
 
 impl Entry {
     #[inline]
     pub(crate) fn new(spot: Spot, number: u32, tick: Tick) -> Entry {
-        Entry { spot, number, tick: tick as u32 }
+        Entry { spot, rest: (tick << 32) | u64::from(number) }
+    }
+
+    /// The block's number in the pool's table.
+    #[inline]
+    pub(crate) fn number(&self) -> u32 {
+        self.rest as u32
     }
 
     /// The tick, of which the stream is at `now`: the latest that it can be, which at worst is waited for in vain.
     pub(crate) fn tick(&self, now: Tick) -> Tick {
-        now - Tick::from((now as u32).wrapping_sub(self.tick))
+        now - Tick::from((now as u32).wrapping_sub((self.rest >> 32) as u32))
     }
 }
 
@@ -165,13 +169,23 @@ pub(crate) struct Counts {
     large: (u64, u64, u64),
 }
 
+/// One lease's part of [`Counts::used`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share(u64);
+
 const WASTE_BITS: u32 = 34;
 
 impl Counts {
+    /// What a block of a class adds while it is leased: worked out before the lock is taken.
+    #[inline]
+    pub(crate) fn share(given: u64, waste: u64) -> Share {
+        Share((given << (WASTE_BITS - 8)) + waste)
+    }
+
     /// A block of a class is leased.
     #[inline]
-    pub(crate) fn take(&mut self, given: u64, waste: u64) {
-        self.used += (given << (WASTE_BITS - 8)) + waste;
+    pub(crate) fn take(&mut self, share: Share) {
+        self.used += share.0;
         if self.used > self.high {
             self.high = self.used;
         }
@@ -179,8 +193,8 @@ impl Counts {
 
     /// It is given back.
     #[inline]
-    pub(crate) fn give(&mut self, given: u64, waste: u64) {
-        self.used -= (given << (WASTE_BITS - 8)) + waste;
+    pub(crate) fn give(&mut self, share: Share) {
+        self.used -= share.0;
     }
 
     /// A lease that stands for itself is made.
