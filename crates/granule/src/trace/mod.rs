@@ -4,13 +4,14 @@ mod export;
 mod history;
 mod page;
 mod summary;
+mod write;
 
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use granule_bank::trace::Reader;
 
 use crate::args::{TraceArgs, TraceCommand};
@@ -32,13 +33,19 @@ pub(crate) fn run(args: &TraceArgs) -> Result<()> {
             whole(history, file)
         }
         TraceCommand::View { file, output } => {
-            let history = read(file)?;
             let output = output.clone().unwrap_or_else(|| beside(file));
+            let to_stdout = output.as_os_str() == OsStr::new("-");
+            ensure!(
+                to_stdout || !write::same_file(file, &output),
+                "{} is the recording itself: choose another name for the page",
+                output.display()
+            );
+            let history = read(file)?;
             let page = page::page(&history)?;
-            if output.as_os_str() == OsStr::new("-") {
+            if to_stdout {
                 std::io::stdout().lock().write_all(page.as_bytes())?;
             } else {
-                std::fs::write(&output, page).with_context(|| output.display().to_string())?;
+                write::whole(&output, page.as_bytes()).with_context(|| output.display().to_string())?;
                 eprintln!("{}", output.display());
             }
             whole(history, file)

@@ -123,7 +123,7 @@ impl<'a> Summary<'a> {
         let history = self.history;
         json!({
             "label": history.label,
-            "unix_ms": history.unix_ms,
+            "unix_ms": (history.events > 0).then_some(history.unix_ms),
             "nanoseconds": history.end,
             "events": history.events,
             "lost_events": history.lost,
@@ -287,6 +287,10 @@ impl fmt::Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let history = self.history;
         let mut head = Table::new([Align::Left]);
+        if let (0, Some(broken)) = (history.events, &history.broken) {
+            head.row([format!("The recording holds nothing: {broken}.")]);
+            return write!(f, "{head}");
+        }
         head.row([if history.label.is_empty() { "(no label)".to_owned() } else { plain(&history.label) }]);
         head.row([format!(
             "{}, {}, {} events",

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use granule_bank::trace::{DeviceId, Event, OwnerId, PoolId, RangeId, Record, StreamId};
 
+use super::granule::{Change, Granule};
 use super::*;
 
 /// A history so far, and what is live in it.
@@ -21,21 +22,13 @@ pub(super) struct Builder {
     by_base: BTreeMap<u64, usize>,
     /// Live placements by range and place.
     by_place: BTreeMap<(usize, u64), usize>,
+    /// Those of them that are not retired.
+    in_use: BTreeMap<(usize, u64), usize>,
     granules: HashMap<u64, Granule>,
     leases: HashMap<u64, usize>,
-    charges: HashMap<usize, Vec<usize>>,
+    /// Live ones by account and size, the oldest first.
+    charges: HashMap<(usize, u64), Vec<usize>>,
     lengths: HashMap<usize, u64>,
-}
-
-/// A granule that somebody holds.
-#[derive(Default)]
-struct Granule {
-    /// Whose it is, where the recording saw it taken.
-    account: Option<usize>,
-    /// Placements that it is live in.
-    placements: Vec<usize>,
-    /// How much of it is within the length of a growable.
-    grown: u64,
 }
 
 impl Builder {
@@ -124,7 +117,7 @@ impl Builder {
                 let device = self.device(device);
                 let account = self.account(device, owner);
                 let (from, to, size) = (self.now, OPEN, size.get());
-                self.charges.entry(account).or_default().push(self.history.charges.len());
+                self.charges.entry((account, size)).or_default().push(self.history.charges.len());
                 self.history.charges.push(Charge { account, size, from, to });
                 let charged = &mut self.history.accounts[account].charged;
                 *charged = charged.saturating_add(size);
@@ -274,12 +267,12 @@ impl Builder {
             self.history.unknown += 1;
             return;
         };
-        for placement in known.placements {
-            self.end(placement);
-        }
-        match known.account {
+        let account = known.account;
+        let (placements, used) = known.given();
+        placements.for_each(|placement| self.end(placement));
+        match account {
             Some(account) => {
-                self.use_more(account, 0, known.grown);
+                self.use_more(account, 0, used);
                 self.history.accounts[account].given += 1;
                 self.hold(account, 0, self.bytes(device, 1));
             }
@@ -290,12 +283,10 @@ impl Builder {
     fn discharge(&mut self, device: DeviceId, owner: OwnerId, size: u64) {
         let device = self.device(device);
         let account = self.account(device, owner);
-        let live = self.charges.entry(account).or_default();
-        let Some(found) = live.iter().rposition(|charge| self.history.charges[*charge].size == size) else {
+        let Some(charge) = self.charges.get_mut(&(account, size)).and_then(Vec::pop) else {
             self.history.unknown += 1;
             return;
         };
-        let charge = live.remove(found);
         self.history.charges[charge].to = self.now;
         let charged = &mut self.history.accounts[account].charged;
         *charged = charged.saturating_sub(size);
@@ -345,14 +336,13 @@ impl Builder {
         for (index, granule) in (0u64..).zip(granules) {
             let place = place.saturating_add(index);
             let placement = self.history.placements.len();
-            let known = self.granules.entry(*granule).or_default();
-            known.placements.push(placement);
-            let account = known.account.unwrap_or(account);
+            let account = self.granules.entry(*granule).or_default().account.unwrap_or(account);
             let (from, retired, to) = (self.now, OPEN, OPEN);
             let granule = *granule;
             self.history.placements.push(Placement { range, place, granule, account, from, retired, to });
             self.by_place.insert((range, place), placement);
-            self.grow(granule);
+            self.in_use.insert((range, place), placement);
+            self.grow(placement);
         }
     }
 
@@ -372,26 +362,21 @@ impl Builder {
             return;
         };
         let account = self.history.ranges[range].account;
-        for placement in self.live_places(range, place, count) {
-            self.history.placements[placement].retired = self.now;
+        for placement in within(&self.in_use, range, place, count) {
+            let Placement { place, ref mut retired, .. } = self.history.placements[placement];
+            *retired = self.now;
+            self.in_use.remove(&(range, place));
             self.history.devices[self.history.accounts[account].device].retired += 1;
-            self.grow(self.history.placements[placement].granule);
+            self.grow(placement);
         }
     }
 
-    fn live_places(&self, range: usize, place: u64, count: u64) -> Vec<usize> {
-        let end = place.saturating_add(count);
-        self.by_place.range((range, place)..(range, end)).map(|(_, placement)| *placement).collect()
-    }
-
     fn end_places(&mut self, range: usize, place: u64, count: u64) {
-        for placement in self.live_places(range, place, count) {
-            let granule = self.history.placements[placement].granule;
+        for placement in within(&self.by_place, range, place, count) {
             self.end(placement);
-            if let Some(known) = self.granules.get_mut(&granule) {
-                known.placements.retain(|other| *other != placement);
-            }
-            self.grow(granule);
+            let granule = self.history.placements[placement].granule;
+            let change = self.granules.get_mut(&granule).and_then(|granule| granule.leave(placement));
+            self.changed(change);
         }
     }
 
@@ -400,8 +385,10 @@ impl Builder {
         let now = self.now;
         let Placement { range, place, ref mut to, .. } = self.history.placements[placement];
         *to = now;
-        if self.by_place.get(&(range, place)) == Some(&placement) {
-            self.by_place.remove(&(range, place));
+        for live in [&mut self.by_place, &mut self.in_use] {
+            if live.get(&(range, place)) == Some(&placement) {
+                live.remove(&(range, place));
+            }
         }
     }
 
@@ -415,31 +402,41 @@ impl Builder {
         self.history.ranges[range].growable = true;
         let place = self.history.ranges[range].place;
         let (first, last) = (before.min(bytes) / place, before.max(bytes) / place);
-        for placement in self.live_places(range, first, (last - first).saturating_add(1)) {
-            self.grow(self.history.placements[placement].granule);
+        // One step of an account's curve, however many granules it is made of.
+        let mut changes: BTreeMap<usize, Change> = BTreeMap::new();
+        for placement in within(&self.in_use, range, first, (last - first).saturating_add(1)) {
+            if let Some(Change { account, more, less }) = self.grown(placement) {
+                let all = changes.entry(account).or_insert(Change { account, more: 0, less: 0 });
+                all.more = all.more.saturating_add(more);
+                all.less = all.less.saturating_add(less);
+            }
         }
+        changes.into_values().for_each(|change| self.changed(Some(change)));
     }
 
-    /// Counts anew how much of a granule is within a growable's length: where it stands behind several, in the fullest.
-    fn grown(&self, granule: &Granule) -> u64 {
-        let fill = |placement: &usize| {
-            let placement = &self.history.placements[*placement];
-            let place = self.history.ranges[placement.range].place;
-            let used = self.lengths.get(&placement.range).copied().unwrap_or(0);
-            let used = used.saturating_sub(placement.place.saturating_mul(place)).min(place);
-            if placement.retired == OPEN { used } else { 0 }
-        };
-        granule.placements.iter().map(fill).max().unwrap_or(0)
+    /// Counts anew how much of a placement's granule is within a growable's length there.
+    fn grown(&mut self, placement: usize) -> Option<Change> {
+        let Placement { range, place, granule, retired, .. } = self.history.placements[placement];
+        let size = self.history.ranges[range].place;
+        let used = self.lengths.get(&range).copied().unwrap_or(0);
+        let used = used.saturating_sub(place.saturating_mul(size)).min(size);
+        self.granules.get_mut(&granule)?.fill(placement, if retired == OPEN { used } else { 0 })
     }
 
-    fn grow(&mut self, granule: u64) {
-        let Some(known) = self.granules.get(&granule) else { return };
-        let (before, now) = (known.grown, self.grown(known));
-        // What was taken before the recording began is nobody's here.
-        let Some(account) = known.account.filter(|_| before != now) else { return };
-        if let Some(known) = self.granules.get_mut(&granule) {
-            known.grown = now;
-        }
-        self.use_more(account, now.saturating_sub(before), before.saturating_sub(now));
+    fn grow(&mut self, placement: usize) {
+        let change = self.grown(placement);
+        self.changed(change);
     }
+
+    fn changed(&mut self, change: Option<Change>) {
+        if let Some(Change { account, more, less }) = change {
+            self.use_more(account, more, less);
+        }
+    }
+}
+
+/// The placements at these places of a range.
+fn within(live: &BTreeMap<(usize, u64), usize>, range: usize, place: u64, count: u64) -> Vec<usize> {
+    let end = place.saturating_add(count);
+    live.range((range, place)..(range, end)).map(|(_, placement)| *placement).collect()
 }

@@ -1,6 +1,7 @@
 //! `History`: what a recording tells, as intervals and curves: who held what when, what lay where from when to when.
 
 mod build;
+mod granule;
 #[cfg(test)]
 mod tests;
 

@@ -85,3 +85,111 @@ fn whatever_the_events_say_something_can_be_shown() {
         assert!(page(&history).unwrap().contains("\"columns\":{"));
     }
 }
+
+/// A place is 8 bytes long.
+fn range(builder: &mut Builder, id: u32) {
+    let (device, owner, place) = (DeviceId(0), OwnerId(0), Bytes::new(8));
+    let event = Event::Range { range: RangeId(id), device, owner, base: 0, place, places: 1 << 40 };
+    builder.record(&Record { ns: 0, event });
+}
+
+/// What of each account's granules is in use, from what is placed where and how long everything is at the end.
+fn in_use(history: &History) -> Vec<u64> {
+    let length =
+        |range| history.lengths.iter().rfind(|length| length.range == range).map_or(0, |length| length.bytes);
+    let mut fills: std::collections::HashMap<(usize, u64), u64> = std::collections::HashMap::new();
+    for placement in
+        history.placements.iter().filter(|placement| (placement.to, placement.retired) == (OPEN, OPEN))
+    {
+        let fill = length(placement.range).saturating_sub(placement.place * 8).min(8);
+        let fullest = fills.entry((placement.account, placement.granule)).or_default();
+        *fullest = fill.max(*fullest);
+    }
+    let of = |account| fills.iter().filter(|((of, _), _)| *of == account).map(|(_, fill)| fill).sum();
+    (0..history.accounts.len()).map(of).collect()
+}
+
+#[test]
+fn of_a_granule_behind_several_places_the_fullest_counts() {
+    let mut seen = 0;
+    for seed in 0..2_000 {
+        let (mut random, mut builder) = (Random(seed), Builder::default());
+        for owner in 0..3 {
+            let granules = vec![u64::from(owner) * 2, u64::from(owner) * 2 + 1];
+            let event = Event::Take { device: DeviceId(0), owner: OwnerId(owner), granules };
+            builder.record(&Record { ns: 0, event });
+        }
+        (0..3).for_each(|id| range(&mut builder, id));
+        for ns in 1..seed % 60 + 2 {
+            let (id, place, granule) = (RangeId(random.id() % 3), random.next() % 4, random.next() % 6);
+            let count = 1 + random.next() % 3;
+            let event = match random.next() % 16 {
+                0..=5 => {
+                    Event::Map { range: id, place, granules: vec![granule, (granule + count) % 6, granule] }
+                }
+                6..=11 => Event::Length { range: id, used: Bytes::new(random.next() % 56) },
+                12 => Event::Retire { range: id, place, count },
+                13 => Event::Unmap { range: id, place, count },
+                14 if seed % 3 == 0 => Event::RangeGone { range: id },
+                _ if seed % 5 == 0 => {
+                    let (device, owner) = (DeviceId(0), OwnerId((granule / 2) as u32));
+                    builder.record(&Record {
+                        ns,
+                        event: Event::Give { device, owner, granules: vec![granule] },
+                    });
+                    Event::Take { device, owner, granules: vec![granule] }
+                }
+                _ => continue,
+            };
+            builder.record(&Record { ns, event });
+        }
+        let history = builder.finish();
+        let used: Vec<u64> = history.accounts.iter().map(|account| account.used).collect();
+        assert_eq!(used, in_use(&history), "seed {seed}");
+        seen += used.iter().sum::<u64>();
+    }
+    assert!(seen > 0);
+}
+
+/// Where the time of each of these events grew with what there was before it, this took hours.
+#[test]
+fn what_is_shared_by_very_many_costs_no_more_than_what_is_not() {
+    const MANY: u64 = 200_000;
+    let mut builder = Builder::default();
+    let (device, owner) = (DeviceId(0), OwnerId(0));
+    let mut say = |event| builder.record(&Record { ns: 1, event });
+    say(Event::Take { device, owner, granules: vec![7] });
+    for id in [RangeId(0), RangeId(1)] {
+        say(Event::Range { range: id, device, owner, base: 0, place: Bytes::new(8), places: MANY });
+        say(Event::Length { range: id, used: Bytes::new(MANY * 8 - 5) });
+        for place in (0..MANY).step_by(10_000) {
+            say(Event::Map { range: id, place, granules: vec![7; 10_000] });
+        }
+    }
+    // The places that were mapped last go last.
+    say(Event::RangeGone { range: RangeId(0) });
+    for place in 0..MANY - 1 {
+        say(Event::Unmap { range: RangeId(1), place, count: 1 });
+    }
+    (1..=MANY).for_each(|size| say(Event::Charge { device, owner, size: Bytes::new(size) }));
+    // The oldest first.
+    (1..=MANY).for_each(|size| say(Event::Discharge { device, owner, size: Bytes::new(size) }));
+    let history = builder.finish();
+    assert_eq!((history.accounts[0].used, history.accounts[0].peak_used), (3, 3 + MANY * (MANY + 1) / 2));
+    assert_eq!(history.unknown, 0);
+}
+
+#[test]
+fn what_is_retired_already_is_not_looked_at_again() {
+    const MANY: u64 = 20_000;
+    let (mut builder, id) = (Builder::default(), RangeId(0));
+    range(&mut builder, 0);
+    builder
+        .record(&Record { ns: 1, event: Event::Map { range: id, place: 0, granules: (0..MANY).collect() } });
+    for ns in 0..MANY {
+        builder.record(&Record { ns: 2 + ns, event: Event::Retire { range: id, place: 0, count: MANY } });
+    }
+    let history = builder.finish();
+    assert_eq!(history.devices[0].retired, MANY);
+    assert!(history.placements.iter().all(|placement| placement.retired == 2));
+}

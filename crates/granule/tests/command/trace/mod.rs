@@ -1,5 +1,6 @@
 //! `granule trace`: the summary, the page and the lines against the events themselves, read naively; and files that are none.
 
+mod files;
 mod naive;
 mod recording;
 
