@@ -454,7 +454,17 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        // No slice is left, so nothing goes through these mappings any more; the core unmaps them all in one go.
+        // No slice is left, so nothing goes through these mappings any more. The core unmaps them all in one go, unless it
+        // stays for what was retired: then they must not wait for that, because their granules are anybody's now.
+        if Arc::strong_count(&self.core) > 1 {
+            for places in self.mapped.iter() {
+                // What is refused goes with the core.
+                // SAFETY: the places lie in this reservation, and no slice of them exists.
+                let _ = unsafe {
+                    self.device().backend().unmap(self.address(places.start), self.size_of(&places))
+                };
+            }
+        }
         for place in &self.places {
             if let Place::Mapped { granule, access } = place {
                 granule.end_use(*access);

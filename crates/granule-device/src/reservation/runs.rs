@@ -44,6 +44,11 @@ impl Runs {
         }
     }
 
+    /// The runs, in order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.0.iter().map(|(&start, &end)| start..end)
+    }
+
     /// The first number of the range that is not in the set.
     pub(super) fn first_outside(&self, range: Range<usize>) -> Option<usize> {
         if range.is_empty() {
@@ -69,6 +74,7 @@ mod tests {
     const LEN: usize = 24;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 256 }))]
         #[test]
         fn like_a_list_of_flags(ops in proptest::collection::vec((any::<bool>(), 0..LEN, 0..LEN), 1..40)) {
             let mut runs = Runs::default();
@@ -84,7 +90,7 @@ mod tests {
                         _ => expected.push((index, index + 1)),
                     }
                 }
-                prop_assert_eq!(runs.0.iter().map(|(&start, &end)| (start, end)).collect::<Vec<_>>(), expected);
+                prop_assert_eq!(runs.iter().map(|run| (run.start, run.end)).collect::<Vec<_>>(), expected);
                 for start in 0..LEN {
                     for end in start..=LEN {
                         let outside = (start..end).find(|&index| !flags[index]);
