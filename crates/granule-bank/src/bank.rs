@@ -41,8 +41,8 @@ pub(crate) enum Goods {
 
 /// The bank itself, kept by its handles and by everything that it handed out.
 ///
-/// Locks, outermost first: the watches, the books, the budget's allowance. All others are taken alone. The driver, reclaimers
-/// and watches are called under none of them.
+/// Locks, outermost first: the list of watches, the books, the budget's allowance; a watch's own under the list. All others are
+/// taken alone. The driver and reclaimers are called under none of them, watches on threads of their own.
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) device: Device,
@@ -113,12 +113,12 @@ impl Bank {
         let ledger = Ledger::new(granule, limit, options.marks(granule));
         let tracer = options.tracer.clone().unwrap_or_default();
         let traced = DeviceId(tracer.number());
-        tracer.declare(Event::Device {
-            device: traced,
-            name: device.name().to_owned(),
-            granule,
-            budget: limit,
-        });
+        let name = match goods {
+            Goods::Granules => device.name().to_owned(),
+            Goods::Pinned => format!("{}, pinned", device.name()),
+        };
+        let budget = options.shared.as_ref().map_or(limit, |shared| limit.min(shared.stats().limit));
+        tracer.declare(Event::Device { device: traced, name, granule, budget });
         let inner = Arc::new(Inner {
             device,
             handle: OnceLock::new(),
@@ -209,7 +209,11 @@ impl Bank {
     /// Gives everything that nobody holds back to the device; answers how much that was.
     pub fn trim(&self) -> Bytes {
         self.retiring().poll();
-        self.inner().shed(Bytes::MAX)
+        let size = self.inner().shed(Bytes::MAX);
+        // Room for other banks of the budget; this one is not to make ahead at once what was let go of.
+        let others = self.inner().budget.members();
+        others.iter().filter(|bank| !Arc::ptr_eq(bank, self.inner())).for_each(|bank| bank.signal.wake());
+        size
     }
 
     /// A range of addresses, at least `reserve` long, with nothing behind it; what is put behind it is `owner`'s.

@@ -41,14 +41,18 @@ struct Shared {
     watches: AtomicUsize,
     /// Requests that something stands in the way of: until there are none, no bank makes granules ahead.
     urgent: AtomicUsize,
+    /// Banks that do.
+    preparers: AtomicUsize,
 }
 
 /// A request that something stands in the way of, while it lives.
-pub(crate) struct Urgent<'a>(&'a AtomicUsize);
+pub(crate) struct Urgent<'a>(&'a Budget);
 
 impl Drop for Urgent<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        if self.0.0.urgent.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.wake();
+        }
     }
 }
 
@@ -60,6 +64,7 @@ impl Budget {
             banks: Mutex::default(),
             watches: AtomicUsize::new(0),
             urgent: AtomicUsize::new(0),
+            preparers: AtomicUsize::new(0),
         }))
     }
 
@@ -96,7 +101,19 @@ impl Budget {
 
     pub(crate) fn urgent(&self) -> Urgent<'_> {
         self.0.urgent.fetch_add(1, Ordering::AcqRel);
-        Urgent(&self.0.urgent)
+        Urgent(self)
+    }
+
+    /// How many of its banks make granules ahead.
+    pub(crate) fn preparers(&self) -> &AtomicUsize {
+        &self.0.preparers
+    }
+
+    /// Has whoever makes granules ahead look again whether some are wanted: there may be room for them.
+    pub(crate) fn wake(&self) {
+        if self.0.preparers.load(Ordering::Acquire) > 0 {
+            self.members().iter().for_each(|bank| bank.signal.wake());
+        }
     }
 
     pub(crate) fn is_urgent(&self) -> bool {

@@ -62,7 +62,7 @@ impl Bank {
             Ok(pinned) => Ok(PinnedBlock { pinned, charge }),
             Err(error) => {
                 drop(charge);
-                Err(self.inner().device_refused(error, owner, size))
+                Err(self.inner().device_refused(error, owner, size, 0))
             }
         }
     }

@@ -112,9 +112,10 @@ impl Places {
 
     /// Another piece has been mapped behind the place; answers the one before.
     pub(crate) fn replace(&self, place: usize, new: Piece) -> Option<Piece> {
-        let granules = vec![new.id().get()];
+        let id = new.id().get();
         self.tell(&(place..place + 1), |place, count| Event::Unmap { range: self.id, place, count });
-        self.bank.tracer.emit(|| Event::Map { range: self.id, place: place as u64, granules });
+        let map = || Event::Map { range: self.id, place: place as u64, granules: vec![id] };
+        self.bank.tracer.emit(map);
         self.pieces()[place].replace(new)
     }
 

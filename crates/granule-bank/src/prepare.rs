@@ -76,12 +76,14 @@ impl Preparer {
         });
         let call = "spawn(preparer)";
         let thread = thread.map_err(|source| granule_device::Error::Os { call, source })?;
+        bank.budget.preparers().fetch_add(1, Ordering::AcqRel);
         Ok(Preparer { bank: Arc::clone(bank), thread: Some(thread) })
     }
 }
 
 impl Drop for Preparer {
     fn drop(&mut self) {
+        self.bank.budget.preparers().fetch_sub(1, Ordering::AcqRel);
         self.bank.signal.stop();
         if let Some(thread) = self.thread.take()
             && thread.thread().id() != std::thread::current().id()

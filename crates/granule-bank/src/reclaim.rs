@@ -206,7 +206,8 @@ impl Bank {
             done => return done,
         };
         let Some(_asking) = Asking::begin() else { return Err(refused) };
-        let circle = Circle::around(self, &refused);
+        let deadline = Instant::now().checked_add(self.inner().patience);
+        let mut circle = Circle::around(self, &refused, deadline);
         let mut pressure = Pressure::new();
         loop {
             match pressure.next(missing(&refused)) {
@@ -215,6 +216,7 @@ impl Bank {
                     return Err(refused);
                 }
                 Next::Offers => {
+                    circle = Circle::around(self, &refused, deadline);
                     pressure.offered(circle.offers());
                     continue;
                 }
@@ -252,9 +254,9 @@ struct Circle {
 }
 
 impl Circle {
-    fn around(bank: &Bank, refused: &Error) -> Circle {
+    fn around(bank: &Bank, refused: &Error, deadline: Option<Instant>) -> Circle {
         let mut banks = vec![bank.clone()];
-        let Error::OutOfMemory { requested, .. } = *refused else { return Circle { banks, deadline: None } };
+        let Error::OutOfMemory { requested, .. } = *refused else { return Circle { banks, deadline } };
         let inner = bank.inner();
         let (own, shared) = inner.free_of_both();
         let lacks = |free: Bytes| requested.saturating_sub(free);
@@ -264,7 +266,7 @@ impl Circle {
             let others = others.iter().filter_map(|other| other.bank());
             banks.extend(others.filter(|other| !Arc::ptr_eq(other.inner(), inner)));
         }
-        Circle { banks, deadline: Instant::now().checked_add(bank.inner().patience) }
+        Circle { banks, deadline }
     }
 
     /// What everybody could give. Waiting comes last, so that owners whose offer costs as much come before it.

@@ -20,6 +20,7 @@ impl Inner {
         self.check_goods(Goods::Granules)?;
         let requested = self.granule().saturating_mul(count as u64);
         let mut urgent = None;
+        let mut tries = 0;
         loop {
             let prepared = self.books().ledger.counts().prepared;
             let book = |books: &mut Books, allowance: &mut Allowance, tag: Tag| {
@@ -33,47 +34,74 @@ impl Inner {
                 self.signal.wake();
             }
             self.release(dropped);
-            let refused = match self.make(tag, create, reused) {
+            let (refused, have) = match self.make(tag, create, reused) {
                 Ok(pieces) => return Ok(Stock { pieces }),
-                Err(error @ granule_device::Error::OutOfMemory { .. }) => error,
-                Err(error) => return Err(error.into()),
+                Err((error @ granule_device::Error::OutOfMemory { .. }, have)) => (error, have),
+                Err((error, _)) => return Err(error.into()),
             };
-            // What fills the device may be a granule that was made ahead meanwhile. While this is urgent there are no more.
+            // What fills the device may be a granule that was made ahead meanwhile, or what other banks of the budget keep of
+            // it. While this is urgent none is made ahead.
             urgent.get_or_insert_with(|| self.budget.urgent());
-            if self.when_prepared().ledger.counts().prepared == prepared {
-                return Err(self.device_refused(refused, owner, requested));
+            let was_prepared = self.when_prepared().ledger.counts().prepared > prepared;
+            let lacking = self.granule().saturating_mul((count - have) as u64);
+            tries += 1;
+            if !(was_prepared || self.shed_neighbours(lacking)) || tries == CLEARINGS {
+                return Err(self.device_refused(refused, owner, requested, have));
             }
         }
     }
 
-    /// Makes so many granules beside those that are reused: all of them are booked, and all go back where one cannot be made.
+    /// Makes so many granules beside those that are reused, all of which are booked: all of them are there, or none is
+    /// anybody's; then it answers how many there are in the cache for whoever asks again.
     fn make(
         self: &Arc<Inner>,
         tag: Tag,
         create: usize,
-        reused: Vec<Granule>,
-    ) -> Result<Vec<Piece>, granule_device::Error> {
-        let piece = |granule| Piece::new(Arc::clone(self), tag, granule);
-        let mut pieces: Vec<Piece> = Vec::with_capacity(reused.len() + create);
-        pieces.extend(reused.into_iter().map(piece));
-        let reused = pieces.len();
+        mut granules: Vec<Granule>,
+    ) -> Result<Vec<Piece>, (granule_device::Error, usize)> {
+        let reused = granules.len();
         let mut outcome = self.leave_reserve(create);
-        while outcome.is_ok() && pieces.len() < reused + create {
-            outcome = self.device.create_granule().map(|granule| pieces.push(piece(granule)));
+        while outcome.is_ok() && granules.len() < reused + create {
+            outcome = self.device.create_granule().map(|granule| granules.push(granule));
         }
-        let made = pieces.len() - reused;
-        self.tracer.emit_all(|| {
-            let (device, owner) = (self.traced, tag.owner);
-            let granules = pieces.iter().map(|piece| piece.id().get()).collect();
-            let made = (made > 0).then_some(Event::Create { device, count: made as u64 });
-            made.into_iter().chain((!pieces.is_empty()).then_some(Event::Take { device, owner, granules }))
-        });
-        if create > 0 {
+        let have = granules.len();
+        let (device, owner, made) = (self.traced, tag.owner, (have - reused) as u64);
+        let created = (made > 0).then_some(Event::Create { device, count: made });
+        if let Err(error) = outcome {
             let mut both = self.both();
-            both.books.ledger.made(&mut both.allowance, tag.account, made, create - made);
+            let count =
+                both.books.ledger.took_nothing(&mut both.allowance, tag.account, reused + create, have);
+            both.books.cache.append(&mut granules);
+            let dropped = both.books.oldest(count);
+            drop(both);
+            self.tracer.emit_all(|| created);
+            self.release(dropped);
+            self.changed();
+            return Err((error, have));
         }
+        self.books().ledger.took(tag.account, reused, create);
+        let piece = |granule| Piece::new(Arc::clone(self), tag, granule);
+        let pieces: Vec<Piece> = granules.into_iter().map(piece).collect();
+        self.tracer.emit_all(|| {
+            let granules = pieces.iter().map(|piece| piece.id().get()).collect();
+            let took = (!pieces.is_empty()).then_some(Event::Take { device, owner, granules });
+            created.into_iter().chain(took)
+        });
         self.changed();
-        outcome.map(|()| pieces)
+        Ok(pieces)
+    }
+
+    /// Has banks of the budget that are on the same device let go of what they keep; answers whether that was anything.
+    fn shed_neighbours(&self, want: Bytes) -> bool {
+        let mut left = want;
+        for bank in self.budget.members() {
+            let same = (bank.device.kind(), bank.device.name()) == (self.device.kind(), self.device.name());
+            if same && !std::ptr::eq(self, Arc::as_ptr(&bank)) && !left.is_zero() {
+                drop(bank.when_prepared());
+                left = left.saturating_sub(bank.shed(left));
+            }
+        }
+        left < want
     }
 
     pub(crate) fn charge(self: &Arc<Inner>, owner: &Owner, size: Bytes) -> Result<Charge, Error> {
@@ -97,24 +125,25 @@ impl Inner {
         both.books.cache.push(granule);
         let dropped = both.books.oldest(count);
         drop(both);
+        if count > 0 {
+            self.budget.wake();
+        }
         self.release(dropped);
         self.changed();
     }
 
     pub(crate) fn discharge(&self, tag: Tag, size: Bytes) {
         self.tracer.emit(|| Event::Discharge { device: self.traced, owner: tag.owner, size });
-        let is_low = {
+        {
             let mut both = self.both();
             both.books.ledger.discharge(&mut both.allowance, tag.account, size);
-            both.books.ledger.is_low()
-        };
-        if is_low {
-            self.signal.wake();
         }
+        self.budget.wake();
         self.changed();
     }
 
-    /// Lets go of granules that nobody holds, at least `want` if there is so much; answers how much.
+    /// Lets go of granules that nobody holds, at least `want` if there is so much; answers how much. That is no reason to make
+    /// some ahead: whoever asks has need of the room.
     pub(crate) fn shed(&self, want: Bytes) -> Bytes {
         let dropped = {
             let mut both = self.both();
@@ -149,14 +178,17 @@ impl Inner {
         Err(granule_device::Error::OutOfMemory { device, requested, free, capacity: memory.total })
     }
 
-    /// The device ran out before the budget did: its own word for it, in the bank's terms.
+    /// The device ran out before the budget did: its own word for it, in the bank's terms. So many granules the bank had got
+    /// hold of; they are for the asking.
     pub(crate) fn device_refused(
         &self,
         error: granule_device::Error,
         owner: &Owner,
         requested: Bytes,
+        have: usize,
     ) -> Error {
         let granule_device::Error::OutOfMemory { free, .. } = error else { return Error::Device(error) };
+        let free = free.saturating_add(self.granule().saturating_mul(have as u64));
         let Both { allowance, books } = self.both();
         Error::OutOfMemory {
             device: self.device.name().to_owned(),

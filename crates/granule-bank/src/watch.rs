@@ -1,14 +1,13 @@
 //! Watches: who is told when memory runs low, and when there is enough again.
 
-use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use granule_device::Bytes;
 
-use crate::Bank;
 use crate::bank::Inner;
 use crate::ledger::levels::Levels;
+use crate::{Bank, Budget, Error};
 
 /// On which side of a watch's threshold a bank's free memory is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,114 +23,123 @@ pub enum Level {
 #[derive(Debug)]
 pub struct Watch {
     bank: Weak<Inner>,
-    id: u64,
+    budget: Budget,
+    post: Arc<Post>,
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let Some(bank) = self.bank.upgrade() else { return };
-        let gone = {
-            let mut all = bank.watches.all();
-            all.levels.remove(self.id);
-            let index = all.callbacks.iter().position(|(id, _)| *id == self.id);
-            index.map(|index| all.callbacks.swap_remove(index))
-        };
-        if gone.is_some() {
-            bank.budget.watches().fetch_sub(1, Ordering::AcqRel);
+        self.budget.watches().fetch_sub(1, Ordering::AcqRel);
+        if let Some(bank) = self.bank.upgrade() {
+            bank.watches.count.fetch_sub(1, Ordering::AcqRel);
+            bank.watches.posts().retain(|post| !Arc::ptr_eq(post, &self.post));
         }
+        // Not waited for: this may be its own callback.
+        self.post.state().stop = true;
+        self.post.changed.notify_one();
     }
 }
 
 /// All watches of a bank.
 #[derive(Debug, Default)]
 pub(crate) struct Watches {
-    all: Mutex<All>,
+    posts: Mutex<Vec<Arc<Post>>>,
     count: AtomicUsize,
 }
 
-type Callback = Arc<dyn Fn(Level) + Send + Sync>;
-
-#[derive(Default)]
-struct All {
-    levels: Levels,
-    callbacks: Vec<(u64, Callback)>,
-}
-
-impl fmt::Debug for All {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.levels, f)
-    }
-}
-
 impl Watches {
-    fn all(&self) -> MutexGuard<'_, All> {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    fn posts(&self) -> MutexGuard<'_, Vec<Arc<Post>>> {
+        self.posts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Telling one watch, until dropped, also by a callback that panics.
-struct Telling<'a> {
-    watches: &'a Watches,
-    id: u64,
+/// Where what is free is noted, for a watch's thread to tell.
+#[derive(Debug)]
+struct Post {
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
-impl Telling<'_> {
-    fn go(&self) {
-        loop {
-            let mut all = self.watches.all();
-            let Some(level) = all.levels.tell(self.id) else { return };
-            let callback = all.callbacks.iter().find(|(id, _)| *id == self.id);
-            let Some(callback) = callback.map(|(_, callback)| Arc::clone(callback)) else { return };
-            drop(all);
-            callback(level);
+#[derive(Debug)]
+struct State {
+    levels: Levels,
+    stop: bool,
+}
+
+impl Post {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, free: Bytes) {
+        if self.state().levels.note(free) {
+            self.changed.notify_one();
         }
     }
-}
 
-impl Drop for Telling<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.watches.all().levels.stop_telling(self.id);
+    /// Waits until there is something to tell; `None` where there never will be.
+    fn next(&self) -> Option<Level> {
+        let mut state = self.state();
+        loop {
+            if state.stop {
+                return None;
+            }
+            if let Some(level) = state.levels.tell() {
+                return Some(level);
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
 impl Bank {
-    /// Calls back when less than `threshold` is [free](Bank::free), and again when it is not any more: at each change of
-    /// sides once, beginning with now if it is low now, one call at a time and in order.
+    /// Calls back when less than `threshold` is [free](Bank::free), and again when it is not any more, in turn, beginning with
+    /// now if it is low now. Of several changes since the last call it hears that there was one and what is true now.
     ///
-    /// The callback runs on whatever thread takes or gives back memory, with no lock of the bank held. It may use the bank, and
-    /// drop the watch; it should be quick, as somebody waits for memory. One that keeps a [`Bank`] keeps it alive for as long
-    /// as the watch lives.
+    /// The callback runs on a thread of the watch's own, a moment after the change: nobody who takes or gives back memory
+    /// waits for it, and none of their locks are held. It may use the bank, and drop the watch. One that panics is not called
+    /// again; one that keeps a [`Bank`] keeps it alive for as long as the watch lives.
     ///
     /// ```
     /// # use granule_bank::*; use granule_device::*; use std::sync::mpsc;
     /// # let device = Device::host_with(HostOptions::new().granule(Bytes::kib(16)).capacity(Bytes::mib(1)))?;
     /// let bank = Bank::new(device, BankOptions::new().budget(Bytes::kib(64)))?;
     /// let (tell, told) = mpsc::channel();
-    /// let _watch = bank.watch(Bytes::kib(32), move |level| drop(tell.send(level)));
+    /// let _watch = bank.watch(Bytes::kib(32), move |level| {
+    ///     let _ = tell.send(level);
+    /// })?;
     /// let stock = bank.take(&Owner::new("kv"), 3)?;
+    /// assert_eq!(told.recv()?, Level::Low);
     /// drop(stock);
-    /// assert_eq!(told.try_iter().collect::<Vec<_>>(), [Level::Low, Level::Enough]);
+    /// assert_eq!(told.recv()?, Level::Enough);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn watch(&self, threshold: Bytes, callback: impl Fn(Level) + Send + Sync + 'static) -> Watch {
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the thread cannot be started.
+    pub fn watch(&self, threshold: Bytes, callback: impl Fn(Level) + Send + 'static) -> Result<Watch, Error> {
         let inner = self.inner();
-        let id = {
-            let mut all = inner.watches.all();
-            let id = all.levels.add(threshold);
-            all.callbacks.push((id, Arc::new(callback)));
-            inner.watches.count.fetch_add(1, Ordering::AcqRel);
-            id
+        let state = Mutex::new(State { levels: Levels::new(threshold), stop: false });
+        let post = Arc::new(Post { state, changed: Condvar::new() });
+        let told = Arc::clone(&post);
+        let tell = move || {
+            while let Some(level) = told.next() {
+                callback(level);
+            }
         };
+        let thread = std::thread::Builder::new().name("granule-watch".to_owned()).spawn(tell);
+        let call = "spawn(watch)";
+        thread.map_err(|source| granule_device::Error::Os { call, source })?;
+        inner.watches.posts().push(Arc::clone(&post));
+        inner.watches.count.fetch_add(1, Ordering::AcqRel);
         inner.budget.watches().fetch_add(1, Ordering::AcqRel);
         inner.look();
-        Watch { bank: Arc::downgrade(inner), id }
+        Ok(Watch { bank: Arc::downgrade(inner), budget: inner.budget.clone(), post })
     }
 }
 
 impl Inner {
-    /// Called after every change of what is held, with no lock held: tells the watches of all banks that it matters to.
+    /// Called after every change of what is held, with no lock of the bank held: all watches that it matters to see it.
     pub(crate) fn changed(&self) {
         if self.budget.watches().load(Ordering::Acquire) == 0 {
             return;
@@ -143,18 +151,13 @@ impl Inner {
         }
     }
 
-    /// Looks how much is free, and tells those for whom that has changed sides.
     fn look(&self) {
         if self.watches.count.load(Ordering::Acquire) == 0 {
             return;
         }
-        let to_tell = {
-            let mut all = self.watches.all();
-            // Asked under the lock: whoever looks last has seen every change before.
-            all.levels.note(self.free())
-        };
-        for id in to_tell {
-            Telling { watches: &self.watches, id }.go();
-        }
+        let posts = self.watches.posts();
+        // Asked under the lock: whoever looks last has seen every change before.
+        let free = self.free();
+        posts.iter().for_each(|post| post.note(free));
     }
 }

@@ -133,15 +133,27 @@ impl Ledger {
         let drop = self.in_the_way(allowance, need, reuse)?;
         self.uncache(allowance, reuse + drop);
         self.book(allowance, account, need);
-        self.counts.hits += reuse as u64;
         Ok(Admission { reuse, create: count - reuse, drop })
     }
 
-    /// Says how a [`take`](Ledger::take)'s granules came out: so many were made, so many could not be and go back.
-    pub(crate) fn made(&mut self, allowance: &mut Allowance, account: Account, made: usize, failed: usize) {
+    /// Says that a [`take`](Ledger::take) came out well: so many of its granules were in the cache and so many were made.
+    pub(crate) fn took(&mut self, account: Account, reused: usize, made: usize) {
+        self.counts.hits += reused as u64;
         self.counts.misses += made as u64;
-        let size = self.size_of(failed).unwrap_or(Bytes::MAX);
-        self.unbook(allowance, account, size);
+        self.note_peak(account);
+    }
+
+    /// Says that a [`take`](Ledger::take) of `count` did not, and that there are so many granules, which go to the cache as if
+    /// nobody had ever had them; answers how many cached ones are to be let go.
+    pub(crate) fn took_nothing(
+        &mut self,
+        allowance: &mut Allowance,
+        account: Account,
+        count: usize,
+        granules: usize,
+    ) -> usize {
+        self.unbook(allowance, account, self.size_of(count).unwrap_or(Bytes::MAX));
+        self.cache(allowance, granules)
     }
 
     /// Books memory that is not granules; answers how many cached granules have to go for it.
@@ -156,6 +168,7 @@ impl Ledger {
         self.uncache(allowance, drop);
         self.book(allowance, account, size);
         self.charged = self.charged.saturating_add(size);
+        self.note_peak(account);
         Ok(drop)
     }
 
@@ -170,11 +183,7 @@ impl Ledger {
     pub(crate) fn give_back(&mut self, allowance: &mut Allowance, account: Account) -> usize {
         self.unbook(allowance, account, self.granule);
         self.counts.returned = self.counts.returned.saturating_add(self.granule);
-        self.cached += 1;
-        allowance.keep(self.granule);
-        let drop = if self.cached > self.marks.high { self.cached - self.marks.low } else { 0 };
-        self.uncache(allowance, drop);
-        drop
+        self.cache(allowance, 1)
     }
 
     /// Whether so few granules are kept or being made that more are wanted.
@@ -294,6 +303,15 @@ impl Ledger {
         if left.is_zero() { Ok(drop) } else { Err(Refusal::InTheWay(left)) }
     }
 
+    /// Puts granules into the cache; answers how many are too many.
+    fn cache(&mut self, allowance: &mut Allowance, count: usize) -> usize {
+        self.cached += count;
+        allowance.keep(self.granule.saturating_mul(count as u64));
+        let drop = if self.cached > self.marks.high { self.cached - self.marks.low } else { 0 };
+        self.uncache(allowance, drop);
+        drop
+    }
+
     fn uncache(&mut self, allowance: &mut Allowance, count: usize) {
         self.cached -= count;
         allowance.unkeep(self.granule.saturating_mul(count as u64));
@@ -302,9 +320,15 @@ impl Ledger {
     fn book(&mut self, allowance: &mut Allowance, account: Account, size: Bytes) {
         allowance.hold(size);
         self.held = self.held.saturating_add(size);
-        self.peak = self.peak.max(self.held);
         if let Some(account) = self.accounts.get_mut(account.0) {
             account.current = account.current.saturating_add(size);
+        }
+    }
+
+    /// What was booked is there.
+    fn note_peak(&mut self, account: Account) {
+        self.peak = self.peak.max(self.held);
+        if let Some(account) = self.accounts.get_mut(account.0) {
             account.peak = account.peak.max(account.current);
         }
     }

@@ -1,7 +1,7 @@
 //! The policy of a request that did not fit: whom to ask for memory, in which order, and when to stop.
 //!
 //! Pure: it is told what is offered and what came of asking, and says what to do next. It ends whatever it is told: in each of
-//! at most [`ROUNDS`] rounds each source is asked at most once, who gave nothing is not asked again, and a round in which
+//! at most [`ROUNDS`] rounds each offer is taken up at most once, who gave nothing is not asked again, and a round in which
 //! nobody gave anything is the last.
 
 use std::collections::VecDeque;

@@ -93,7 +93,7 @@ proptest! {
         let new = |bank: usize| Ledger::new(Bytes::new(GRANULE), Bytes::new(LIMITS[bank]), MARKS[bank]);
         let mut ledgers = [new(0), new(1)];
         let mut naive = [Naive::default(), Naive::default()];
-        let mut peaks = [0, 0];
+        let (mut peaks, mut handed) = ([0, 0], [(0, 0); 2]);
         let names = ["a", "b", "c"];
         let accounts = [0, 1].map(|bank: usize| names.map(|name| ledgers[bank].account(&Owner::new(name))));
         for (bank, op) in ops {
@@ -108,7 +108,21 @@ proptest! {
                     let cached = naive[bank].cached;
                     let room = if refused.is_none() { make_room(&mut naive, bank) } else { None };
                     match admission {
+                        Ok(admission) if count % 5 == 4 => {
+                            // The device refuses the last one that is to be made.
+                            let have = reuse + admission.create.saturating_sub(1);
+                            let left = naive[bank].granules.len() - count;
+                            naive[bank].granules.truncate(left);
+                            let before = naive[bank].cached + have;
+                            naive[bank].cached =
+                                if before > MARKS[bank].high { MARKS[bank].low } else { before };
+                            let dropped =
+                                ledger.took_nothing(&mut allowance, accounts[bank][owner], count, have);
+                            prop_assert_eq!(dropped, before - naive[bank].cached);
+                        }
                         Ok(admission) => {
+                            ledger.took(accounts[bank][owner], admission.reuse, admission.create);
+                            handed[bank] = (handed[bank].0 + reuse, handed[bank].1 + count - reuse);
                             prop_assert_eq!(Some(admission.drop), room);
                             prop_assert_eq!((admission.reuse, admission.create), (reuse, count - reuse));
                             prop_assert!(admission.drop == 0 || admission.create == 0, "nothing is let go while it could be reused");
@@ -183,6 +197,8 @@ proptest! {
                 prop_assert_eq!(ledger.cached().get(), naive.cached as u64 * GRANULE);
                 prop_assert_eq!(ledger.is_preparing(), naive.preparing > 0);
                 prop_assert_eq!(ledger.peak().get(), peaks[bank]);
+                let counts = ledger.counts();
+                prop_assert_eq!((counts.hits as usize, counts.misses as usize), handed[bank]);
                 let owners = ledger.owners();
                 for (index, name) in names.iter().enumerate() {
                     let current = owners.iter().find(|o| o.owner.name() == *name).map_or(0, |o| o.current.get());
@@ -198,14 +214,15 @@ proptest! {
 }
 
 #[test]
-fn what_could_not_be_made_goes_back_and_counts_as_nothing_returned() {
+fn what_could_not_be_taken_leaves_no_trace() {
     let mut allowance = Allowance::new(Bytes::new(SHARED));
     let mut ledger = Ledger::new(Bytes::new(GRANULE), Bytes::new(100), MARKS[0]);
     let account = ledger.account(&Owner::new("a"));
-    let admission = ledger.take(&mut allowance, account, 5).unwrap();
-    ledger.made(&mut allowance, account, 3, admission.create - 3);
-    assert_eq!((ledger.held().get(), allowance.held().get()), (30, 30));
-    assert_eq!((ledger.counts().misses, ledger.counts().returned), (3, Bytes::ZERO));
-    assert_eq!(ledger.give_back(&mut allowance, account), 0);
-    assert_eq!(ledger.counts().returned.get(), GRANULE);
+    ledger.take(&mut allowance, account, 5).unwrap();
+    assert_eq!(ledger.took_nothing(&mut allowance, account, 5, 3), 0);
+    assert_eq!((ledger.held(), ledger.peak(), ledger.cached().get()), (Bytes::ZERO, Bytes::ZERO, 30));
+    assert_eq!((ledger.counts(), ledger.owners()), (Counts::default(), Vec::new()));
+    let admission = ledger.take(&mut allowance, account, 1).unwrap();
+    ledger.took(account, admission.reuse, admission.create);
+    assert_eq!((ledger.counts().hits, ledger.peak().get()), (1, GRANULE));
 }

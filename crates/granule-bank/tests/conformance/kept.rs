@@ -122,3 +122,30 @@ pub(crate) fn what_is_made_ahead_stands_in_nobodys_way(open: Open<'_>) {
         assert!(stats.held.is_zero() && stats.cached <= stats.limit, "{stats:?}");
     }
 }
+
+pub(crate) fn room_is_noticed_wherever_it_comes_from(open: Open<'_>) {
+    let (device, other) = (open(8), open(8));
+    let granules = |count| granules(&device, count);
+    let budget = granule_bank::Budget::new(granules(4));
+    let (low, owner) = (granules(2), Owner::new("a"));
+    let plain = Bank::new(other.clone(), options(&other, 8).cache(granules(4)).share(&budget)).unwrap();
+    let four = plain.take(&owner, 4).unwrap();
+    let options = options(&device, 8).cache(low).cache_low(low).share(&budget).prepare();
+    let bank = Bank::new(device.clone(), options).unwrap();
+    drop(four);
+    assert_eq!(
+        (plain.stats().cached, bank.stats().cached),
+        (granules(4), Bytes::ZERO),
+        "kept by the other one"
+    );
+    plain.trim();
+    until(&bank, "trimmed by another", |stats| stats.cached == low);
+    let charge = plain.charge(&owner, granules(4)).unwrap();
+    assert_eq!(bank.stats().cached, Bytes::ZERO);
+    drop(charge);
+    until(&bank, "discharged by another", |stats| stats.cached == low);
+    // A request that was urgent, and kept it from making any.
+    let three = bank.take(&owner, 3).unwrap();
+    until(&bank, "one more", |stats| stats.cached == granules(1));
+    drop(three);
+}

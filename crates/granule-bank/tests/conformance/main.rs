@@ -52,7 +52,8 @@ conformance! {
         growing_keeps_base_and_bytes,
         an_alias_copies_only_where_it_is_written,
         a_stock_fills_what_is_bare,
-        a_snapshot_says_what_stands_where;
+        a_snapshot_says_what_stands_where,
+        only_what_waits_outlives_its_range;
     limits:
         out_of_memory_names_who_holds_most,
         the_device_may_be_full_before_the_budget_is,
@@ -65,7 +66,8 @@ conformance! {
         above_the_high_mark_it_goes_back_to_the_low_one,
         granules_are_made_ahead,
         what_cannot_be_made_ahead_is_counted,
-        what_is_made_ahead_stands_in_nobodys_way;
+        what_is_made_ahead_stands_in_nobodys_way,
+        room_is_noticed_wherever_it_comes_from;
     pressure:
         the_cheapest_is_asked_first,
         nobody_is_asked_where_that_is_not_wanted,
@@ -75,14 +77,16 @@ conformance! {
         charges_ask_too,
         retired_memory_is_waited_for,
         a_full_device_asks_too,
+        a_full_device_has_what_its_banks_keep,
         banks_of_one_budget_ask_each_others_owners,
         what_is_given_back_after_work_is_waited_for;
     watches:
         low_and_enough_in_turn,
         a_watch_of_what_is_low_already_hears_it,
         a_watch_may_use_the_bank_and_go,
+        a_watch_may_take_the_locks_of_who_gives,
         other_banks_of_the_budget_count,
-        a_callback_that_panics_is_called_again;
+        a_callback_that_panics_ends_its_watch;
     pinned:
         blocks_are_counted_and_given_back,
         a_budget_covers_pinned_and_device_memory,

@@ -278,8 +278,35 @@ pub(crate) fn a_full_device_asks_too(open: Open<'_>) {
     let _guard = bank.add_reclaimer(&hoard);
     let stock = bank.take(&Owner::new("x"), 2).unwrap();
     assert_eq!((stock.len(), hoard.has()), (2, 1));
+    let (peak, hits) = (bank.stats().peak, bank.stats().cache_hits);
     let refused = bank.take(&Owner::new("x"), 2);
     assert!(matches!(refused, Err(Error::OutOfMemory { .. })), "{refused:?}");
+    let stats = bank.stats();
+    assert_eq!((stats.peak, stats.cache_hits), (peak, hits), "what was refused was never held");
+    // What the bank keeps itself is not asked for.
+    assert_eq!((hoard.has(), stats.cached), (0, granules(&device, 1)));
+    drop(stock);
+    let hoard = Arc::new(Hoard::new(&bank, "careful", 1, 0, &asked));
+    let _guard = bank.add_reclaimer(&hoard);
+    asked.lock().unwrap().clear();
+    let _stock = bank.take(&Owner::new("x"), 3).unwrap();
+    assert_eq!(*asked.lock().unwrap(), [("careful", granules(&device, 1))]);
+}
+
+pub(crate) fn a_full_device_has_what_its_banks_keep(open: Open<'_>) {
+    let device = open(4);
+    let budget = Budget::new(Bytes::MAX);
+    let bank = || Bank::new(device.clone(), options(&device, 1 << 20).share(&budget)).unwrap();
+    let (idle, busy) = (bank(), bank());
+    let free = device.memory().unwrap().free.get() / device.granularity().get();
+    let _others = device.alloc(granules(&device, free as usize - 3)).unwrap();
+    let owner = Owner::new("x");
+    drop(idle.take(&owner, 3).unwrap());
+    let two = busy.take_now(&owner, 2).unwrap();
+    assert_eq!((two.len(), idle.stats().cached), (2, granules(&device, 1)));
+    assert!(busy.take_now(&owner, 2).is_err());
+    let one = busy.take_now(&owner, 1).unwrap();
+    drop((one, two));
 }
 
 pub(crate) fn banks_of_one_budget_ask_each_others_owners(open: Open<'_>) {

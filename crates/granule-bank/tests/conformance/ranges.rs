@@ -1,10 +1,10 @@
 //! Ranges and growables: bytes, sharing, filling from a stock, and what a snapshot says of them.
 
-use granule_bank::{Error, Growth, Owner, grow_together};
+use granule_bank::{Bank, Error, Growth, Owner, grow_together};
 use granule_device::Bytes;
 
 use crate::support::{
-    Open, Work, bank, fill, granule, granules, is_all, is_host, place, read, stream, write,
+    Open, Work, bank, fill, granule, granules, is_all, is_host, options, place, read, stream, write,
 };
 
 pub(crate) fn sparse_places_come_and_go(open: Open<'_>) {
@@ -207,4 +207,23 @@ pub(crate) fn a_snapshot_says_what_stands_where(open: Open<'_>) {
     let snapshot = bank.snapshot();
     assert_eq!((snapshot.ranges.len(), snapshot.retiring.len(), snapshot.granules()), (1, 0, 0));
     assert_eq!(granules(device, snapshot.cached as usize), bank.stats().cached);
+}
+
+pub(crate) fn only_what_waits_outlives_its_range(open: Open<'_>) {
+    let device = open(8);
+    let options = options(&device, 8).cache(Bytes::ZERO);
+    let bank = Bank::new(device.clone(), options).unwrap();
+    let mut range = bank.range(&Owner::new("a"), granules(&device, 6)).unwrap();
+    range.fill(0..2).unwrap();
+    range.fill(3..6).unwrap();
+    let stream = stream(&device);
+    let work = Work::begin(&stream);
+    let before = device.memory().unwrap().free;
+    range.clear_after(1..2, &work.event).unwrap();
+    drop(range);
+    // The device has it back, not only the bank's books: no mapping that nobody can reach keeps it.
+    assert!(device.memory().unwrap().free >= before.saturating_add(granules(&device, 4)));
+    work.end().synchronize();
+    bank.drain();
+    assert!(device.memory().unwrap().free >= before.saturating_add(granules(&device, 5)));
 }

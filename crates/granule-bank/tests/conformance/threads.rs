@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
+use std::time::{Duration, Instant};
 
 use granule_bank::{Bank, Budget, Error, Growth, Level, Offer, Owner, Range, Reclaim, grow_together};
 use granule_device::{Bytes, LiveCounts};
@@ -183,6 +184,7 @@ pub(crate) fn a_preparer_a_watch_and_a_crowd(open: Open<'_>) {
         let _ = watched.free();
         tell.lock().unwrap().push(level);
     });
+    let watch = watch.unwrap();
     let steps = if is_host(&device) { 400 } else { 30 };
     std::thread::scope(|scope| {
         for thread in 0..4usize {
@@ -203,11 +205,23 @@ pub(crate) fn a_preparer_a_watch_and_a_crowd(open: Open<'_>) {
             });
         }
     });
+    assert_eq!(budget.stats().held, Bytes::ZERO);
+    // It is told on a thread of its own, which may have some way to go.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while heard.lock().unwrap().last() == Some(&Level::Low) {
+        assert!(Instant::now() < deadline, "low for ever");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop(watch);
+    let mut heard = heard;
+    // The callback has the bank until its thread has ended.
+    while Arc::get_mut(&mut heard).is_none() {
+        assert!(Instant::now() < deadline, "the callback is kept");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let heard: Vec<Level> = std::mem::take(&mut *heard.lock().unwrap());
     let in_turn = heard.iter().enumerate().all(|(index, &level)| (level == Level::Low) == (index % 2 == 0));
     assert!(in_turn && heard.last() != Some(&Level::Low), "{heard:?}");
-    assert_eq!(budget.stats().held, Bytes::ZERO);
-    drop(watch);
     drop(banks);
     assert_eq!(budget.stats().cached, Bytes::ZERO);
     assert_eq!(device.live(), LiveCounts::default());
