@@ -148,35 +148,37 @@ fn columns(history: &History) -> Value {
     let (leases, placements) = (&history.leases, &history.placements);
     let index = |index: Option<usize>| index.map_or(u32::MAX, to_u32);
     let mut all = Map::new();
-    let mut f64s = |name: &str, numbers: &mut dyn Iterator<Item = u64>| {
-        let bytes: Vec<u8> = numbers.flat_map(|n| to_f64(n).to_le_bytes()).collect();
+    // Exact below 2^53: bytes of 8 PiB, 104 days in nanoseconds, addresses of today's devices.
+    let mut f64s = |name: &str, numbers: &mut dyn Iterator<Item = f64>| {
+        let bytes: Vec<u8> = numbers.flat_map(f64::to_le_bytes).collect();
         all.insert(name.to_owned(), json!({ "f64": STANDARD.encode(bytes) }));
     };
-    f64s("lease.from", &mut leases.iter().map(|lease| lease.from));
-    f64s("lease.to", &mut leases.iter().map(|lease| lease.to));
+    let seen = |ns: u64| if ns == OPEN { f64::INFINITY } else { ns as f64 };
+    f64s("lease.from", &mut leases.iter().map(|lease| seen(lease.from)));
+    f64s("lease.to", &mut leases.iter().map(|lease| seen(lease.to)));
     f64s(
         "lease.at",
         &mut leases.iter().map(|lease| match lease.range {
-            Some(range) => lease.at - history.ranges[range].base,
-            None => lease.at,
+            Some(range) => (lease.at - history.ranges[range].base) as f64,
+            None => lease.at as f64,
         }),
     );
-    f64s("lease.requested", &mut leases.iter().map(|lease| lease.requested));
-    f64s("lease.given", &mut leases.iter().map(|lease| lease.given));
-    f64s("placement.place", &mut placements.iter().map(|placement| placement.place));
-    f64s("placement.granule", &mut placements.iter().map(|placement| placement.granule));
-    f64s("placement.from", &mut placements.iter().map(|placement| placement.from));
-    f64s("placement.retired", &mut placements.iter().map(|placement| placement.retired));
-    f64s("placement.to", &mut placements.iter().map(|placement| placement.to));
-    f64s("charge.size", &mut history.charges.iter().map(|charge| charge.size));
-    f64s("charge.from", &mut history.charges.iter().map(|charge| charge.from));
-    f64s("charge.to", &mut history.charges.iter().map(|charge| charge.to));
-    f64s("held.ns", &mut history.held.iter().map(|held| held.ns));
-    f64s("held.bytes", &mut history.held.iter().map(|held| held.bytes));
-    f64s("used.ns", &mut history.used.iter().map(|used| used.ns));
-    f64s("used.bytes", &mut history.used.iter().map(|used| used.bytes));
-    f64s("length.ns", &mut history.lengths.iter().map(|length| length.ns));
-    f64s("length.bytes", &mut history.lengths.iter().map(|length| length.bytes));
+    f64s("lease.requested", &mut leases.iter().map(|lease| lease.requested as f64));
+    f64s("lease.given", &mut leases.iter().map(|lease| lease.given as f64));
+    f64s("placement.place", &mut placements.iter().map(|placement| placement.place as f64));
+    f64s("placement.granule", &mut placements.iter().map(|placement| placement.granule as f64));
+    f64s("placement.from", &mut placements.iter().map(|placement| seen(placement.from)));
+    f64s("placement.retired", &mut placements.iter().map(|placement| seen(placement.retired)));
+    f64s("placement.to", &mut placements.iter().map(|placement| seen(placement.to)));
+    f64s("charge.size", &mut history.charges.iter().map(|charge| charge.size as f64));
+    f64s("charge.from", &mut history.charges.iter().map(|charge| seen(charge.from)));
+    f64s("charge.to", &mut history.charges.iter().map(|charge| seen(charge.to)));
+    f64s("held.ns", &mut history.held.iter().map(|held| seen(held.ns)));
+    f64s("held.bytes", &mut history.held.iter().map(|held| held.bytes as f64));
+    f64s("used.ns", &mut history.used.iter().map(|used| seen(used.ns)));
+    f64s("used.bytes", &mut history.used.iter().map(|used| used.bytes as f64));
+    f64s("length.ns", &mut history.lengths.iter().map(|length| seen(length.ns)));
+    f64s("length.bytes", &mut history.lengths.iter().map(|length| length.bytes as f64));
     let mut u32s = |name: &str, numbers: &mut dyn Iterator<Item = u32>| {
         let bytes: Vec<u8> = numbers.flat_map(u32::to_le_bytes).collect();
         all.insert(name.to_owned(), json!({ "u32": STANDARD.encode(bytes) }));
@@ -191,11 +193,6 @@ fn columns(history: &History) -> Value {
     u32s("used.account", &mut history.used.iter().map(|used| to_u32(used.account)));
     u32s("length.range", &mut history.lengths.iter().map(|length| to_u32(length.range)));
     Value::Object(all)
-}
-
-/// Exact below 2^53: bytes of 8 PiB, 104 days in nanoseconds, addresses of today's devices.
-fn to_f64(n: u64) -> f64 {
-    if n == OPEN { f64::INFINITY } else { n as f64 }
 }
 
 fn to_u32(index: usize) -> u32 {

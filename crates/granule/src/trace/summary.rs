@@ -307,7 +307,7 @@ impl fmt::Display for Summary<'_> {
         if history.unknown > 0 {
             let unknown = number(history.unknown);
             head.row([format!(
-                "{unknown} events name memory that was taken before the recording, and are left out"
+                "{unknown} events name memory that the recording did not see taken, and are left out"
             )]);
         }
         write!(f, "{head}")?;

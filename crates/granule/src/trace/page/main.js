@@ -214,7 +214,7 @@ function start() {
   const wrong = [];
   if (T.broken !== null) wrong.push(`Incomplete: ${T.broken}. This is what could be read.`);
   if (T.lost > 0) wrong.push(`${many(T.lost, "event")} are missing: the disk did not keep up.`);
-  if (T.unknown > 0) wrong.push(`${many(T.unknown, "event")} name memory from before the recording and are left out.`);
+  if (T.unknown > 0) wrong.push(`${many(T.unknown, "event")} name memory that the recording did not see taken, and are left out.`);
   $("warning").textContent = wrong.join(" ");
   $("warning").hidden = wrong.length === 0;
   devices();

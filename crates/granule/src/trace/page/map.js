@@ -245,7 +245,8 @@ const map = (() => {
       if (range !== NONE && firstCell[range] >= 0) {
         const step = T.ranges[range].place, from = C["lease.at"][map.lease];
         const to = from + Math.max(1, C["lease.given"][map.lease]);
-        for (let place = Math.floor(from / step); place * step < to; place++) marked.add(firstCell[range] + place);
+        const last = Math.min(Math.ceil(to / step), tall[range], MOST);
+        for (let place = Math.floor(from / step); place < last; place++) marked.add(firstCell[range] + place);
       }
     }
     drawing.strokeStyle = css.ink;

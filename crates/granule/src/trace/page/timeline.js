@@ -214,17 +214,18 @@ const text = t === 0 ? "0" : duration(t).replace(/(\.\d*?)0+ /, "$1 ").replace("
         taken.push([from, from + room + 4]);
       }
     }
-    let begun = null;
+    // By stream.
+    const begun = new Map();
     for (const event of T.moments) {
       if (event.device !== state.device && event.what !== "lost") continue;
       const px = x(event.ns);
       const shown = px >= MARGIN.left && px <= MARGIN.left + box.inner;
-      if (event.what === "capture_begin") begun = px;
-      if (event.what === "capture_end" && begun !== null) {
-        const from = Math.max(begun, MARGIN.left), to = Math.min(px, MARGIN.left + box.inner);
+      if (event.what === "capture_begin") begun.set(event.stream, px);
+      if (event.what === "capture_end" && begun.has(event.stream)) {
+        const from = Math.max(begun.get(event.stream), MARGIN.left), to = Math.min(px, MARGIN.left + box.inner);
         drawing.fillStyle = css("--soft");
         if (to > from) drawing.fillRect(from, MARGIN.top + box.deep - 3, to - from, 3);
-        begun = null;
+        begun.delete(event.stream);
       }
       if (!shown) continue;
       if (event.what === "refused" || event.what === "lost") {

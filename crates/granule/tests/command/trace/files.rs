@@ -6,9 +6,10 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use granule_bank::trace::{Event, Reader};
+use granule_bank::trace::{DeviceId, Event, OwnerId, Reader, Recorder, Tracer};
+use granule_device::Bytes;
 
-use super::{recorded, recording};
+use super::{page_data, recorded, recording};
 use crate::chat::tales_with_a_template;
 use crate::{granule, json, output, stderr, stdout, text_of};
 
@@ -123,4 +124,20 @@ fn a_program_that_is_killed_leaves_what_it_did() {
     let told = output(&["trace", "summary", text_of(&part)]);
     let said = String::from_utf8_lossy(&told.stdout);
     assert!(said.starts_with("granule run chat.gguf\n") && said.contains("INCOMPLETE"), "{said}");
+}
+
+#[test]
+fn only_times_are_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("huge.trace");
+    let tracer = Tracer::new();
+    let recorder = Recorder::start(&tracer, File::create(&path).unwrap(), "huge").unwrap();
+    let (device, owner, size) = (DeviceId(0), OwnerId(0), Bytes::new(u64::MAX));
+    tracer.emit(|| Event::Charge { device, owner, size });
+    recorder.finish().unwrap();
+    let (_, columns) = page_data(&stdout(&["trace", "view", text_of(&path), "-o", "-"]));
+    for size in ["charge.size", "held.bytes", "used.bytes"] {
+        assert_eq!(columns[size], [u64::MAX as f64], "{size}");
+    }
+    assert_eq!(columns["charge.to"], [f64::INFINITY]);
 }
