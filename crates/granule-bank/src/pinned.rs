@@ -43,6 +43,11 @@ impl Bank {
         Bank::over(device, Goods::Pinned, limit, &options)
     }
 
+    /// Whether it is a bank of pinned memory.
+    pub fn is_pinned(&self) -> bool {
+        self.inner().goods == Goods::Pinned
+    }
+
     /// A block of pinned memory for `owner`, zeroed. Under pressure it goes as in [`Bank::take`].
     ///
     /// # Errors

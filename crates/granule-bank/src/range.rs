@@ -115,6 +115,16 @@ impl Range {
     /// # Errors
     /// [`Error::Device`].
     pub fn clear(&mut self, places: Span<usize>) -> Result<(), Error> {
+        self.clear_into(places, &mut Stock::new())
+    }
+
+    /// As [`Range::clear`], but the granules come to be in the stock, which gives them back when it is dropped: for owners that
+    /// hold a lock here and not there, as what a bank is given back it tells [watches](Bank::watch) of. One that is shared stays
+    /// with its other holders.
+    ///
+    /// # Errors
+    /// [`Error::Device`]; the stock is as it was.
+    pub fn clear_into(&mut self, places: Span<usize>, stock: &mut Stock) -> Result<(), Error> {
         let runs = self.runs(&places, true)?;
         let mut out: Vec<(usize, Vec<(Piece, Access)>)> = Vec::with_capacity(runs.len());
         for run in runs {
@@ -128,6 +138,9 @@ impl Range {
                 }
             }
         }
+        // What a stock has is written to: a granule that somebody else may read is not for it.
+        let pieces = out.into_iter().flat_map(|(_, pieces)| pieces).map(|(piece, _)| piece);
+        stock.pieces.extend(pieces.filter(|piece| !piece.is_shared()));
         Ok(())
     }
 
@@ -137,8 +150,22 @@ impl Range {
     /// # Errors
     /// [`Error::Device`].
     pub fn clear_after(&mut self, places: Span<usize>, event: &Event) -> Result<(), Error> {
+        self.clear_after_into(places, event, &mut Stock::new())
+    }
+
+    /// As [`Range::clear_after`]; what the event turns out to be done for already comes to be in the stock, as of
+    /// [`Range::clear_into`].
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn clear_after_into(
+        &mut self,
+        places: Span<usize>,
+        event: &Event,
+        stock: &mut Stock,
+    ) -> Result<(), Error> {
         if event.is_done() {
-            return self.clear(places);
+            return self.clear_into(places, stock);
         }
         for run in self.runs(&places, true)? {
             let retired = self.reservation.retire(run.clone())?;

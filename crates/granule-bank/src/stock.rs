@@ -29,12 +29,17 @@ impl Drop for Charge {
 }
 
 /// Granules taken and not yet put behind a range. Dropping it gives them back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Stock {
     pub(crate) pieces: Vec<Piece>,
 }
 
 impl Stock {
+    /// One without any, for [`Range::clear_into`](crate::Range::clear_into).
+    pub const fn new() -> Stock {
+        Stock { pieces: Vec::new() }
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.pieces.len()

@@ -58,6 +58,14 @@ struct Ground {
     private: bool,
 }
 
+/// What is to be dropped without the lock.
+#[derive(Debug, Default)]
+struct Gone {
+    granules: Stock,
+    /// Allocations, and ranges without memory.
+    spans: Vec<Memory>,
+}
+
 /// Places of the first span of granules, and of the largest: 1 GiB and 128 GiB of addresses at 2 MiB a granule.
 const FIRST: usize = 1 << 9;
 const LARGEST: usize = 1 << 16;
@@ -84,9 +92,12 @@ impl Arena {
         ground.space.counts().places_backed == 0 && ground.leaving.is_empty()
     }
 
-    /// Bytes of whole places in which no block lies.
+    /// Bytes of whole places in which no block lies, and that can be given back: none of a private arena.
     pub(crate) fn idle(&self) -> u64 {
         let ground = lock(&self.ground);
+        if ground.private {
+            return 0;
+        }
         ground.space.idle().map(|(span, places, _)| places.len() as u64 * ground.place(span)).sum()
     }
 
@@ -198,14 +209,14 @@ impl Arena {
     }
 
     /// Gives up to `want` bytes of places that no block lies in back to the bank: at once where they are `complete`, else with the
-    /// event that is `behind` their stamp, if there is one. Answers how many bytes, and the first error.
+    /// event that is `behind` their stamp, if there is one and the memory is granules. Answers how many bytes, and the first error.
     pub(crate) fn trim(
         &self,
         want: u64,
         complete: &dyn Fn(&Stamp) -> bool,
         behind: &dyn Fn(&Stamp) -> Option<Event>,
     ) -> (u64, Result<(), Error>) {
-        let (mut given, mut done, mut gone) = (0, Ok(()), Vec::new());
+        let (mut given, mut done, mut gone) = (0, Ok(()), Gone::default());
         let mut ground = lock(&self.ground);
         if ground.private {
             return (0, Ok(()));
@@ -228,8 +239,8 @@ impl Arena {
                 Err(error) => done = done.and(Err(error)),
             }
         }
-        ground.forget_empty(&mut gone);
-        // What is freed here is freed without the lock.
+        ground.forget_empty(&mut gone.spans);
+        // Freed without the lock: the bank's watches are told, and may look at the pool.
         drop(ground);
         drop(gone);
         (given, done)
@@ -268,24 +279,26 @@ impl Ground {
         }
     }
 
-    /// Gives the memory of idle places back. An allocation of its own goes to `gone`.
+    /// Takes the memory of idle places away.
     fn clear(
         &mut self,
         span: SpanId,
         places: Span<usize>,
         after: Option<Event>,
-        gone: &mut Vec<Memory>,
+        gone: &mut Gone,
     ) -> Result<(), Error> {
         let Some(memory) = self.memory(span) else { return Ok(()) };
         if !matches!(memory, Memory::Granules(_)) {
-            // Waited for here: nothing of it can be kept until an event.
-            after.iter().for_each(Event::synchronize);
-            if self.space.bare(span, places).is_ok() && self.space.remove_span(span).is_ok() {
-                gone.extend(self.spans[span.index()].take().map(|(_, memory)| memory));
+            // Nothing of it can be kept until an event: who trims has waited, without the lock.
+            if after.is_none()
+                && self.space.bare(span, places).is_ok()
+                && self.space.remove_span(span).is_ok()
+            {
+                gone.spans.extend(self.spans[span.index()].take().map(|(_, memory)| memory));
             }
             return Ok(());
         }
-        let cleared = memory.clear(places.clone(), after.as_ref());
+        let cleared = memory.clear(places.clone(), after.as_ref(), &mut gone.granules);
         if cleared.is_err() {
             // Undoing may have failed too: what is gone is gone.
             let lost: Vec<usize> = places.filter(|&place| !memory.is_backed(place)).collect();

@@ -85,6 +85,14 @@ pub enum Error {
         /// What is of another device.
         what: &'static str,
     },
+    /// A bank of another kind of memory than the pool is to be of.
+    #[error("a pool of {wanted} needs a bank of it: see {how}")]
+    WrongBank {
+        /// What the pool would be of.
+        wanted: &'static str,
+        /// What makes such a bank.
+        how: &'static str,
+    },
     /// The memory is the device's own.
     #[error("this process cannot address memory of {device}: copy it")]
     NotAddressable {

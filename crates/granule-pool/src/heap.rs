@@ -232,6 +232,7 @@ impl Drop for HeapCore {
             self.pool.clocks().close(&own.clock);
             self.pool.tracer().retract(Traced::StreamGone { stream: own.clock.trace() });
         }
+        self.pool.note_gone(self);
         self.shell.put();
         // SAFETY: they are taken once, here, and nothing uses them afterwards.
         let (pool, arena) =
@@ -368,7 +369,7 @@ impl Heap {
             state.counts.misses += 1;
         }
         if let (Some(class), None, Some(waste), Some(spot)) =
-            (class, &extra, waste, Spot::new(block.at, core.shell))
+            (block.class, &extra, waste, Spot::new(block.at, core.shell))
         {
             state.counts.take(Counts::share(block.given, u64::from(waste)));
             state.counts.owned += 1;

@@ -10,6 +10,7 @@
 //!  7  synchronize, and search again
 //!  8  trim                                  idle granules back to the bank, and map
 //!  9  ask                                   the bank's reclaimers, then the pool's own callback, while something comes of it
+//! 10  no class                              the bytes that were asked for, without what rounding up to a class adds
 //! ```
 //!
 //! Up to 5 nobody loses anything. *Plenty* is what keeps rungs 2 and 4 from being climbed at every miss: a cache or a neighbour's
@@ -263,9 +264,54 @@ impl Ladder<'_> {
         if let Some(found) = found.or_else(|| self.map(Ask::Bank)) {
             return Some(found);
         }
-        if matches!(self.refused, Some(Error::TooLarge { .. })) {
-            return None;
+        if self.is_never() {
+            if !self.leave_class() {
+                return None;
+            }
+            if let Some(found) = self.map(Ask::Bank) {
+                return Some(found);
+            }
+            if self.is_never() {
+                return None;
+            }
         }
+        self.pressing().or_else(|| {
+            // The last thing that can be spared is what rounding up to a class adds.
+            self.leave_class()
+                .then(|| self.search_own().or_else(|| self.search_others(Whose::All)))?
+                .or_else(|| self.map(Ask::Bank))
+        })
+    }
+
+    /// Whether a request fails whatever is given up for it.
+    fn is_never(&mut self) -> bool {
+        let pool = &*self.core.pool;
+        let too_large = matches!(
+            self.refused,
+            Some(Error::TooLarge { .. } | Error::Bank(granule_bank::Error::TooLarge { .. }))
+        );
+        if !too_large && Bytes::new(self.want.size) > pool.budget() {
+            self.refused = Some(pool.too_large(self.size));
+        }
+        too_large || Bytes::new(self.want.size) > pool.budget()
+    }
+
+    /// Asks for what was asked for and no whole class; answers whether that is less.
+    fn leave_class(&mut self) -> bool {
+        if self.class.take().is_none() {
+            return false;
+        }
+        let exact = self.size.get().max(1).next_multiple_of(UNIT);
+        let less = exact < self.want.size;
+        if less {
+            (self.want.size, self.refused) = (exact, None);
+        }
+        less
+    }
+
+    /// Rungs 6 to 9.
+    fn pressing(&mut self) -> Option<Found> {
+        let pool = &*self.core.pool;
         if let Some(found) = self.press().or_else(|| self.map(Ask::Everybody)) {
             return Some(found);
         }

@@ -25,6 +25,6 @@ pub use error::Error;
 pub use heap::Heap;
 pub use lease::Lease;
 pub use pool::{Pool, PoolOptions};
-pub use scratch::{Frame, ScratchArena};
+pub use scratch::{Frame, Scratch, ScratchArena};
 pub use slice::PoolSlice;
 pub use stats::{HeapStats, PoolStats};

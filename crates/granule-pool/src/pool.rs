@@ -1,11 +1,12 @@
 //! `Pool`: the heaps over one bank for one purpose, and what they have in common.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use granule_bank::trace::{self, Event as Traced, Tracer};
 use granule_bank::{Bank, Offer, Owner, Reclaim, ReclaimGuard, Stock};
-use granule_device::{Buffer, Bytes, Device, Home, Stream};
+use granule_device::{Buffer, Bytes, Device, Event, Home, Stream};
 
 use crate::Error;
 use crate::arena::Arena;
@@ -16,7 +17,7 @@ use crate::ladder::Ask;
 use crate::policy::{BlockId, Stamp};
 use crate::shell::{Blocks, MOST, Shell, lock};
 use crate::source::{Memory, Source};
-use crate::stats::PoolStats;
+use crate::stats::{Past, PoolStats, waiting};
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Mutex, MutexGuard};
 
@@ -59,7 +60,11 @@ impl PoolOptions {
 
     /// Asking this function before a request fails: it is given the size that is missing, gives up what it can, leases of this pool for
     /// example, and answers how much that was. It is asked at most eight times for one request, and not again after it answers
-    /// with nothing. No lock is held while it runs.
+    /// with nothing. No lock is held while it runs: it may allocate from this pool and others, and what is refused to it meanwhile is
+    /// refused without it being asked again.
+    ///
+    /// The pool keeps it for as long as there is a heap or a lease. One that keeps a [`Heap`], a [`Pool`] or a [`Lease`](crate::Lease)
+    /// of this pool keeps the pool, which then is never dropped: keep what it gives up outside, behind a [`Weak`].
     pub fn reclaim(self, callback: impl Fn(Bytes) -> Bytes + Send + Sync + 'static) -> PoolOptions {
         PoolOptions { reclaim: Some(Arc::new(callback)), ..self }
     }
@@ -100,6 +105,8 @@ pub(crate) struct PoolInner {
     trace: (trace::PoolId, trace::OwnerId),
     steals: AtomicU64,
     maps: AtomicU64,
+    /// What heaps did that are gone.
+    past: Mutex<Past>,
     /// Registered with the bank for as long as the pool lives.
     reclaimer: OnceLock<ReclaimGuard>,
 }
@@ -120,7 +127,7 @@ impl Neighbour {
         let Some(core) = &self.core else { return true };
         let (cached, given) = {
             let state = core.shell.lock();
-            (state.cache.bytes(), state.counts.given())
+            (state.cache.bytes() + waiting(&state), state.counts.given())
         };
         cached.saturating_add(self.arena.counts().free_bytes) > core.pool.plenty(given)
     }
@@ -137,16 +144,22 @@ impl Pool {
     /// A pool over a bank's device memory: granules where the device has virtual memory, plain allocations elsewhere.
     ///
     /// # Errors
-    /// None so far.
+    /// [`Error::WrongBank`] over a bank of pinned memory.
     pub fn new(bank: &Bank, options: PoolOptions) -> Result<Pool, Error> {
+        if bank.is_pinned() {
+            return Err(Error::WrongBank { wanted: "device memory", how: "Bank::new" });
+        }
         Pool::over(bank, options, Source::of(bank))
     }
 
     /// A pool of pinned host memory, over a [bank of it](Bank::pinned).
     ///
     /// # Errors
-    /// None so far.
+    /// [`Error::WrongBank`] over a bank of device memory.
     pub fn pinned(bank: &Bank, options: PoolOptions) -> Result<Pool, Error> {
+        if !bank.is_pinned() {
+            return Err(Error::WrongBank { wanted: "pinned memory", how: "Bank::pinned" });
+        }
         Pool::over(bank, options, Source::Pinned)
     }
 
@@ -169,6 +182,7 @@ impl Pool {
             trace,
             steals: AtomicU64::new(0),
             maps: AtomicU64::new(0),
+            past: Mutex::default(),
             reclaimer: OnceLock::new(),
             options,
         });
@@ -204,10 +218,11 @@ impl Pool {
         let core = match known.iter().find(|core| of_stream(core)) {
             Some(core) => Arc::clone(core),
             None => {
+                let shell = PoolInner::shell()?;
                 let trace = trace::StreamId(self.inner.tracer.number());
                 let clock = self.inner.clocks.open(stream, trace);
                 let own = HeapStream { stream: Arc::downgrade(stream), clock };
-                let core = self.inner.new_core(Some(own))?;
+                let core = self.inner.new_core(shell, Some(own));
                 let name = format!("stream {}", trace.0);
                 let device = self.inner.bank.traced();
                 self.inner.tracer.declare(Traced::Stream { stream: trace, device, name });
@@ -228,7 +243,7 @@ impl Pool {
     /// # Errors
     /// [`Error::TooManyHeaps`].
     pub fn local(&self) -> Result<Heap, Error> {
-        let core = self.inner.new_core(None)?;
+        let core = self.inner.new_core(PoolInner::shell()?, None);
         lock(&self.inner.heaps).push(Arc::downgrade(&core));
         Ok(core.open(None))
     }
@@ -238,8 +253,8 @@ impl Pool {
         PoolStats::of(&self.inner)
     }
 
-    /// Gives back to the bank what no lease is in, memory that device work may still use with an event behind that work; answers how
-    /// much. Every granule that the pool then holds stands behind at least one byte of a lease, or of a capture.
+    /// Gives back to the bank what no lease is in, granules that device work may still use with an event behind that work; answers how
+    /// much. Where memory comes in whole allocations, as pinned memory does, that work is waited for. Every granule that the pool then holds stands behind at least one byte of a lease, or of a capture.
     ///
     /// # Errors
     /// [`Error::Device`], [`Error::Bank`]: some of it was not given back; the next time it is tried again.
@@ -267,8 +282,11 @@ impl Pool {
 }
 
 impl PoolInner {
-    fn new_core(self: &Arc<PoolInner>, stream: Option<HeapStream>) -> Result<Arc<HeapCore>, Error> {
-        let shell = Shell::get().ok_or(Error::TooManyHeaps { most: MOST })?;
+    fn shell() -> Result<&'static Shell, Error> {
+        Shell::get().ok_or(Error::TooManyHeaps { most: MOST })
+    }
+
+    fn new_core(self: &Arc<PoolInner>, shell: &'static Shell, stream: Option<HeapStream>) -> Arc<HeapCore> {
         let mut arenas = lock(&self.arenas);
         let free = arenas.iter().position(Option::is_none).unwrap_or(arenas.len());
         let number = u32::try_from(free).unwrap_or(u32::MAX);
@@ -278,7 +296,7 @@ impl PoolInner {
         }
         arenas[free] = Some(Arc::clone(&arena));
         drop(arenas);
-        Ok(HeapCore::new(self, shell, arena, stream))
+        HeapCore::new(self, shell, arena, stream)
     }
 
     pub(crate) fn bank(&self) -> &Bank {
@@ -362,6 +380,17 @@ impl PoolInner {
         (self.steals.load(Ordering::Relaxed), self.maps.load(Ordering::Relaxed))
     }
 
+    pub(crate) fn past(&self) -> Past {
+        *lock(&self.past)
+    }
+
+    /// Keeps the sums of a heap that goes; nobody finds it any more.
+    pub(crate) fn note_gone(&self, core: &HeapCore) {
+        let counts = core.shell.lock().counts;
+        let others: u64 = self.heaps().iter().map(|other| other.shell.lock().counts.peak()).sum();
+        lock(&self.past).note(&counts, others);
+    }
+
     /// Granules for the pool.
     pub(crate) fn take(&self, count: usize, ask: Ask) -> Result<Stock, Error> {
         Ok(match ask {
@@ -375,9 +404,11 @@ impl PoolInner {
         self.source.allocate(&self.bank, self.owner(), size, ask)
     }
 
-    /// Asks the pool's owner to give something up.
+    /// Asks the pool's owner to give something up; nothing where this thread is doing so already.
     pub(crate) fn ask_owner(&self, size: Bytes) -> Bytes {
-        self.options.reclaim.as_ref().map_or(Bytes::ZERO, |callback| callback(size))
+        let Some(callback) = &self.options.reclaim else { return Bytes::ZERO };
+        let Some(_asking) = Asking::begin() else { return Bytes::ZERO };
+        callback(size)
     }
 
     /// What has completed, as the host knows.
@@ -453,23 +484,8 @@ impl PoolInner {
             if given >= want {
                 break;
             }
-            let complete = self.completed();
-            let mut events = Vec::new();
-            for stamp in arena.idle_stamps() {
-                if complete(&stamp) || events.iter().any(|(of, _)| *of == stamp) {
-                    continue;
-                }
-                match self.clocks.events(&stamp) {
-                    Ok(mut behind) => {
-                        // Memory goes back with one event: the others are waited for.
-                        if let Some(last) = behind.pop() {
-                            behind.iter().for_each(granule_device::Event::synchronize);
-                            events.push((stamp, last));
-                        }
-                    }
-                    Err(error) => done = done.and(Err(error)),
-                }
-            }
+            let (events, waited) = self.behind(&arena.idle_stamps());
+            done = done.and(waited);
             // What has completed meanwhile needs no event.
             let complete = self.completed();
             let behind =
@@ -480,6 +496,33 @@ impl PoolInner {
         }
         self.forget_arenas();
         (given, done)
+    }
+
+    /// The event behind each of the stamps that have not completed; and the first error. Where memory cannot be given back with an
+    /// event it is waited for here, without any lock: what the streams run meanwhile may give leases back.
+    fn behind(&self, stamps: &[Stamp]) -> (Vec<(Stamp, Event)>, Result<(), Error>) {
+        let complete = self.completed();
+        let (mut events, mut done): (Vec<(Stamp, Event)>, _) = (Vec::new(), Ok(()));
+        for stamp in stamps {
+            if complete(stamp) || events.iter().any(|(of, _)| of == stamp) {
+                continue;
+            }
+            match self.clocks.events(stamp) {
+                Ok(mut behind) => {
+                    if let Some(last) = behind.pop() {
+                        // One event is enough to give memory back: the others are waited for.
+                        behind.iter().for_each(Event::synchronize);
+                        events.push((stamp.clone(), last));
+                    }
+                }
+                Err(error) => done = done.and(Err(error)),
+            }
+        }
+        if self.source != Source::Granules && !events.is_empty() {
+            events.drain(..).for_each(|(_, event)| event.synchronize());
+            self.clocks.poll();
+        }
+        (events, done)
     }
 
     /// Takes arenas off the list that have no heap and no memory any more.
@@ -559,6 +602,27 @@ impl PoolInner {
     }
 }
 
+thread_local! {
+    /// Whether this thread is inside the callback of a pool's owner.
+    static ASKING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks the thread as one that asks an owner, until dropped: a callback that allocates is not asked for what it asks for.
+struct Asking;
+
+impl Asking {
+    /// `None` where it asks already.
+    fn begin() -> Option<Asking> {
+        (!ASKING.replace(true)).then_some(Asking)
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        ASKING.set(false);
+    }
+}
+
 /// What it costs to have a MiB again that was given back: mapping half a granule.
 const COST: u64 = 20;
 
@@ -569,7 +633,11 @@ impl Reclaim for PoolInner {
 
     fn could_give(&self) -> Vec<Offer> {
         let idle = Bytes::new(self.arenas().iter().map(|arena| arena.idle()).sum());
-        let cached: u64 = self.heaps().iter().map(|core| core.shell.lock().cache.bytes()).sum();
+        let of_heap = |core: &Arc<HeapCore>| {
+            let state = core.shell.lock();
+            state.cache.bytes() + waiting(&state)
+        };
+        let cached: u64 = self.heaps().iter().map(of_heap).sum();
         // Free blocks come together to whole granules, or do not.
         vec![Offer::new(idle, COST), Offer::new(Bytes::new(cached), 2 * COST)]
     }

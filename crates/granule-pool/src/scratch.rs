@@ -1,13 +1,20 @@
 //! `ScratchArena`: temporaries that are given back in the order opposite to that in which they were taken.
 
-use std::mem::ManuallyDrop;
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::{self, ManuallyDrop};
 use std::sync::Arc;
 
 use granule_bank::{Bank, Growable, Owner};
-use granule_device::{Bytes, Device, DeviceSliceMut, Home, Lease, Stream};
+use granule_device::{
+    Buffer, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Event, Home, LeaseMode, Stream,
+    Suballocation,
+};
 
 use crate::Error;
 use crate::policy::UNIT;
+use crate::shell::lock;
+use crate::sync::Mutex;
 
 /// Memory for temporaries whose lives nest, over one [`Growable`]: taking some is an addition, and a [`Frame`] gives back all
 /// that was taken from it at once. The arena grows by granules to the most that was ever in use together, at addresses that
@@ -28,8 +35,8 @@ use crate::policy::UNIT;
 /// for _layer in 0..3 {
 ///     let mut inner = frame.frame();
 ///     let mut product = inner.alloc(Bytes::kib(64))?; // the same addresses for each layer
-///     product.slice_mut().as_host_mut().ok_or("on the host")?.fill(1);
-///     sums.slice_mut().as_host_mut().ok_or("on the host")?.fill(2); // stays through all of them
+///     product.slice_mut()?.as_host_mut().ok_or("on the host")?.fill(1);
+///     sums.slice_mut()?.as_host_mut().ok_or("on the host")?.fill(2); // stays through all of them
 /// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -40,7 +47,34 @@ pub struct ScratchArena {
     top: u64,
     /// The most that this ever was.
     peak: u64,
-    stream: Option<Arc<Stream>>,
+    work: Option<Arc<Work>>,
+}
+
+/// The stream whose work uses an arena.
+#[derive(Debug)]
+struct Work {
+    stream: Arc<Stream>,
+    /// Temporaries that were allocations of their own, with the event behind their use; none where none could be recorded.
+    apart: Mutex<Vec<(Option<Event>, Buffer)>>,
+}
+
+impl Work {
+    /// Waits for all that the stream was given.
+    fn finish(&self) -> Result<(), Error> {
+        self.stream.record()?.synchronize();
+        Ok(())
+    }
+
+    /// Keeps an allocation until what the stream was given so far has run.
+    fn keep(&self, buffer: Buffer) {
+        let event = self.stream.record().ok();
+        let done: Vec<(Option<Event>, Buffer)> = {
+            let mut apart = lock(&self.apart);
+            apart.push((event, buffer));
+            apart.extract_if(.., |(event, _)| event.as_ref().is_some_and(Event::is_done)).collect()
+        };
+        drop(done);
+    }
 }
 
 impl ScratchArena {
@@ -51,7 +85,7 @@ impl ScratchArena {
     /// [`Error::Bank`] where the device has no virtual memory, or no addresses left.
     pub fn new(bank: &Bank, owner: &Owner, reserve: Bytes) -> Result<ScratchArena, Error> {
         let memory = ManuallyDrop::new(bank.growable(owner, reserve)?);
-        Ok(ScratchArena { memory, top: 0, peak: 0, stream: None })
+        Ok(ScratchArena { memory, top: 0, peak: 0, work: None })
     }
 
     /// One for work of one stream, which may still be running when the frame that it is for is dropped: the next frame's comes
@@ -70,7 +104,7 @@ impl ScratchArena {
             return Err(Error::OtherDevice { what: "a stream" });
         }
         let mut arena = ScratchArena::new(bank, owner, reserve)?;
-        arena.stream = Some(Arc::clone(stream));
+        arena.work = Some(Arc::new(Work { stream: Arc::clone(stream), apart: Mutex::default() }));
         Ok(arena)
     }
 
@@ -106,14 +140,16 @@ impl ScratchArena {
     /// # Errors
     /// [`Error::Device`], [`Error::Bank`]; it is as it was.
     pub fn trim(&mut self) -> Result<(), Error> {
-        if let Some(stream) = &self.stream {
-            stream.record()?.synchronize();
+        if let Some(work) = &self.work {
+            work.finish()?;
+            let done = mem::take(&mut *lock(&work.apart));
+            drop(done);
         }
         Ok(self.memory.shrink_to(Bytes::ZERO)?)
     }
 
     /// `size` bytes at a multiple of `align`, the first behind the top.
-    fn push<'a>(&mut self, size: Bytes, align: Bytes) -> Result<Lease<'a>, Error> {
+    fn push<'a>(&mut self, size: Bytes, align: Bytes) -> Result<Scratch<'a>, Error> {
         let limit = self.memory.bank().granule();
         if !align.get().is_power_of_two() || align > limit {
             return Err(Error::Alignment { requested: align, limit });
@@ -126,30 +162,48 @@ impl ScratchArena {
             self.memory.grow_to(end)?;
         }
         let len = size.to_usize().unwrap_or(0);
-        let at = base.add(Bytes::new(start));
-        // SAFETY: the bytes are mapped and stay so while the arena is borrowed, as whoever calls has it for `'a`; they lie
-        // above all that was taken before, and nothing takes them again before the frame is dropped, and then not before
-        // `'a` is over.
-        let piece = unsafe { DeviceSliceMut::from_raw(at, len, Home::on(self.device())) };
-        let lease = self.device().lease(piece)?;
+        let mut at = base.add(Bytes::new(start));
+        let device = self.device();
+        let (mut announced, mut apart) = (None, None);
+        match device.lease_mode() {
+            _ if size.is_zero() => {}
+            LeaseMode::Quiet => {}
+            LeaseMode::Announced => announced = Some(device.announce(at, size)?),
+            LeaseMode::Apart => {
+                let buffer = device.alloc(size.saturating_add(align))?;
+                let skip = buffer.ptr().addr().next_multiple_of(align.get()) - buffer.ptr().addr();
+                at = buffer.ptr().add(Bytes::new(skip));
+                apart = Some(buffer);
+            }
+        }
+        let scratch = Scratch {
+            at,
+            len,
+            home: Home::on(device),
+            _announced: announced,
+            apart,
+            work: self.work.clone(),
+            idle: PhantomData,
+        };
         self.top = end.get();
         self.peak = self.peak.max(self.top);
-        Ok(lease)
+        Ok(scratch)
     }
 }
 
 impl ScratchArena {
     /// Sees to it that no work of the stream is left when the memory is somebody else's.
     fn leave(&mut self) -> Result<(), granule_device::Error> {
-        let Some(stream) = &self.stream else { return Ok(()) };
-        match stream.record() {
+        let Some(work) = &self.work else { return Ok(()) };
+        match work.stream.record() {
             Ok(event) => {
-                if self.memory.shrink_after(Bytes::ZERO, &event).is_err() {
+                let shrunk = self.memory.shrink_after(Bytes::ZERO, &event);
+                if shrunk.is_err() || !lock(&work.apart).is_empty() {
                     event.synchronize();
                 }
                 Ok(())
             }
-            Err(_) => match stream.synchronize() {
+            Err(_) => match work.stream.synchronize() {
                 // It has waited all the same.
                 Err(granule_device::Error::HostFunction { .. }) => Ok(()),
                 waited => waited,
@@ -164,7 +218,96 @@ impl Drop for ScratchArena {
         if self.leave().is_ok() {
             // SAFETY: it is dropped once, here, and nothing uses it afterwards.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
+        } else if let Some(work) = &self.work {
+            mem::forget(mem::take(&mut *lock(&work.apart)));
         }
+    }
+}
+
+/// A temporary: memory of a [`Frame`], which has it back when the frame is dropped.
+pub struct Scratch<'a> {
+    at: DevicePtr,
+    len: usize,
+    home: Home,
+    /// While a memory checker knows of it.
+    _announced: Option<Suballocation>,
+    /// The memory itself, in [`LeaseMode::Apart`]; its place in the arena lies idle.
+    apart: Option<Buffer>,
+    work: Option<Arc<Work>>,
+    idle: PhantomData<DeviceSliceMut<'a>>,
+}
+
+impl Scratch<'_> {
+    /// Where it starts.
+    pub fn ptr(&self) -> DevicePtr {
+        self.at
+    }
+
+    /// How many bytes it has.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True where it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The bytes, to read; of an arena [on a stream](ScratchArena::on_stream) once all has run that the stream was given, which may
+    /// be another frame's work on the same bytes.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where the stream cannot be waited for, as while it is captured.
+    pub fn slice(&self) -> Result<DeviceSlice<'_>, Error> {
+        self.work.as_ref().map_or(Ok(()), |work| work.finish())?;
+        // SAFETY: what the stream was given has run, and who gives it more promises not to while this is borrowed.
+        Ok(unsafe { self.stream_slice() })
+    }
+
+    /// The bytes, to write; otherwise as [`Scratch::slice`].
+    ///
+    /// # Errors
+    /// As [`Scratch::slice`].
+    pub fn slice_mut(&mut self) -> Result<DeviceSliceMut<'_>, Error> {
+        self.work.as_ref().map_or(Ok(()), |work| work.finish())?;
+        // SAFETY: as above, and it is borrowed exclusively.
+        Ok(unsafe { self.stream_slice_mut() })
+    }
+
+    /// The bytes, for work that is given to the arena's stream: to read, and without waiting for anything.
+    ///
+    /// # Safety
+    /// - What reads them is given to the [arena's stream](ScratchArena::on_stream), before the frame is dropped; or it comes behind
+    ///   all that that stream was given, and has ended by then.
+    /// - Nothing writes them meanwhile but work of the same stream, which is in order.
+    pub unsafe fn stream_slice(&self) -> DeviceSlice<'_> {
+        // SAFETY: the bytes are mapped and stay so while the arena is borrowed, as whoever made this has it for `'a`; they lie
+        // above all that was taken before, and nothing takes them again before the frame is dropped, and then not before `'a` is
+        // over. Or they are an allocation of this one's own. The caller promises the rest.
+        unsafe { DeviceSlice::from_raw(self.at, self.len, self.home) }
+    }
+
+    /// The bytes, for work that is given to the arena's stream: to write too.
+    ///
+    /// # Safety
+    /// - As of [`Scratch::stream_slice`], for what reads and what writes them.
+    pub unsafe fn stream_slice_mut(&mut self) -> DeviceSliceMut<'_> {
+        // SAFETY: as above, and it is borrowed exclusively.
+        unsafe { DeviceSliceMut::from_raw(self.at, self.len, self.home) }
+    }
+}
+
+impl Drop for Scratch<'_> {
+    fn drop(&mut self) {
+        if let (Some(work), Some(buffer)) = (&self.work, self.apart.take()) {
+            work.keep(buffer);
+        }
+    }
+}
+
+impl fmt::Debug for Scratch<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scratch({:#x}, {} bytes)", self.at.addr(), self.len)
     }
 }
 
@@ -172,8 +315,8 @@ impl Drop for ScratchArena {
 /// an inner one lives nothing can be taken from the outer one.
 ///
 /// Like all memory whose giving back waits for nothing, what a frame lends may be used by `unsafe` launches of one stream
-/// only, the [arena's](ScratchArena::on_stream), unless they have ended when the frame is dropped; safe code cannot get that
-/// wrong.
+/// only, the [arena's](ScratchArena::on_stream), unless they have ended when the frame is dropped. Safe code cannot get that
+/// wrong: it waits for the stream.
 #[derive(Debug)]
 pub struct Frame<'a> {
     arena: &'a mut ScratchArena,
@@ -186,7 +329,7 @@ impl<'a> Frame<'a> {
     /// # Errors
     /// [`Error::Bank`] where there is no more memory, or more than was reserved; nothing has changed then. [`Error::Device`] where
     /// a memory checker cannot be told.
-    pub fn alloc(&mut self, size: Bytes) -> Result<Lease<'a>, Error> {
+    pub fn alloc(&mut self, size: Bytes) -> Result<Scratch<'a>, Error> {
         self.arena.push(size, Bytes::new(UNIT))
     }
 
@@ -194,7 +337,7 @@ impl<'a> Frame<'a> {
     ///
     /// # Errors
     /// As [`Frame::alloc`]; [`Error::Alignment`].
-    pub fn alloc_aligned(&mut self, size: Bytes, align: Bytes) -> Result<Lease<'a>, Error> {
+    pub fn alloc_aligned(&mut self, size: Bytes, align: Bytes) -> Result<Scratch<'a>, Error> {
         self.arena.push(size, align.max(Bytes::new(UNIT)))
     }
 

@@ -96,11 +96,16 @@ impl Memory {
         }
     }
 
-    /// Gives the memory of places back, now or after an event.
-    pub(crate) fn clear(&mut self, places: Span<usize>, after: Option<&Event>) -> Result<(), Error> {
+    /// Takes the memory of places away, now or after an event. What is anybody's now comes to be in `out`.
+    pub(crate) fn clear(
+        &mut self,
+        places: Span<usize>,
+        after: Option<&Event>,
+        out: &mut Stock,
+    ) -> Result<(), Error> {
         match (self, after) {
-            (Memory::Granules(range), Some(event)) => Ok(range.clear_after(places, event)?),
-            (Memory::Granules(range), None) => Ok(range.clear(places)?),
+            (Memory::Granules(range), Some(event)) => Ok(range.clear_after_into(places, event, out)?),
+            (Memory::Granules(range), None) => Ok(range.clear_into(places, out)?),
             (Memory::Plain { .. } | Memory::Pinned(_), _) => Ok(()),
         }
     }

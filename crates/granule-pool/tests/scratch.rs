@@ -4,8 +4,10 @@
 use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions, Owner};
-use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, FaultPlan, HostOptions, LeaseMode};
-use granule_pool::{Error, Frame, ScratchArena};
+use granule_device::{
+    Bytes, Device, DeviceKind, DeviceSlice, DeviceSliceMut, FaultPlan, HostOptions, LeaseMode,
+};
+use granule_pool::{Error, Frame, Scratch, ScratchArena};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
@@ -34,6 +36,8 @@ on_every_device!(
     addresses_come_again_and_memory_stays,
     work_of_a_stream_is_ahead_of_giving_back,
     a_driver_that_fails_gets_nothing_back_too_early,
+    safe_code_waits_for_the_stream,
+    allocations_apart_stay_until_the_work_has_run,
     a_failed_growth_changes_nothing,
     wrong_alignments_are_refused,
     leases_are_shown_as_the_device_wants_them,
@@ -103,7 +107,7 @@ fn walk(device: &Device, mut frame: Frame<'_>, tree: &Tree, depth: u8, around: &
         );
         around.push((start, end));
         let fill = vec![depth * 16 + at as u8 + 1; lease.len()];
-        write(device, &fill, lease.slice_mut());
+        write(device, &fill, lease.slice_mut().unwrap());
         taken.push((lease, fill));
     }
     let used = frame.used();
@@ -112,7 +116,7 @@ fn walk(device: &Device, mut frame: Frame<'_>, tree: &Tree, depth: u8, around: &
         assert_eq!(frame.used(), used, "an inner frame gives back what it took");
     }
     for (lease, fill) in &taken {
-        assert_eq!(&read(device, lease.slice()), fill);
+        assert_eq!(&read(device, lease.slice().unwrap()), fill);
     }
     around.truncate(around.len() - taken.len());
     assert!(before <= used);
@@ -157,7 +161,7 @@ fn work_of_a_stream_is_ahead_of_giving_back(bank: &Bank) {
         for value in 0..4_u8 {
             let mut frame = scratch.frame();
             let mut lease = frame.alloc(bank.granule()).unwrap();
-            give(&stream, lease.slice_mut(), round * 16 + value);
+            give(&stream, &mut lease, round * 16 + value);
         }
         if round == 1 {
             scratch.trim().unwrap();
@@ -175,7 +179,7 @@ fn a_driver_that_fails_gets_nothing_back_too_early(bank: &Bank) {
     for nth in 1..6 {
         let mut scratch =
             ScratchArena::on_stream(bank, &Owner::new("scratch"), bank.granule(), &stream).unwrap();
-        give(&stream, scratch.frame().alloc(bank.granule()).unwrap().slice_mut(), nth as u8);
+        give(&stream, &mut scratch.frame().alloc(bank.granule()).unwrap(), nth as u8);
         let fault = device.inject_fault(FaultPlan::nth(nth));
         drop(scratch);
         drop(fault);
@@ -185,17 +189,64 @@ fn a_driver_that_fails_gets_nothing_back_too_early(bank: &Bank) {
     }
 }
 
-/// Gives the stream work on the memory: on a GPU work that may run any time later; the host device has none that needs
-/// only a slice.
-fn give(stream: &granule_device::Stream, slice: DeviceSliceMut<'_>, value: u8) {
+/// Gives the stream work on the memory, that may run any time later.
+fn give(stream: &granule_device::Stream, scratch: &mut Scratch<'_>, value: u8) {
     #[cfg(feature = "cuda")]
     if stream.device().kind() == granule_device::DeviceKind::Cuda {
-        // SAFETY: the memory is the arena's of this stream.
-        unsafe { stream.fill_slice(slice, value) }.unwrap();
+        // SAFETY: the stream is the arena's.
+        unsafe { stream.fill_slice(scratch.stream_slice_mut(), value) }.unwrap();
         return;
     }
-    let mut slice = slice;
-    slice.as_host_mut().unwrap().fill(value);
+    let (at, len) = (scratch.ptr().addr() as usize, scratch.len());
+    stream
+        .call(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            // SAFETY: as above: the memory is this work's until the stream has gone on.
+            unsafe { std::ptr::with_exposed_provenance_mut::<u8>(at).write_bytes(value, len) };
+        })
+        .unwrap();
+}
+
+/// What a frame's work still writes is not read or written by the next frame's safe code before it has run.
+fn safe_code_waits_for_the_stream(bank: &Bank) {
+    let stream = Arc::new(bank.device().stream().unwrap());
+    let reserve = bank.granule().checked_mul(4).unwrap();
+    let mut scratch = ScratchArena::on_stream(bank, &Owner::new("scratch"), reserve, &stream).unwrap();
+    give(&stream, &mut scratch.frame().alloc(Bytes::kib(4)).unwrap(), 9);
+    let mut frame = scratch.frame();
+    let mut mine = frame.alloc(Bytes::kib(4)).unwrap();
+    write(bank.device(), &[1; 4096], mine.slice_mut().unwrap());
+    stream.synchronize().unwrap();
+    assert_eq!(read(bank.device(), mine.slice().unwrap()), [1; 4096], "the former frame's work wrote it");
+    give(&stream, &mut mine, 2);
+    assert_eq!(read(bank.device(), mine.slice().unwrap()), [2; 4096], "read before the stream's work");
+}
+
+/// An allocation of a temporary's own is not freed under the stream's work, and is after it.
+fn allocations_apart_stay_until_the_work_has_run(bank: &Bank) {
+    let device = bank.device();
+    let stream = Arc::new(device.stream().unwrap());
+    let reserve = bank.granule().checked_mul(4).unwrap();
+    let mut scratch = ScratchArena::on_stream(bank, &Owner::new("scratch"), reserve, &stream).unwrap();
+    device.set_lease_mode(LeaseMode::Apart);
+    let quiet = device.live().buffers;
+    let align = Bytes::kib(4);
+    let mut lease_and_give = |value: u8| {
+        let mut frame = scratch.frame();
+        let mut lease = frame.alloc_aligned(Bytes::kib(4), align).unwrap();
+        assert!(lease.ptr().addr().is_multiple_of(align.get()));
+        give(&stream, &mut lease, value);
+        if device.kind() == DeviceKind::Host {
+            drop(lease);
+            assert_eq!(device.live().buffers, quiet + 1, "freed while the stream's work runs");
+        }
+    };
+    lease_and_give(1);
+    stream.synchronize().unwrap();
+    lease_and_give(2);
+    scratch.trim().unwrap();
+    assert_eq!(device.live().buffers, quiet);
+    device.set_lease_mode(LeaseMode::Quiet);
 }
 
 fn a_failed_growth_changes_nothing(bank: &Bank) {
@@ -203,7 +254,7 @@ fn a_failed_growth_changes_nothing(bank: &Bank) {
     let granule = bank.granule();
     let mut frame = scratch.frame();
     let mut kept = frame.alloc(granule).unwrap();
-    write(bank.device(), &[7; 16], kept.slice_mut().subslice(..16).unwrap());
+    write(bank.device(), &[7; 16], kept.slice_mut().unwrap().subslice(..16).unwrap());
     let used = frame.used();
     // More than the budget has; more than there are addresses for; more than there are numbers for.
     for size in [granule.checked_mul(8).unwrap(), granule.checked_mul(16).unwrap(), Bytes::MAX] {
@@ -212,7 +263,7 @@ fn a_failed_growth_changes_nothing(bank: &Bank) {
     }
     let after = frame.alloc(granule).unwrap();
     assert_eq!(after.ptr().addr(), kept.ptr().addr() + granule.get());
-    assert_eq!(read(bank.device(), kept.slice().subslice(..16).unwrap()), [7; 16]);
+    assert_eq!(read(bank.device(), kept.slice().unwrap().subslice(..16).unwrap()), [7; 16]);
 }
 
 fn wrong_alignments_are_refused(bank: &Bank) {

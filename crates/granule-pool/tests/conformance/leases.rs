@@ -252,4 +252,9 @@ pub(crate) fn wrong_asks_are_refused(open: &dyn Fn() -> Device) {
     assert!(matches!(heap.begin_private(), Err(Error::NoStream { .. })));
     assert!(matches!(heap.alloc(Bytes::MAX), Err(Error::TooLarge { .. })));
     assert_eq!((pool.stats().live, pool.stats().reserved), (0, Bytes::ZERO));
+    // Pools over banks of the other kind of memory.
+    let wrong = Pool::pinned(&bank, PoolOptions::new());
+    assert!(matches!(wrong, Err(Error::WrongBank { how: "Bank::pinned", .. })));
+    let pinned = Bank::pinned(device, BankOptions::new().budget(Bytes::mib(8))).unwrap();
+    assert!(matches!(Pool::new(&pinned, PoolOptions::new()), Err(Error::WrongBank { how: "Bank::new", .. })));
 }

@@ -11,6 +11,8 @@ mod faults;
 mod leases;
 mod model;
 mod pressure;
+mod reentrance;
+mod statistics;
 mod streams;
 mod support;
 mod threads;
@@ -69,6 +71,8 @@ conformance! {
         another_owner_gets_idle_memory,
         the_owner_is_asked_in_the_end,
         never_and_not_now_are_told_apart,
+        what_never_fits_asks_nobody,
+        a_class_is_not_what_makes_it_too_large,
         what_work_still_uses_is_given_back_after_it,
         cached_blocks_stay_below_their_limit;
     captures:
@@ -83,6 +87,16 @@ conformance! {
     model:
         random_operations_like_a_model,
         the_same_operations_give_the_same_blocks;
+    reentrance:
+        a_watch_uses_the_pool,
+        a_region_ends_while_the_pool_is_trimmed,
+        the_owner_allocates_when_it_is_asked,
+        a_reclaimer_allocates;
+    statistics:
+        sums_outlive_their_heaps,
+        the_peak_is_of_heaps_that_were_there_together,
+        every_free_byte_is_counted,
+        what_is_certain_is_served;
     threads:
         eight_threads_on_one_heap,
         eight_threads_on_eight_heaps,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use granule_bank::Owner;
+use granule_bank::{Bank, BankOptions, Owner};
 use granule_device::{Bytes, Device};
 use granule_pool::{Error, Heap, Lease, Pool, PoolOptions};
 
@@ -177,8 +177,54 @@ pub(crate) fn never_and_not_now_are_told_apart(open: &dyn Fn() -> Device) {
     assert!(matches!(error, Error::TooLarge { budget, .. } if budget == granules(&device, 4)), "{error}");
     drop(kept);
     pool.trim().unwrap();
-    assert_eq!(pool.stats().largest_possible, granules(&device, 4));
+    assert_eq!(pool.stats().largest_certain, granules(&device, 4));
     drop(heap.alloc(granules(&device, 4)).unwrap());
+}
+
+/// Nobody gives anything up for what fits nowhere: no other stream is waited for, and idle memory stays.
+pub(crate) fn what_never_fits_asks_nobody(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 4);
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    let options = PoolOptions::new().reclaim(move |_| {
+        *count.lock().unwrap() += 1;
+        Bytes::new(1)
+    });
+    let pool = Pool::new(&bank, options).unwrap();
+    let heap = pool.heap(&stream(&device)).unwrap();
+    let other = pool.heap(&stream(&device)).unwrap();
+    drop((heap.alloc(Bytes::new(1)).unwrap(), other.alloc(Bytes::new(1)).unwrap()));
+    let before = pool.stats().reserved;
+    let sizes =
+        [granules(&device, 4).saturating_add(Bytes::new(1)), granules(&device, 16), Bytes::gib(1 << 20)];
+    for size in sizes {
+        assert!(matches!(heap.alloc(size), Err(Error::TooLarge { requested, .. }) if requested == size));
+    }
+    assert_eq!((*asked.lock().unwrap(), pool.stats().events, pool.stats().reserved), (0, 0, before));
+}
+
+/// A request fails only where its own bytes do not fit, whatever they are rounded up to.
+pub(crate) fn a_class_is_not_what_makes_it_too_large(open: &dyn Fn() -> Device) {
+    let device = open();
+    // 615 KiB are of the class of 640 KiB.
+    let bank = Bank::pinned(device.clone(), BankOptions::new().budget(Bytes::kib(620))).unwrap();
+    let pool = Pool::pinned(&bank, PoolOptions::new()).unwrap();
+    let heap = pool.local().unwrap();
+    for _ in 0..3 {
+        let lease = heap.alloc(Bytes::kib(615)).unwrap();
+        assert_eq!((lease.len(), lease.given()), (Bytes::kib(615), Bytes::kib(615)));
+        assert_eq!((heap.stats().current, heap.stats().waste()), (Bytes::kib(615), Bytes::ZERO));
+        assert!(matches!(heap.alloc(Bytes::kib(600)), Err(Error::OutOfMemory { .. })));
+        drop(lease);
+    }
+    assert_eq!((heap.stats().live, heap.stats().current), (0, Bytes::ZERO));
+    assert!(matches!(heap.alloc(Bytes::kib(621)), Err(Error::TooLarge { .. })));
+    // The same where it is somebody else's memory that leaves no room for the class.
+    let bank = Bank::pinned(device, BankOptions::new().budget(Bytes::kib(1240))).unwrap();
+    let _other = bank.pinned_block(&Owner::new("other"), Bytes::kib(620)).unwrap();
+    let pool = Pool::pinned(&bank, PoolOptions::new()).unwrap();
+    drop(pool.local().unwrap().alloc(Bytes::kib(615)).unwrap());
 }
 
 pub(crate) fn what_work_still_uses_is_given_back_after_it(open: &dyn Fn() -> Device) {
