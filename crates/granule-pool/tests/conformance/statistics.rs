@@ -71,7 +71,7 @@ pub(crate) fn what_is_certain_is_served(open: &dyn Fn() -> Device) {
         drop((0..20).map(|_| heap.alloc(Bytes::new(round * 250)).unwrap()).collect::<Vec<_>>());
         live.push(heap.alloc(Bytes::new(round * 300)).unwrap());
         if round % 3 == 0 {
-            live.swap_remove(0);
+            drop(live.swap_remove(0));
         }
         let certain = pool.stats().largest_certain;
         drop(heap.alloc(certain).unwrap_or_else(|error| panic!("{certain} were certain: {error}")));
