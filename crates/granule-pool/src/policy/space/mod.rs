@@ -167,14 +167,8 @@ impl Space {
         Space { home: Some(home), ..Space::new() }
     }
 
-    /// A span of `places` places of `place` bytes each, none of which has memory. The place is a multiple of [`UNIT`], and all
-    /// of them together are less than 2^64 bytes. Blocks are aligned as far as the start of the span is.
-    pub fn add_span(&mut self, place: u64, places: usize) -> SpanId {
-        self.add_span_at(0, place, places)
-    }
-
-    /// As [`Space::add_span`], for a span that starts at address `base`, a multiple of [`UNIT`]: blocks in it are aligned by
-    /// their address.
+    /// A span of `places` places of `place` bytes each, none of which has memory, at address `base`. Place and base are multiples of
+    /// [`UNIT`], and the span ends below 2^64. Blocks in it are aligned by their address.
     pub fn add_span_at(&mut self, base: u64, place: u64, places: usize) -> SpanId {
         debug_assert!(place.is_multiple_of(UNIT) && base.is_multiple_of(UNIT), "{place} at {base}");
         let slot = match self.vacant_slots.pop() {
@@ -223,11 +217,6 @@ impl Space {
         let (node, start) =
             self.find(&self.bins[0], want, usable).or_else(|| self.find(&self.bins[1], want, usable))?;
         Some(self.cut(node, start, want.size))
-    }
-
-    /// As [`Space::take`], from any free memory: the taker waits for what the stamp says.
-    pub fn take_any(&mut self, size: u64, align: u64) -> Option<(Block, Stamp)> {
-        self.take(size, align, &|_| true)
     }
 
     /// Gives a block back. It is stamped with who may still use it.

@@ -133,23 +133,6 @@ impl Space {
         runs.into_iter()
     }
 
-    /// How many bytes of each place of the span are in blocks. Empty where there is no such span.
-    pub fn live(&self, id: SpanId) -> Vec<u64> {
-        let Some(span) = self.span(id) else { return Vec::new() };
-        let mut live = vec![0; span.places];
-        for node in self
-            .nodes
-            .upwards(span.first)
-            .map(|node| &self.nodes[node])
-            .filter(|node| node.state == State::Live)
-        {
-            for place in span.touched(node.offset, node.end()) {
-                live[place] += span.overlap(place, node);
-            }
-        }
-        live
-    }
-
     /// Cuts the places out as nodes in no list, where no block is among them.
     fn without_blocks(&mut self, id: SpanId, places: Range<usize>) -> Result<Vec<u32>, InUse> {
         let span = self.span(id).ok_or(InUse)?;

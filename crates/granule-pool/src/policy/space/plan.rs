@@ -46,7 +46,7 @@ impl Window {
 
 impl Space {
     /// Where memory would have to come so that [`Space::grow`] gets a block of at least `size` bytes at a multiple of `align`:
-    /// with the fewest places, counting free `usable` memory beside them; of those the lowest, in the oldest span. The alignment
+    /// with the fewest places, counting free `usable` memory beside them; of those plans the lowest. The alignment
     /// is at most the size of a place. None where no span has room: add one.
     pub fn plan(&self, size: u64, align: u64, usable: &dyn Fn(&Stamp) -> bool) -> Option<Growth> {
         let want = Want::new(size, align)?;

@@ -44,7 +44,7 @@ impl Pool {
             return Some(block);
         }
         let growth = self.space.plan(size, 1, &own).or_else(|| {
-            self.space.add_span(PLACE, self.budget);
+            self.space.add_span_at(0, PLACE, self.budget);
             self.space.plan(size, 1, &own)
         })?;
         if growth.new > self.left() {

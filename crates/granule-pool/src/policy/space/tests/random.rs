@@ -125,7 +125,7 @@ impl Run {
             .collect();
         let taken = match clock {
             Some(clock) => self.space.take(units * UNIT, bytes, &|stamp| covers(clock, &ticks(stamp))),
-            None => self.space.take_any(units * UNIT, bytes),
+            None => self.space.take(units * UNIT, bytes, &|_| true),
         };
         prop_assert_eq!(taken.is_some(), !fitting.is_empty(), "{:?}", fitting);
         let said = format!("{taken:?}");
@@ -170,7 +170,7 @@ impl Run {
                 if bare {
                     self.model.spans.retain(|span| span.id != id);
                     prop_assert!(self.space.remove_span(id).is_err(), "removed twice");
-                    prop_assert!(self.space.bare(id, 0..1).is_err() && self.space.live(id).is_empty());
+                    prop_assert!(self.space.bare(id, 0..1).is_err());
                 }
                 Ok(format!("{removed:?}"))
             }
@@ -332,8 +332,6 @@ impl Run {
         let mut counts = SpaceCounts { spans: self.model.spans.len(), ..SpaceCounts::default() };
         let mut idle: Vec<(SpanId, Range<usize>, Ticks)> = Vec::new();
         for span in &self.model.spans {
-            let live: Vec<u64> = (0..span.places).map(|place| span.live(place)).collect();
-            prop_assert_eq!(self.space.live(span.id), live);
             for piece in &span.pieces {
                 match &piece.what {
                     What::Live(_) => {
