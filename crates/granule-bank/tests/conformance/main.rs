@@ -51,6 +51,7 @@ conformance! {
         a_shared_granule_outlives_the_range_it_came_from,
         growing_keeps_base_and_bytes,
         an_alias_copies_only_where_it_is_written,
+        what_is_cleared_into_a_stock_is_given_back_with_it,
         a_stock_fills_what_is_bare,
         a_snapshot_says_what_stands_where,
         only_what_waits_outlives_its_range;

@@ -1,6 +1,6 @@
 //! Ranges and growables: bytes, sharing, filling from a stock, and what a snapshot says of them.
 
-use granule_bank::{Bank, Error, Growth, Owner, grow_together};
+use granule_bank::{Bank, Error, Growth, Owner, Stock, grow_together};
 use granule_device::Bytes;
 
 use crate::support::{
@@ -136,6 +136,38 @@ pub(crate) fn an_alias_copies_only_where_it_is_written(open: Open<'_>) {
     drop(parent);
     assert_eq!(bank.stats().held, granules(device, 4));
     assert!(is_all(device, child.slice(..len).unwrap(), 1));
+}
+
+pub(crate) fn what_is_cleared_into_a_stock_is_given_back_with_it(open: Open<'_>) {
+    let bank = bank(open, 6);
+    let device = bank.device();
+    let owner = Owner::new("a");
+    let mut range = bank.range(&owner, granules(device, 6)).unwrap();
+    range.fill(0..4).unwrap();
+    let mut stock = Stock::new();
+    range.clear_into(1..3, &mut stock).unwrap();
+    assert_eq!((stock.len(), bank.stats().held), (2, granules(device, 4)));
+    assert!(range.is_mapped(0) && !range.is_mapped(1) && !range.is_mapped(2) && range.is_mapped(3));
+    // They are as good as taken ones.
+    range.fill_from(5..6, &mut stock).unwrap();
+    fill(device, range.slice_mut(place(device, 5)).unwrap(), 5);
+    assert!(range.clear_into(3..9, &mut stock).is_err(), "no such places");
+    assert_eq!((stock.len(), range.is_mapped(3)), (1, true));
+    drop(stock);
+    assert_eq!(bank.stats().held, granules(device, 3));
+    // What somebody else reads is not for writing: it stays where it is.
+    let shared = range.share(0..1).unwrap();
+    let mut stock = Stock::new();
+    range.clear_into(0..1, &mut stock).unwrap();
+    assert!(stock.is_empty());
+    assert_eq!(bank.stats().held, granules(device, 3));
+    drop(shared);
+    assert_eq!(bank.stats().held, granules(device, 2));
+    // With an event that is done it is as without one.
+    let event = stream(device).record().unwrap();
+    event.synchronize();
+    range.clear_after_into(3..4, &event, &mut stock).unwrap();
+    assert_eq!((stock.len(), bank.stats().held), (1, granules(device, 2)));
 }
 
 pub(crate) fn a_stock_fills_what_is_bare(open: Open<'_>) {

@@ -100,6 +100,7 @@ conformance! {
     threads:
         eight_threads_on_one_heap,
         eight_threads_on_eight_heaps,
+        threads_steal_with_work_in_flight,
         heaps_come_and_go;
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use granule_bank::Bank;
 use granule_device::{Bytes, Device, LeaseMode};
-use granule_pool::{Heap, Lease, Pool};
+use granule_pool::{Error, Heap, Lease, Pool};
 
 use crate::support::{Random, bank, granules, pool, read, stream, write};
 
@@ -14,6 +14,9 @@ struct Run {
     heaps: Vec<Heap>,
     live: Vec<(Lease, u8)>,
     random: Random,
+    /// Requests that were served, and that were not.
+    served: usize,
+    refused: usize,
 }
 
 impl Run {
@@ -27,6 +30,8 @@ impl Run {
             pool,
             heaps,
             live: Vec::new(),
+            served: 0,
+            refused: 0,
             random: Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1),
         }
     }
@@ -39,7 +44,16 @@ impl Run {
             0..=9 => {
                 let align = Bytes::new(1 << (8 + random.below(7)));
                 let heap = &self.heaps[random.below(3) as usize];
-                let lease = heap.alloc_aligned(random.size(granule), align).ok()?;
+                let size = random.size(granule);
+                let lease = match heap.alloc_aligned(size, align) {
+                    Ok(lease) => lease,
+                    Err(Error::OutOfMemory { requested, .. }) if requested == size => {
+                        self.refused += 1;
+                        return None;
+                    }
+                    Err(error) => panic!("{error}"),
+                };
+                self.served += 1;
                 let at = lease.ptr().addr();
                 assert!(at.is_multiple_of(align.get()));
                 self.live.push((lease, random.below(256) as u8));
@@ -83,13 +97,17 @@ pub(crate) fn random_operations_like_a_model(open: &dyn Fn() -> Device) {
             assert_eq!(stats.current.get(), sum(Lease::given));
             assert!(stats.peak >= stats.current);
             // Each byte is leased, at hand, or free; and all of it is granules of the bank.
-            assert_eq!(stats.reserved.get(), stats.current.get() + stats.cached.get() + stats.free.get());
+            assert_eq!(
+                stats.reserved.get(),
+                stats.current.get() + stats.cached.get() + stats.waiting.get() + stats.free.get()
+            );
             assert!(run.bank.stats().held >= stats.reserved);
             assert!(stats.largest_free <= stats.free);
         }
         for (lease, value) in &run.live {
             assert!(read(&device, lease.slice().unwrap()).iter().all(|byte| byte == value), "seed {seed}");
         }
+        assert!(run.served > 80 && run.refused < run.served / 4, "{} and {}", run.served, run.refused);
         run.live.clear();
         run.pool.trim().unwrap();
         run.bank.drain();

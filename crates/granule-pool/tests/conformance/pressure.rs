@@ -71,22 +71,41 @@ pub(crate) fn every_granule_left_has_a_live_byte(open: &dyn Fn() -> Device) {
         let pool = pool(&bank);
         let mut random = Random(seed * 104_729);
         let mut worker = Worker::new(&device);
-        let heaps = [pool.heap(&worker.stream).unwrap(), pool.local().unwrap()];
+        let mut other = Worker::new(&device);
+        let heaps =
+            [pool.heap(&worker.stream).unwrap(), pool.local().unwrap(), pool.heap(&other.stream).unwrap()];
+        let mut served = 0;
         let mut live: Vec<Lease> = Vec::new();
         for _ in 0..200 {
-            let who = random.below(2) as usize;
-            if let Ok(mut lease) = heaps[who].alloc(random.size(device.granularity().get())) {
-                if who == 0 {
-                    worker.use_lease(&mut lease, 1);
+            let who = random.below(3) as usize;
+            match heaps[who].alloc(random.size(device.granularity().get())) {
+                Ok(mut lease) => {
+                    match who {
+                        0 => worker.use_lease(&mut lease, 1),
+                        2 => other.use_lease(&mut lease, 2),
+                        _ => {}
+                    }
+                    // Some are used by the second stream too.
+                    if who == 0 && random.below(3) == 0 {
+                        lease.used_by(&heaps[2]).unwrap();
+                        other.check(&lease, 1);
+                    }
+                    served += 1;
+                    live.push(lease);
                 }
-                live.push(lease);
+                Err(Error::OutOfMemory { .. }) => {}
+                Err(error) => panic!("{error}"),
             }
             while live.len() > 30 {
                 drop(live.swap_remove(random.below(live.len() as u64) as usize));
             }
         }
+        assert!(served > 150, "{served} of 200");
+        // The last leases are of a heap that is closed, too.
+        let mut heaps = Vec::from(heaps);
         for keep in [20, 3, 0] {
             live.truncate(keep);
+            heaps.pop();
             pool.trim().unwrap();
             bank.drain();
             let held = bank.stats().held;
@@ -98,6 +117,7 @@ pub(crate) fn every_granule_left_has_a_live_byte(open: &dyn Fn() -> Device) {
             assert_eq!(pool.stats().reserved, held);
         }
         worker.finish();
+        other.finish();
         assert_eq!(device.live().mappings, 0);
     }
 }

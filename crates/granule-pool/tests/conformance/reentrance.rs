@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::Duration;
 
-use granule_bank::{Bank, BankOptions, Offer, Owner, Reclaim};
+use granule_bank::{Bank, BankOptions, Level, Offer, Owner, Reclaim};
 use granule_device::{Bytes, Device, Region};
 use granule_pool::{Error, Heap, Lease, Pool, PoolOptions};
 
@@ -29,25 +29,34 @@ pub(crate) fn a_watch_uses_the_pool(open: &dyn Fn() -> Device) {
     let bank = bank(&device, 4);
     let pool = pool(&bank);
     let (of_stream, local) = (pool.heap(&stream(&device)).unwrap(), pool.local().unwrap());
-    let (looked_at, served) = (pool.clone(), Arc::new(AtomicUsize::new(0)));
-    let heaps = [of_stream.clone(), local.clone()];
-    let count = Arc::clone(&served);
-    let watch = bank.watch(granules(&device, 2), move |_| {
+    let (told, tells) = mpsc::channel();
+    let (looked_at, heaps) = (pool.clone(), [of_stream.clone(), local.clone()]);
+    let watch = bank.watch(granules(&device, 2), move |level| {
         assert!(looked_at.stats().reserved <= looked_at.bank().stats().budget);
-        for heap in &heaps {
-            count.fetch_add(usize::from(heap.alloc(Bytes::new(1000)).is_ok()), Ordering::Relaxed);
-        }
+        let served = heaps.iter().map(|heap| heap.alloc(Bytes::new(1000)).is_ok());
+        let served = served.filter(|&served| served).count();
+        // Whoever has seen enough may be gone.
+        let _ = told.send((level, served));
     });
+    let watch = watch.unwrap();
     ends(move || {
         for heap in [of_stream, local] {
-            drop(heap.alloc(granules(pool.device(), 4)).unwrap());
-            pool.trim().unwrap();
-            pool.drain().unwrap();
-            pool.trim().unwrap();
+            let all = heap.alloc(granules(pool.device(), 4)).unwrap();
+            // The pool goes on while the watch looks at it.
+            while tells.recv().unwrap().0 != Level::Low {}
+            drop(all);
+            loop {
+                pool.trim().unwrap();
+                pool.drain().unwrap();
+                // Told that there is enough again, it has some of it.
+                if let Ok((Level::Enough, served)) = tells.recv_timeout(Duration::from_millis(1)) {
+                    assert!(served > 0, "there is enough, and it has none of it");
+                    break;
+                }
+            }
         }
     });
     drop(watch);
-    assert!(served.load(Ordering::Relaxed) > 0, "the watch was told, and had memory");
 }
 
 /// The last lease of a region is dropped by the stream's own thread while the pool waits for that stream's work.
