@@ -164,6 +164,14 @@ impl Stream {
         Ok(Event::new(self.raw.record()?, self.device()))
     }
 
+    /// The point at which the stream is gone and all that it was given has run: what is to be waited for by who has only a weak
+    /// handle of the stream and finds it gone, for a stream goes before it has waited. The event does not keep the stream.
+    ///
+    /// It is for threads. A stream of a CUDA device cannot wait for it: that is [`Error::OtherDevice`].
+    pub fn end(&self) -> Event {
+        Event::new(self.raw.end(), self.device())
+    }
+
     /// Lets nothing that is given from now on run before the event is done.
     ///
     /// # Errors

@@ -37,9 +37,9 @@ pub(crate) struct StreamClock {
 
 #[derive(Clone, Debug)]
 enum Source {
-    /// A stream of somebody else's. What it was given may keep leases, and so must not be kept by them; when it is gone all its
-    /// work is done, for its last handle waits for that.
-    Stream(Weak<Stream>),
+    /// A stream of somebody else's. What it was given may keep leases, and so must not be kept by them. While its last handle is
+    /// dropped nobody can have it any more and its work still runs: until the event, which is its end.
+    Stream(Weak<Stream>, Event),
     /// Nothing comes after this.
     Ended(Event),
 }
@@ -66,6 +66,14 @@ impl StreamClock {
     fn is_captured(&self) -> bool {
         self.captured.load(Ordering::Acquire)
     }
+
+    /// Whether streams can be made to wait for what it was given so far.
+    fn can_be_waited_for(&self) -> bool {
+        match &*lock(&self.source) {
+            Source::Stream(stream, _) => stream.strong_count() > 0 && !self.is_captured(),
+            Source::Ended(_) => true,
+        }
+    }
 }
 
 /// An event on a stream, and what it stands for.
@@ -77,6 +85,8 @@ struct Mark {
     /// What the stream had waited for before.
     before: Clock,
     event: Event,
+    /// Whether it is the end of a stream that is being dropped.
+    going: bool,
 }
 
 /// All streams of a pool.
@@ -152,13 +162,13 @@ impl Clocks {
 
     /// A stream that a heap is for.
     pub(crate) fn open(&self, stream: &Arc<Stream>, trace: trace::StreamId) -> Arc<StreamClock> {
-        self.add(Source::Stream(Arc::downgrade(stream)), trace)
+        self.add(Source::Stream(Arc::downgrade(stream), stream.end()), trace)
     }
 
     /// Memory stamped with the answer's id at tick 1 may be used until the event is done.
     pub(crate) fn until(&self, event: &Event) -> Stamp {
         let clock = self.add(Source::Ended(event.clone()), trace::StreamId(u32::MAX));
-        let mark = Mark { stream: clock.id, tick: END, before: Clock::new(), event: event.clone() };
+        let mark = Mark { stream: clock.id, tick: END, before: Clock::new(), event: event.clone(), going: false };
         lock(&self.seen).marks.push(mark);
         Stamp::One(clock.id, 1)
     }
@@ -189,13 +199,14 @@ impl Clocks {
 
     /// Puts an event behind the last work of a closed stream. Where that fails it is tried again when somebody looks.
     fn end(&self, clock: &StreamClock) {
-        let Source::Stream(stream) = lock(&clock.source).clone() else { return };
-        let Some(stream) = stream.upgrade() else { return self.forget(clock.id) };
+        let Source::Stream(stream, _) = lock(&clock.source).clone() else { return };
+        // One that is going is found to be gone later.
+        let Some(stream) = stream.upgrade() else { return };
         let before = lock(&clock.waited).clone();
         let Ok(event) = stream.record() else { return };
         self.events.fetch_add(1, Ordering::Relaxed);
         *lock(&clock.source) = Source::Ended(event.clone());
-        lock(&self.seen).marks.push(Mark { stream: clock.id, tick: END, before, event });
+        lock(&self.seen).marks.push(Mark { stream: clock.id, tick: END, before, event, going: false });
     }
 
     /// All work of the stream is done.
@@ -215,7 +226,7 @@ impl Clocks {
         let known: Vec<Arc<StreamClock>> = lock(&self.streams).known.values().cloned().collect();
         for clock in known {
             let gone = match &*lock(&clock.source) {
-                Source::Stream(stream) => stream.strong_count() == 0,
+                Source::Stream(_, end) => end.is_done(),
                 Source::Ended(_) => false,
             };
             if gone {
@@ -248,13 +259,13 @@ impl Clocks {
 
     /// What a heap may have without waiting; of nobody: what has completed.
     pub(crate) fn view(&self, of: Option<&StreamClock>) -> View {
-        // Streams last: one that goes meanwhile has completed.
+        // Streams last: one that is forgotten meanwhile has completed.
         let mut clock = lock(&self.seen).host.clone();
         if let Some(of) = of {
             clock.merge(&lock(&of.waited));
         }
         let streams = lock(&self.streams);
-        let known = streams.known.iter().map(|(&id, clock)| (id, !clock.is_captured())).collect();
+        let known = streams.known.iter().map(|(&id, clock)| (id, clock.can_be_waited_for())).collect();
         View { own: of.map(StreamClock::id), clock, known }
     }
 
@@ -268,23 +279,27 @@ impl Clocks {
         self.mark_now(&clock)
     }
 
-    /// An event behind all that the stream was given; none where it is gone.
+    /// An event behind all that the stream was given; none where it is gone. Of one that is going it is its end, which streams
+    /// cannot wait for.
     fn mark_now(&self, clock: &StreamClock) -> Result<Option<Mark>, Error> {
         let source = lock(&clock.source).clone();
         // What the stream was made to wait for is behind the event whatever it is made to wait for from here on.
         let before = lock(&clock.waited).clone();
         match source {
-            Source::Ended(event) => Ok(Some(Mark { stream: clock.id, tick: END, before, event })),
-            Source::Stream(stream) => {
+            Source::Ended(event) => Ok(Some(Mark { stream: clock.id, tick: END, before, event, going: false })),
+            Source::Stream(stream, end) => {
                 let Some(stream) = stream.upgrade() else {
-                    self.forget(clock.id);
-                    return Ok(None);
+                    if end.is_done() {
+                        self.forget(clock.id);
+                        return Ok(None);
+                    }
+                    return Ok(Some(Mark { stream: clock.id, tick: END, before, event: end, going: true }));
                 };
                 // In this order: what is stamped with `tick` was given to the stream before the event.
                 let tick = clock.tick.fetch_add(1, Ordering::AcqRel);
                 let event = stream.record()?;
                 self.events.fetch_add(1, Ordering::Relaxed);
-                let mark = Mark { stream: clock.id, tick, before, event };
+                let mark = Mark { stream: clock.id, tick, before, event, going: false };
                 lock(&self.seen).marks.push(mark.clone());
                 Ok(Some(mark))
             }
@@ -301,8 +316,13 @@ impl Clocks {
                 continue;
             }
             let Some(mark) = self.mark(other, tick)? else { continue };
-            stream.wait(&mark.event)?;
-            self.waits.fetch_add(1, Ordering::Relaxed);
+            if mark.going {
+                // Rare: it went since somebody looked.
+                mark.event.synchronize();
+            } else {
+                stream.wait(&mark.event)?;
+                self.waits.fetch_add(1, Ordering::Relaxed);
+            }
             let mut waited = lock(&taker.waited);
             waited.merge(&mark.before);
             waited.raise(other, mark.tick);
@@ -349,7 +369,7 @@ impl Clocks {
             let known = lock(&self.streams);
             let sources = known.known.values().filter(|clock| !clock.is_captured());
             let streams = sources.filter_map(|clock| match &*lock(&clock.source) {
-                Source::Stream(stream) => stream.upgrade(),
+                Source::Stream(stream, _) => stream.upgrade(),
                 Source::Ended(_) => None,
             });
             streams.collect()

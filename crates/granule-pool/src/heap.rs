@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use bytemuck::Pod;
 use granule_bank::Owner;
 use granule_bank::trace::{self, Event as Traced, Tracer};
-use granule_device::{Bytes, Device, LeaseMode, Stream};
+use granule_device::{Bytes, Device, Event, LeaseMode, Stream};
 
 use crate::arena::{Arena, Want};
 use crate::capture::{Kept, Private};
@@ -54,10 +54,24 @@ pub(crate) struct HeapCore {
 pub(crate) struct HeapStream {
     /// Not kept: what it was given keeps leases, which keep this.
     pub(crate) stream: Weak<Stream>,
+    /// When it is gone and its work has run: later than when the above finds nobody.
+    pub(crate) end: Event,
     pub(crate) clock: Arc<StreamClock>,
 }
 
 impl HeapStream {
+    /// Waits here for all that the stream was given.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub(crate) fn finish(&self) -> Result<(), Error> {
+        match self.stream.upgrade() {
+            Some(stream) => stream.record()?.synchronize(),
+            None => self.end.synchronize(),
+        }
+        Ok(())
+    }
+
     /// Whether it is this stream.
     pub(crate) fn is(&self, stream: &Arc<Stream>) -> bool {
         ptr::eq(self.stream.as_ptr(), Arc::as_ptr(stream))

@@ -11,7 +11,7 @@ use granule_device::{
 };
 
 use crate::capture::{Account, Kept, Private};
-use crate::heap::{Heap, HeapCore};
+use crate::heap::{Heap, HeapCore, HeapStream};
 use crate::ladder::Found;
 use crate::policy::{Class, Stamp};
 use crate::pool::PoolInner;
@@ -342,11 +342,27 @@ impl Lease {
     fn wait(&self) -> Result<(), Error> {
         let users = self.extra().into_iter().flat_map(|extra| &extra.users).map(|user| &**user);
         let cores = std::iter::once(self.heap()).chain(users);
-        // A stream that is gone has done its work.
-        for stream in cores.filter_map(|core| core.stream.as_ref()?.stream.upgrade()) {
-            stream.record()?.synchronize();
-        }
-        Ok(())
+        cores.filter_map(|core| core.stream.as_ref()).try_for_each(HeapStream::finish)
+    }
+
+    /// An event behind all that the streams were given that use the lease; none where nothing has to be waited for. What no event can
+    /// be put behind, because its stream is being dropped, is waited for here.
+    fn event(&self) -> Result<Option<Event>, Error> {
+        let core = self.heap();
+        let users = self.extra().into_iter().flat_map(|extra| &extra.users).map(|user| &**user);
+        let mut streams = std::iter::once(core).chain(users).filter_map(|core| core.stream.as_ref());
+        let last = loop {
+            let Some(own) = streams.next() else { return Ok(None) };
+            match own.stream.upgrade() {
+                Some(stream) => break (own, stream),
+                None => own.end.synchronize(),
+            }
+        };
+        let (own, stream) = last;
+        // One stream waits for the others, and so its event is behind all of them.
+        let others = Stamp::of(streams.map(|other| (other.clock.id(), other.clock.now())));
+        core.pool.clocks().wait(&own.clock, &stream, &others)?;
+        Ok(Some(stream.record()?))
     }
 }
 
@@ -427,7 +443,7 @@ impl Drop for Lease {
 }
 
 // SAFETY: the bytes are the lease's own until it is dropped; they stay in place, and writing them takes `&mut`. Work of other
-// streams waits for `ready`, which is behind whatever the heap's stream was given before.
+// streams waits for `ready`, which is behind whatever the streams that use the lease were given before.
 unsafe impl Memory for Lease {
     fn device(&self) -> &Device {
         self.device()
@@ -438,8 +454,7 @@ unsafe impl Memory for Lease {
     }
 
     fn writable(&mut self) -> Result<DeviceSliceMut<'_>, granule_device::Error> {
-        let stream = self.heap().stream.as_ref().and_then(|own| own.stream.upgrade());
-        let ready = stream.map(|stream| stream.record()).transpose()?;
+        let ready = self.event().map_err(device_error)?;
         if ready.is_some() {
             self.make_large().extra.ready = ready;
         }

@@ -221,7 +221,7 @@ impl Pool {
                 let shell = PoolInner::shell()?;
                 let trace = trace::StreamId(self.inner.tracer.number());
                 let clock = self.inner.clocks.open(stream, trace);
-                let own = HeapStream { stream: Arc::downgrade(stream), clock };
+                let own = HeapStream { stream: Arc::downgrade(stream), end: stream.end(), clock };
                 let core = self.inner.new_core(shell, Some(own));
                 let name = format!("stream {}", trace.0);
                 let device = self.inner.bank.traced();

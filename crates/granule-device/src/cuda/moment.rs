@@ -145,6 +145,31 @@ impl fmt::Debug for CudaMoment {
     }
 }
 
+/// When a stream is gone and its work has run.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) context: Arc<Context>,
+    pub(super) over: Arc<AtomicBool>,
+}
+
+impl Moment for End {
+    fn is_done(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    fn wait(&self) {
+        outside(|| {
+            while !self.is_done() {
+                // A stream that could not wait when it was dropped is waited for here.
+                self.context.settle();
+                if !self.is_done() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+    }
+}
+
 /// Runs something that calls the driver, on another thread where this one is the driver's and may not call it.
 pub(super) fn outside<T: Send>(ask: impl Fn() -> T + Sync) -> T {
     if !calls::in_host_function() {

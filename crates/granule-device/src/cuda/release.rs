@@ -9,7 +9,7 @@
 //! is not disturbed: releases are made in the relaxed mode, and one that is refused for a capture's sake is put off too.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use cudarc::driver::CudaStream;
 use cudarc::driver::sys;
@@ -47,6 +47,8 @@ pub(super) struct Abandoned {
     /// Whether its work is known to be done.
     pub(super) waited: bool,
     pub(super) held: Finished,
+    /// Set once its work is done.
+    pub(super) over: Arc<AtomicBool>,
 }
 
 impl Context {
@@ -178,6 +180,7 @@ impl Context {
             // SAFETY: the stream is alive.
             over(|| unsafe { driver.cuStreamSynchronize(stream.cu_stream()) })?;
             abandoned.waited = true;
+            abandoned.over.store(true, Ordering::Release);
         }
         abandoned.held = Finished::default();
         Ok(())

@@ -21,7 +21,7 @@ use self::held::Held;
 pub(super) use self::held::{Finished, Resource};
 use super::calls;
 use super::context::{Context, lock};
-use super::moment::{CudaMoment, Unrecorded, over};
+use super::moment::{CudaMoment, End, Unrecorded, over};
 use super::release::{Abandoned, Leftover};
 use crate::Error;
 use crate::backend::{Moment, Op, RawStream};
@@ -39,6 +39,8 @@ pub(crate) struct Queue {
     capturing: AtomicBool,
     captures: Arc<Captures>,
     held: Mutex<Held>,
+    /// Set once the stream is gone and all that it was given has run.
+    over: Arc<AtomicBool>,
     /// What a function that ran here panicked with.
     panic: Arc<Mutex<Option<String>>>,
     this: Weak<Queue>,
@@ -56,6 +58,7 @@ impl Queue {
             captures,
             held: Mutex::default(),
             panic: Arc::default(),
+            over: Arc::default(),
             this: Weak::clone(this),
         });
         if !own {
@@ -314,6 +317,10 @@ impl RawStream for Queue {
         Ok(())
     }
 
+    fn end(&self) -> Arc<dyn Moment> {
+        Arc::new(End { context: Arc::clone(&self.context), over: Arc::clone(&self.over) })
+    }
+
     fn as_cuda(&self) -> Option<&Queue> {
         Some(self)
     }
@@ -325,13 +332,14 @@ impl Drop for Queue {
         let waited = uncaptured && self.wait_for_all().is_ok();
         let mut held = lock(&self.held).take_all();
         if waited {
+            self.over.store(true, Ordering::Release);
             // At once: whoever waits for it has nobody left to ask.
             held = Finished::default();
         }
         // SAFETY: it is taken once, here, and nothing uses it afterwards.
         let stream = unsafe { ManuallyDrop::take(&mut self.stream) };
-        let abandoned =
-            Abandoned { stream: Some(stream), own: self.own, captured: !uncaptured, waited, held };
+        let (over, captured) = (Arc::clone(&self.over), !uncaptured);
+        let abandoned = Abandoned { stream: Some(stream), own: self.own, captured, waited, held, over };
         self.context.release(Leftover::Stream(abandoned));
     }
 }

@@ -23,6 +23,8 @@ struct Shared {
     changed: Condvar,
     /// Held while memory is copied or filled: streams take turns, so that work on the same bytes has some order.
     execution: Arc<Mutex<()>>,
+    /// Set when the stream is gone and nothing of it is left to run.
+    end: Arc<Flag>,
 }
 
 #[derive(Default)]
@@ -39,7 +41,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Queue {
     pub(super) fn new(execution: Arc<Mutex<()>>, faults: Arc<Faults>) -> Queue {
-        let shared = Shared { state: Mutex::default(), changed: Condvar::new(), execution };
+        let (state, changed, end) = (Mutex::default(), Condvar::new(), Arc::default());
+        let shared = Shared { state, changed, execution, end };
         Queue { shared: Arc::new(shared), worker: Mutex::new(None), faults }
     }
 
@@ -70,7 +73,7 @@ impl Shared {
             let waiting = |state: &mut State| state.waiting.is_empty() && !state.closed;
             let mut state =
                 self.changed.wait_while(lock(&self.state), waiting).unwrap_or_else(PoisonError::into_inner);
-            let Some(op) = state.waiting.pop_front() else { return };
+            let Some(op) = state.waiting.pop_front() else { return self.end.set() };
             state.running = true;
             drop(state);
             let panic = catch_unwind(AssertUnwindSafe(|| self.run(op))).err();
@@ -132,18 +135,21 @@ impl RawStream for Queue {
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         state.panic.take().map_or(Ok(()), |message| Err(Error::HostFunction { message }))
     }
+
+    fn end(&self) -> Arc<dyn Moment> {
+        Arc::clone(&self.shared.end) as _
+    }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
         lock(&self.shared.state).closed = true;
         self.shared.changed.notify_all();
-        if let Some(worker) = lock(&self.worker).take() {
-            // A stream dropped by its own work cannot wait for itself: the thread ends after what is left.
-            if worker.thread().id() != std::thread::current().id() {
-                // The worker catches what its work throws, so there is nothing to learn from how it ended.
-                let _ = worker.join();
-            }
+        let Some(worker) = lock(&self.worker).take() else { return self.shared.end.set() };
+        // A stream dropped by its own work cannot wait for itself: the thread ends after what is left.
+        if worker.thread().id() != std::thread::current().id() {
+            // The worker catches what its work throws, so there is nothing to learn from how it ended.
+            let _ = worker.join();
         }
     }
 }

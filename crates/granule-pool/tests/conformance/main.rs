@@ -63,7 +63,11 @@ conformance! {
         a_lease_used_by_two_streams,
         a_lease_used_by_a_stream_of_another_pool,
         random_schedules,
-        a_stream_that_is_gone;
+        a_stream_that_is_gone,
+        a_stream_that_is_going,
+        a_lease_of_a_stream_that_is_going,
+        a_region_of_a_lease_used_by_two_streams,
+        a_marked_lease_of_a_heap_that_is_opened_again;
     pressure:
         fails_only_when_nothing_fits,
         every_granule_left_has_a_live_byte,

@@ -1,9 +1,11 @@
 //! Reuse across streams: every access to a block's former life comes before its new life.
 
-use granule_device::{Bytes, Device};
+use std::sync::Arc;
+
+use granule_device::{Bytes, Device, Region};
 use granule_pool::{Heap, Lease};
 
-use crate::support::{Random, Worker, bank, granules, pool, read};
+use crate::support::{Random, Worker, bank, granules, pool, read, write};
 
 pub(crate) fn one_stream_uses_its_memory_again_at_once(open: &dyn Fn() -> Device) {
     let device = open();
@@ -82,6 +84,7 @@ pub(crate) fn one_event_covers_what_was_freed_before_it(open: &dyn Fn() -> Devic
         (0..8).map(|_| of_b.alloc(Bytes::new(device.granularity().get() / 2)).unwrap()).collect();
     taken.iter_mut().for_each(|lease| b.use_lease(lease, 2));
     let stats = pool.stats();
+    assert_eq!(stats.steals, 8);
     assert!(stats.events <= 1 && stats.waits <= 1, "eight blocks were taken with one event: {stats:?}");
     drop(taken);
     a.finish();
@@ -197,10 +200,121 @@ pub(crate) fn a_stream_that_is_gone(open: &dyn Fn() -> Device) {
         drop((lease, heap));
         a.finish();
         drop(a);
-        assert_eq!(
-            read(&device, everything(&pool.local().unwrap(), 2).slice().unwrap()).len() as u64,
-            2 * device.granularity().get()
-        );
+        let bytes = read(&device, everything(&pool.local().unwrap(), 2).slice().unwrap());
+        assert!(bytes.len() as u64 == 2 * device.granularity().get() && bytes.iter().all(|&byte| byte == 200));
         b.finish();
     }
+}
+
+/// Drops the last handles of a stream, whose work still runs, on another thread; answers when nobody can have the stream any more.
+fn drop_elsewhere(worker: Worker, heap: Heap) -> std::thread::JoinHandle<()> {
+    let stream = Arc::downgrade(&worker.stream);
+    let dropper = std::thread::spawn(move || drop((heap, worker)));
+    while stream.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+    dropper
+}
+
+/// The last handle of a stream waits for its work. Until it has, what the work uses is neither handed out nor looked at.
+pub(crate) fn a_stream_that_is_going(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 1);
+    let pool = pool(&bank);
+    let most = Bytes::new(device.granularity().get() - 4096);
+    for round in 0..4 {
+        let mut a = Worker::new(&device);
+        let heap = pool.heap(&a.stream).unwrap();
+        // A lease that is still out keeps the heap from being closed.
+        let kept = heap.alloc(Bytes::new(1)).unwrap();
+        let mut lease = heap.alloc(most).unwrap();
+        a.be_slow();
+        a.use_lease(&mut lease, round);
+        drop(lease);
+        let going = drop_elsewhere(a, heap);
+        let mut b = Worker::new(&device);
+        let next = if round % 2 == 0 { pool.local() } else { pool.heap(&b.stream) };
+        let mut lease = next.unwrap().alloc(most).unwrap();
+        write(&device, &vec![100; lease.len().to_usize().unwrap()], lease.slice_mut().unwrap());
+        b.check(&lease, 100);
+        b.finish();
+        going.join().unwrap();
+        assert!(read(&device, lease.slice().unwrap()).iter().all(|&byte| byte == 100), "written by its former life");
+        drop((lease, kept));
+    }
+}
+
+pub(crate) fn a_lease_of_a_stream_that_is_going(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 2);
+    let pool = pool(&bank);
+    for round in 0..4 {
+        let mut a = Worker::new(&device);
+        let heap = pool.heap(&a.stream).unwrap();
+        let mut lease = heap.alloc(Bytes::kib(20)).unwrap();
+        a.be_slow();
+        a.use_lease(&mut lease, round);
+        let going = drop_elsewhere(a, heap);
+        let bytes = match round % 2 {
+            0 => read(&device, lease.slice().unwrap()),
+            _ => read(&device, Region::new(lease).unwrap().slice(..).unwrap()),
+        };
+        assert!(bytes.iter().all(|&byte| byte == round), "read before it was written");
+        going.join().unwrap();
+    }
+}
+
+/// A region of a lease waits for every stream that the lease was marked with.
+pub(crate) fn a_region_of_a_lease_used_by_two_streams(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 2);
+    let pool = pool(&bank);
+    let (a, b, c) = (Worker::new(&device), Worker::new(&device), Worker::new(&device));
+    let users = [pool.heap(&a.stream).unwrap(), pool.heap(&b.stream).unwrap()];
+    for heap in [pool.local().unwrap(), pool.heap(&c.stream).unwrap()] {
+        for round in 0..4 {
+            let mut lease = heap.alloc(Bytes::kib(20)).unwrap();
+            lease.used_by(&users[0]).unwrap();
+            a.be_slow();
+            a.write(&mut lease, round);
+            // After the first stream's write.
+            b.stream.wait(&a.stream.record().unwrap()).unwrap();
+            lease.used_by(&users[1]).unwrap();
+            b.be_slow();
+            b.write(&mut lease, 100 + round);
+            let mut region = Region::new(lease).unwrap();
+            if round % 2 == 0 {
+                c.stream.fill(&mut region, ..1, 200).unwrap();
+            }
+            let bytes = read(&device, region.slice(..).unwrap());
+            assert!(bytes[1..].iter().all(|&byte| byte == 100 + round), "read before it was written");
+            assert_eq!(bytes[0], if round % 2 == 0 { 200 } else { 100 + round });
+        }
+    }
+    [&a, &b, &c].into_iter().for_each(Worker::finish);
+}
+
+/// A marked lease is dropped while its closed heap is opened again: the marks are not forgotten.
+pub(crate) fn a_marked_lease_of_a_heap_that_is_opened_again(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 2);
+    let pool = pool(&bank);
+    let (mut a, mut b) = (Worker::new(&device), Worker::new(&device));
+    let of_b = pool.heap(&b.stream).unwrap();
+    for round in 0..60 {
+        let of_a = pool.heap(&a.stream).unwrap();
+        let mut lease = of_a.alloc(Bytes::kib(5)).unwrap();
+        lease.used_by(&of_b).unwrap();
+        b.be_slow();
+        b.use_lease(&mut lease, round);
+        drop(of_a);
+        let of_a = std::thread::scope(|scope| {
+            scope.spawn(move || drop(lease));
+            pool.heap(&a.stream).unwrap()
+        });
+        let mut leases: Vec<Lease> = (0..4).map(|_| of_a.alloc(Bytes::kib(5)).unwrap()).collect();
+        leases.iter_mut().for_each(|lease| a.use_lease(lease, 100));
+    }
+    a.finish();
+    b.finish();
 }

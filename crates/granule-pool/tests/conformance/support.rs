@@ -93,6 +93,11 @@ impl Worker {
         self.check(lease, value);
     }
 
+    /// Gives the stream work that takes its time: whoever should wait for what comes after it and does not is early.
+    pub(crate) fn be_slow(&self) {
+        self.stream.call(|| std::thread::sleep(std::time::Duration::from_millis(20))).unwrap();
+    }
+
     /// Gives the stream work that writes the lease.
     pub(crate) fn write(&self, lease: &mut Lease, value: u8) {
         #[cfg(feature = "cuda")]
