@@ -1,11 +1,11 @@
-//! Captures: a graph keeps the addresses of the work that was captured, so what that work used is nobody else's while the graph
-//! may run.
+//! Captures: a graph keeps the addresses of the work that was captured, so what was allocated or freed in the capture is nobody
+//! else's while the graph may run.
 
 use std::fmt;
 use std::sync::Arc;
 
 use granule_bank::trace::Event as Traced;
-use granule_device::{Bytes, Event};
+use granule_device::{Buffer, Bytes, Event};
 
 use crate::Error;
 use crate::arena::Want;
@@ -21,6 +21,24 @@ use crate::sync::Mutex;
 pub(crate) struct Kept {
     pub(crate) block: Block,
     pub(crate) stamp: Stamp,
+    /// The lease's own allocation, where a memory checker had it made one.
+    pub(crate) apart: Option<Buffer>,
+    /// Further captures that may use it: it is kept by one after the other.
+    pub(crate) others: Vec<Arc<Account>>,
+}
+
+impl Kept {
+    pub(crate) fn new(block: Block, stamp: Stamp) -> Kept {
+        Kept { block, stamp, apart: None, others: Vec::new() }
+    }
+
+    /// One capture is done with it: to the next one, or, answered, to its arena.
+    fn pass_on(mut self) -> Option<Kept> {
+        match self.others.pop() {
+            Some(next) => next.take_back(self, false),
+            None => Some(self),
+        }
+    }
 }
 
 /// The blocks of one capture.
@@ -35,6 +53,8 @@ struct Books {
     /// Allocated and freed in the capture: the next captured work may have them.
     free: Vec<Kept>,
     held: Vec<Kept>,
+    /// Allocations of leases whose blocks the next captured work has got.
+    apart: Vec<(Stamp, Buffer)>,
 }
 
 #[derive(Debug, Default)]
@@ -56,21 +76,24 @@ impl Account {
             Phase::Capturing | Phase::Captured => books.held.push(kept),
             Phase::Released(stamp) => {
                 kept.stamp.merge(stamp);
-                return Some(kept);
+                drop(books);
+                return kept.pass_on();
             }
         }
         None
     }
 
     /// A block that was freed in the capture, the last one first.
-    fn take(&self, want: Want, class: Option<Class>) -> Option<Kept> {
+    fn take(&self, want: Want, class: Option<Class>) -> Option<Block> {
         let mut books = lock(&self.books);
         let fits = |kept: &Kept| {
             let Block { at, class: of, given, .. } = &kept.block;
             *of == class && *given == want.size && at.addr().is_multiple_of(want.align)
         };
         let at = books.free.iter().rposition(fits)?;
-        Some(books.free.remove(at))
+        let Kept { block, stamp, apart, .. } = books.free.remove(at);
+        books.apart.extend(apart.map(|buffer| (stamp, buffer)));
+        Some(block)
     }
 
     fn end(&self) {
@@ -80,12 +103,22 @@ impl Account {
         books.phase = Phase::Captured;
     }
 
-    fn release(&self, stamp: Stamp) -> Vec<Kept> {
-        let mut books = lock(&self.books);
-        let mut held = std::mem::take(&mut books.held);
-        held.iter_mut().for_each(|kept| kept.stamp.merge(&stamp));
-        books.phase = Phase::Released(stamp);
-        held
+    /// The graph is done with all of it once the stamp is.
+    fn release(&self, pool: &PoolInner, stamp: &Stamp) {
+        let (held, apart) = {
+            let mut books = lock(&self.books);
+            books.phase = Phase::Released(stamp.clone());
+            (std::mem::take(&mut books.held), std::mem::take(&mut books.apart))
+        };
+        let released = held.into_iter().filter_map(|mut kept| {
+            kept.stamp.merge(stamp);
+            kept.pass_on()
+        });
+        pool.give_kept(released.collect());
+        for (mut last, buffer) in apart {
+            last.merge(stamp);
+            pool.keep_apart(buffer, last);
+        }
     }
 }
 
@@ -93,6 +126,15 @@ impl Account {
 #[derive(Debug)]
 pub(crate) struct Private {
     account: Arc<Account>,
+    stage: Stage,
+}
+
+/// How far a capture is. Other handles of the heap wait for nothing: what they may not do now is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Beginning,
+    Open,
+    Ending,
 }
 
 impl Private {
@@ -124,7 +166,7 @@ impl CapturedMemory {
         let mut stamp = Stamp::Idle;
         let pending = events.iter().filter(|event| !event.is_done());
         pending.for_each(|event| stamp.merge(&self.pool.clocks().until(event)));
-        self.pool.give_kept(self.account.release(stamp));
+        self.account.release(&self.pool, &stamp);
     }
 }
 
@@ -134,7 +176,7 @@ impl Drop for CapturedMemory {
             return;
         }
         match self.pool.wait_for_device() {
-            Ok(()) => self.pool.give_kept(self.account.release(Stamp::Idle)),
+            Ok(()) => self.account.release(&self.pool, &Stamp::Idle),
             // Nobody can be told; it is tried again before the pool has to give up on a request.
             Err(_) => self.pool.keep_for_later(Arc::clone(&self.account)),
         }
@@ -150,7 +192,7 @@ impl fmt::Debug for CapturedMemory {
 impl Account {
     /// Gives back what could not be given back before.
     pub(crate) fn give_back(&self, pool: &PoolInner) {
-        pool.give_kept(self.release(Stamp::Idle));
+        self.release(pool, &Stamp::Idle);
     }
 }
 
@@ -160,7 +202,13 @@ impl Heap {
     ///
     /// Meanwhile nothing is taken from this heap by others, or by it from them. What it allocates comes from memory whose former
     /// work has completed: what lies free in this heap is waited for here. As no memory can be mapped while a stream of the device is
-    /// captured, what the captured work needs should have been allocated once before.
+    /// captured, what the captured work needs should have been allocated before. That is more than the same work takes when it is
+    /// not captured: a block that is freed in the capture serves only requests of its own size there, so there has to be memory for
+    /// the largest number of blocks of each size that are out at a time.
+    ///
+    /// A lease from before that is dropped in the capture belongs to it too, whether it is of this heap or was marked with it
+    /// ([`Lease::used_by`](crate::Lease::used_by)). One that captured work uses and that is dropped after the end does not: keep it
+    /// as long as the graph.
     ///
     /// # Errors
     /// [`Error::NoStream`], [`Error::Capturing`]; [`Error::Device`] where the stream cannot be waited for.
@@ -178,11 +226,14 @@ impl Heap {
         if state.private.is_some() {
             return Err(Error::Capturing { what: WHAT });
         }
-        state.private = Some(Private { account: Arc::default() });
+        state.private = Some(Private { account: Arc::default(), stage: Stage::Beginning });
         let _ = state.update();
         drop(state);
         core.arena.set_private(true);
         own.clock.set_captured(true);
+        if let Some(private) = &mut core.shell.lock().private {
+            private.stage = Stage::Open;
+        }
         // What was freed in between.
         core.flush(0);
         core.pool.tracer().emit(|| Traced::CaptureBegin { stream: own.clock.trace() });
@@ -190,17 +241,15 @@ impl Heap {
     }
 
     /// Ends what [`Heap::begin_private`] began. Every block that was allocated or freed in between belongs to the answer; leases
-    /// that are still out go to it when they are dropped.
+    /// of such blocks that are still out go to it when they are dropped. Leases from before that are still out do not: those that
+    /// captured work uses are to be kept as long as the graph.
     ///
     /// # Errors
     /// [`Error::NotCapturing`].
     pub fn end_private(&self) -> Result<CapturedMemory, Error> {
-        let core = self.core();
-        let mut state = core.shell.lock();
-        let Some(private) = state.private.take() else { return Err(Error::NotCapturing) };
-        let _ = state.update();
-        drop(state);
-        Ok(core.keep(private))
+        // With a handle the heap is nothing that goes.
+        let (memory, _) = self.core().end_private();
+        memory.ok_or(Error::NotCapturing)
     }
 
     /// Captures the work that is given to the heap's stream from here on, instead of running it: see
@@ -246,15 +295,27 @@ impl Heap {
 }
 
 impl HeapCore {
-    /// Ends a capture.
-    pub(crate) fn keep(&self, private: Private) -> CapturedMemory {
+    /// Ends a capture, where one is open. Answers also with the heap where nobody will ask for it any more.
+    pub(crate) fn end_private(&self) -> (Option<CapturedMemory>, Option<Arc<HeapCore>>) {
+        let mut state = self.shell.lock();
+        let Some(private) = state.private.as_mut().filter(|private| private.stage == Stage::Open) else {
+            return (None, state.update());
+        };
+        // Until all is undone no other capture begins.
+        private.stage = Stage::Ending;
+        let account = private.account();
+        drop(state);
         self.arena.set_private(false);
         if let Some(own) = &self.stream {
             own.clock.set_captured(false);
             self.pool.tracer().emit(|| Traced::CaptureEnd { stream: own.clock.trace() });
         }
-        private.account.end();
-        CapturedMemory { pool: Arc::clone(&self.pool), account: private.account }
+        let mut state = self.shell.lock();
+        state.private = None;
+        let gone = state.update();
+        drop(state);
+        account.end();
+        (Some(CapturedMemory { pool: Arc::clone(&self.pool), account }), gone)
     }
 
     /// A block for captured work: one that was freed in the capture, or one whose former work has completed.
@@ -265,8 +326,8 @@ impl HeapCore {
         class: Option<Class>,
         size: Bytes,
     ) -> Result<Block, Error> {
-        if let Some(kept) = account.take(want, class) {
-            return Ok(kept.block);
+        if let Some(block) = account.take(want, class) {
+            return Ok(block);
         }
         let complete = self.pool.completed();
         let cut = match self.arena.take(want, true, &complete) {

@@ -168,7 +168,8 @@ impl Clocks {
     /// Memory stamped with the answer's id at tick 1 may be used until the event is done.
     pub(crate) fn until(&self, event: &Event) -> Stamp {
         let clock = self.add(Source::Ended(event.clone()), trace::StreamId(u32::MAX));
-        let mark = Mark { stream: clock.id, tick: END, before: Clock::new(), event: event.clone(), going: false };
+        let mark =
+            Mark { stream: clock.id, tick: END, before: Clock::new(), event: event.clone(), going: false };
         lock(&self.seen).marks.push(mark);
         Stamp::One(clock.id, 1)
     }
@@ -286,7 +287,9 @@ impl Clocks {
         // What the stream was made to wait for is behind the event whatever it is made to wait for from here on.
         let before = lock(&clock.waited).clone();
         match source {
-            Source::Ended(event) => Ok(Some(Mark { stream: clock.id, tick: END, before, event, going: false })),
+            Source::Ended(event) => {
+                Ok(Some(Mark { stream: clock.id, tick: END, before, event, going: false }))
+            }
             Source::Stream(stream, end) => {
                 let Some(stream) = stream.upgrade() else {
                     if end.is_done() {

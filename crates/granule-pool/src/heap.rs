@@ -13,8 +13,9 @@ use granule_device::{Bytes, Device, Event, LeaseMode, Stream};
 use crate::arena::{Arena, Want};
 use crate::capture::{Kept, Private};
 use crate::clocks::StreamClock;
+use crate::extra::Extra;
 use crate::ladder::Found;
-use crate::lease::{Extra, Lease, Small};
+use crate::lease::{Lease, Small};
 use crate::policy::{Class, Stamp, Tick, UNIT};
 use crate::pool::PoolInner;
 use crate::shell::{Block, Counts, Entry, Shell, Spot, State};
@@ -192,13 +193,13 @@ impl HeapCore {
         let gone = state.update();
         drop(state);
         let block = core.pool.blocks().take(entry.number(), entry.spot.at(), Some(class));
-        let kept = Kept { block, stamp: core.stamp(entry.tick(core.now())) };
+        let kept = Kept::new(block, core.stamp(entry.tick(core.now())));
         let kept = match account {
             // It was leased before the capture: captured work may use it, and so may the graph's launches.
             Some(account) => account.take_back(kept, false),
             None => Some(kept),
         };
-        core.pool.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
+        core.pool.give_kept(kept.into_iter().collect());
         drop(gone);
     }
 
@@ -364,7 +365,7 @@ impl Heap {
             class.map_or(size.get().max(1).checked_next_multiple_of(UNIT), |class| Some(class.size()));
         let Some(rounded) = rounded else { return Err(pool.too_large(size)) };
         let found = core.find(Want { size: rounded, align }, class, size)?;
-        let extra = match Extra::of(pool, &found, size) {
+        let extra = match Extra::of(pool, &found, size, align) {
             Ok(extra) => extra,
             Err(error) => {
                 core.put_back(found);
@@ -421,10 +422,10 @@ impl HeapCore {
     fn put_back(&self, found: Found) {
         let stamp = self.stamp(self.now());
         let kept = match found.account {
-            Some(account) => account.take_back(Kept { block: found.block, stamp }, true),
+            Some(account) => account.take_back(Kept::new(found.block, stamp), true),
             None => return self.welcome(vec![(found.block, stamp)]),
         };
-        self.pool.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
+        self.pool.give_kept(kept.into_iter().collect());
     }
 }
 
@@ -441,11 +442,10 @@ impl Drop for Heap {
         if state.handles > 0 {
             return;
         }
-        let private = state.private.take();
-        let gone = state.update();
         drop(state);
         // Nobody is left to end a capture: what was kept for its graph goes back once all work is done.
-        drop(private.map(|private| self.core.keep(private)));
+        let (memory, gone) = self.core.end_private();
+        drop(memory);
         self.core.flush(0);
         drop(gone);
     }

@@ -6,15 +6,12 @@ use std::ptr;
 use std::sync::Arc;
 
 use granule_bank::trace::Event as Traced;
-use granule_device::{
-    Buffer, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Event, LeaseMode, Memory, Suballocation,
-};
+use granule_device::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Event, Memory};
 
 use crate::capture::{Account, Kept, Private};
+use crate::extra::Extra;
 use crate::heap::{Heap, HeapCore, HeapStream};
-use crate::ladder::Found;
 use crate::policy::{Class, Stamp};
-use crate::pool::PoolInner;
 use crate::shell::{Block, Counts, Entry, Spot};
 use crate::{Error, Pool};
 
@@ -109,50 +106,6 @@ struct Large {
     block: Block,
     size: Bytes,
     extra: Extra,
-}
-
-/// What few leases have.
-#[derive(Debug, Default)]
-pub(crate) struct Extra {
-    /// Heaps of further streams that use it.
-    users: Vec<Arc<HeapCore>>,
-    /// While a memory checker knows of it.
-    announced: Option<Suballocation>,
-    /// The memory itself, in [`LeaseMode::Apart`]; the block lies idle.
-    apart: Option<Buffer>,
-    /// Whose the memory is, where it was allocated in a capture.
-    account: Option<Arc<Account>>,
-    /// From when on other streams may use it.
-    ready: Option<Event>,
-    /// Whether it is recorded, and so its end has to be.
-    traced: bool,
-}
-
-impl Extra {
-    /// What a new lease needs beside its block; none where it needs nothing.
-    pub(crate) fn of(pool: &PoolInner, found: &Found, size: Bytes) -> Result<Option<Extra>, Error> {
-        let traced = pool.tracer().is_on();
-        let mut extra = Extra { account: found.account.clone(), traced, ..Extra::default() };
-        match pool.device().lease_mode() {
-            LeaseMode::Quiet => {}
-            _ if size.is_zero() => {}
-            LeaseMode::Announced => extra.announced = Some(pool.device().announce(found.block.at, size)?),
-            // Pinned memory is the host's, which knows allocations of its own only.
-            LeaseMode::Apart if pool.is_pinned() => {}
-            LeaseMode::Apart => {
-                pool.collect_apart();
-                extra.apart = Some(pool.device().alloc(size)?);
-            }
-        }
-        let Extra { announced, apart, account, .. } = &extra;
-        let needed = traced || announced.is_some() || apart.is_some() || account.is_some();
-        Ok(needed.then_some(extra))
-    }
-
-    /// Where the memory is: in the block, unless the lease is an allocation of its own.
-    pub(crate) fn address(&self, block: &Block) -> DevicePtr {
-        self.apart.as_ref().map_or(block.at, Buffer::ptr)
-    }
 }
 
 impl Lease {
@@ -409,24 +362,39 @@ impl Drop for Large {
         let mut stamp = core.stamp(core.now());
         users.iter().for_each(|user| stamp.merge(&user.stamp(user.now())));
         let shared = !users.is_empty();
-        if let Some(buffer) = apart {
-            core.pool.keep_apart(buffer, stamp.clone());
-        }
+        let apart = apart.map(|apart| apart.buffer);
+        // Work that is captured now may use it, and so may the graph's launches: on the heap's own stream and on those it is marked
+        // with.
+        let captures =
+            users.iter().filter_map(|user| user.shell.lock().private.as_ref().map(Private::account));
+        let mut others: Vec<Arc<Account>> = captures.collect();
         let mut state = core.shell.lock();
         state.counts.give_large(block.given, size.get());
-        // A lease from before the capture may be used by captured work, and so by the graph's launches.
-        let captured = state.private.as_ref().filter(|_| account.is_none()).map(Private::account);
-        if let Some(account) = account.as_ref().or(captured.as_ref()) {
+        others.extend(state.private.as_ref().map(Private::account));
+        others.retain(|other| account.as_ref().is_none_or(|own| !Arc::ptr_eq(own, other)));
+        let again = account.is_some() && others.is_empty() && !shared;
+        if let Some(first) = account.or_else(|| others.pop()) {
             drop(state);
-            let again = captured.is_none() && !shared;
-            if let Some(Kept { block, stamp }) = account.take_back(Kept { block, stamp }, again) {
-                core.pool.give(vec![block.home(stamp)]);
+            let kept = first.take_back(Kept { block, stamp, apart, others }, again);
+            return core.pool.give_kept(kept.into_iter().collect());
+        }
+        match block.class {
+            Some(class) if shared && state.is_cached() => {
+                state.waiting.push((class, block, stamp.clone()));
+                drop(state);
             }
-        } else if let (Some(class), true, true) = (block.class, shared, state.is_cached()) {
-            state.waiting.push((class, block, stamp));
-        } else {
-            drop(state);
-            core.welcome(vec![(block, stamp)]);
+            _ => {
+                drop(state);
+                if shared {
+                    // Not by way of the cache, which may be there by now and has no place for other streams' ticks.
+                    core.pool.give(vec![block.home(stamp.clone())]);
+                } else {
+                    core.welcome(vec![(block, stamp.clone())]);
+                }
+            }
+        }
+        if let Some(buffer) = apart {
+            core.pool.keep_apart(buffer, stamp);
         }
     }
 }

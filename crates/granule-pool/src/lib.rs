@@ -6,6 +6,7 @@ mod arena;
 mod capture;
 mod clocks;
 mod error;
+mod extra;
 mod heap;
 mod ladder;
 mod lease;

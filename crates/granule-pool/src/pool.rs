@@ -453,7 +453,13 @@ impl PoolInner {
     }
 
     pub(crate) fn give_kept(&self, kept: Vec<Kept>) {
-        self.give(kept.into_iter().map(|kept| kept.block.home(kept.stamp)).collect());
+        let homes = kept.into_iter().map(|Kept { block, stamp, apart, .. }| {
+            if let Some(buffer) = apart {
+                self.keep_apart(buffer, stamp.clone());
+            }
+            block.home(stamp)
+        });
+        self.give(homes.collect());
     }
 
     /// Gives all caches back to the arenas.
@@ -544,7 +550,10 @@ impl PoolInner {
 
     /// Keeps a lease's own allocation until the work on it has run.
     pub(crate) fn keep_apart(&self, buffer: Buffer, stamp: Stamp) {
-        lock(&self.apart).push((stamp, buffer));
+        // What nobody can still use is to be seen as gone at once.
+        if !stamp.is_idle() {
+            lock(&self.apart).push((stamp, buffer));
+        }
     }
 
     /// Lets go of such allocations where they have become many.

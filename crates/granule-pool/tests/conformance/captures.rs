@@ -1,8 +1,8 @@
 //! What a captured graph uses is nobody else's: the memory's part, for work that somebody else captures. Graphs themselves are in
 //! `graphs.rs`.
 
-use granule_device::{Bytes, Device};
-use granule_pool::{Error, Lease};
+use granule_device::{Bytes, Device, LeaseMode};
+use granule_pool::{Error, Heap, Lease};
 
 use crate::support::{Worker, bank, granules, pool, stream};
 
@@ -125,4 +125,103 @@ pub(crate) fn wrong_captures_are_refused(open: &dyn Fn() -> Device) {
     pool.trim().unwrap();
     bank.drain();
     assert_eq!(bank.stats().held, Bytes::ZERO, "a capture that nobody can end is over");
+}
+
+/// Whatever is left of the bank, by blocks of a size.
+fn all_that_is_left(heap: &Heap, size: Bytes) -> Vec<Lease> {
+    std::iter::from_fn(|| heap.alloc(size).ok()).collect()
+}
+
+/// A lease that is marked with captured streams and dropped meanwhile is kept until the last of their graphs is gone.
+pub(crate) fn a_lease_marked_with_captured_streams(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 8);
+    let pool = pool(&bank);
+    let streams = [stream(&device), stream(&device), stream(&device)];
+    let [of_a, of_b, of_c] = streams.each_ref().map(|stream| pool.heap(stream).unwrap());
+    let size = Bytes::kib(50);
+    for own_too in [false, true] {
+        let mut lease = of_a.alloc(size).unwrap();
+        let captured = if own_too { vec![&of_b, &of_c, &of_a] } else { vec![&of_b, &of_c] };
+        lease.used_by(&of_b).unwrap();
+        lease.used_by(&of_c).unwrap();
+        captured.iter().for_each(|heap| heap.begin_private().unwrap());
+        let used = spans(std::slice::from_ref(&lease));
+        drop(lease);
+        let mut graphs: Vec<_> = captured.iter().map(|heap| heap.end_private().unwrap()).collect();
+        assert!(graphs.iter().map(|graph| graph.size().get()).sum::<u64>() >= size.get());
+        while let Some(graph) = graphs.pop() {
+            pool.drain().unwrap();
+            let others = all_that_is_left(&of_a, size);
+            assert!(others.len() > 2 && !meet(&spans(&others), &used), "a graph's memory was handed out");
+            drop(others);
+            graph.release_after(&[]);
+        }
+        pool.drain().unwrap();
+        assert!(meet(&spans(&all_that_is_left(&of_a, size)), &used), "nobody keeps it any more");
+    }
+}
+
+/// Where leases are allocations of their own, so that a memory checker knows them, a graph keeps those.
+pub(crate) fn a_graph_keeps_allocations_too(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 8);
+    device.set_lease_mode(LeaseMode::Apart);
+    let pool = pool(&bank);
+    let heap = pool.heap(&stream(&device)).unwrap();
+    let size = Bytes::kib(10);
+    // Warm.
+    drop((0..4).map(|_| heap.alloc(size).unwrap()).collect::<Vec<_>>());
+    pool.drain().unwrap();
+    let others = device.live().buffers;
+    let before = heap.alloc(size).unwrap();
+    heap.begin_private().unwrap();
+    drop(before);
+    for _ in 0..2 {
+        drop(heap.alloc(size).unwrap());
+    }
+    let memory = heap.end_private().unwrap();
+    pool.drain().unwrap();
+    assert_eq!(device.live().buffers, others + 3);
+    memory.release_after(&[]);
+    pool.drain().unwrap();
+    assert_eq!(device.live().buffers, others);
+    device.set_lease_mode(LeaseMode::Quiet);
+}
+
+/// Threads that capture one heap's stream in turns: when all are through, the heap is as it was.
+pub(crate) fn captures_from_many_threads(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 2);
+    let pool = pool(&bank);
+    let heap = pool.heap(&stream(&device)).unwrap();
+    drop(heap.alloc(granules(&device, 2)).unwrap());
+    let begun: usize = std::thread::scope(|scope| {
+        let threads = [(); 4].map(|()| {
+            scope.spawn(|| {
+                let mut begun = 0;
+                for _ in 0..100 {
+                    match heap.begin_private() {
+                        Ok(()) => begun += 1,
+                        Err(error) => assert!(matches!(error, Error::Capturing { .. }), "{error}"),
+                    }
+                    match heap.end_private() {
+                        Ok(memory) => memory.release_after(&[]),
+                        Err(error) => assert!(matches!(error, Error::NotCapturing), "{error}"),
+                    }
+                }
+                begun
+            })
+        });
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert!(begun > 0);
+    if let Ok(memory) = heap.end_private() {
+        memory.release_after(&[]);
+    }
+    heap.begin_private().unwrap();
+    let other = pool.local().unwrap();
+    assert!(other.alloc(Bytes::new(1)).is_err(), "nothing is taken from a private heap");
+    heap.end_private().unwrap().release_after(&[]);
+    drop(other.alloc(granules(&device, 2)).unwrap());
 }

@@ -197,6 +197,9 @@ pub(crate) fn checkers_see_leases(open: &dyn Fn() -> Device) {
                 LeaseMode::Announced => assert_eq!(live.suballocations, leases.len()),
                 LeaseMode::Apart => assert!(live.buffers >= leases.len()),
             }
+            let aligned = heap.alloc_aligned(Bytes::new(100), Bytes::kib(64)).unwrap();
+            assert!(aligned.ptr().addr().is_multiple_of(64 << 10));
+            drop(aligned);
             for lease in &mut leases {
                 let len = lease.len().to_usize().unwrap();
                 write(&device, &vec![7; len], lease.slice_mut().unwrap());
@@ -209,6 +212,11 @@ pub(crate) fn checkers_see_leases(open: &dyn Fn() -> Device) {
             );
             for _ in 0..100 {
                 drop(heap.alloc(Bytes::new(1000)).unwrap());
+            }
+            if mode == LeaseMode::Apart && heap.stream().is_none() {
+                let before = device.live().buffers;
+                drop(leases.pop());
+                assert_eq!(device.live().buffers, before - 1, "a checker sees at once that it is gone");
             }
         }
         assert_eq!(pool.stats().live, 0);

@@ -83,6 +83,9 @@ conformance! {
         nothing_is_taken_from_a_private_heap,
         a_graphs_memory_is_its_own,
         leases_that_outlive_a_capture,
+        a_lease_marked_with_captured_streams,
+        a_graph_keeps_allocations_too,
+        captures_from_many_threads,
         wrong_captures_are_refused;
     faults:
         every_failing_call_leaves_nothing,

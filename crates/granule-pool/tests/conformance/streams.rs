@@ -201,7 +201,9 @@ pub(crate) fn a_stream_that_is_gone(open: &dyn Fn() -> Device) {
         a.finish();
         drop(a);
         let bytes = read(&device, everything(&pool.local().unwrap(), 2).slice().unwrap());
-        assert!(bytes.len() as u64 == 2 * device.granularity().get() && bytes.iter().all(|&byte| byte == 200));
+        assert!(
+            bytes.len() as u64 == 2 * device.granularity().get() && bytes.iter().all(|&byte| byte == 200)
+        );
         b.finish();
     }
 }
@@ -239,7 +241,10 @@ pub(crate) fn a_stream_that_is_going(open: &dyn Fn() -> Device) {
         b.check(&lease, 100);
         b.finish();
         going.join().unwrap();
-        assert!(read(&device, lease.slice().unwrap()).iter().all(|&byte| byte == 100), "written by its former life");
+        assert!(
+            read(&device, lease.slice().unwrap()).iter().all(|&byte| byte == 100),
+            "written by its former life"
+        );
         drop((lease, kept));
     }
 }
