@@ -513,10 +513,10 @@ impl PoolInner {
             if complete(stamp) || events.iter().any(|(of, _)| of == stamp) {
                 continue;
             }
-            match self.clocks.events(stamp) {
+            match self.joined(stamp) {
                 Ok(mut behind) => {
                     if let Some(last) = behind.pop() {
-                        // One event is enough to give memory back: the others are waited for.
+                        // Memory is given back with one event: others are waited for.
                         behind.iter().for_each(Event::synchronize);
                         events.push((stamp.clone(), last));
                     }
@@ -529,6 +529,25 @@ impl PoolInner {
             self.clocks.poll();
         }
         (events, done)
+    }
+
+    /// Events behind whatever may still use memory with this stamp: one, where one of its streams can wait for the others.
+    fn joined(&self, stamp: &Stamp) -> Result<Vec<Event>, Error> {
+        let view = self.clocks.view(None);
+        let of = |core: &HeapCore| {
+            let own = core.stream.as_ref()?;
+            let (id, tick) = (own.clock.id(), own.clock.now());
+            let is_one = stamp.iter().any(|(stream, _)| stream == id) && view.can_wait(&Stamp::One(id, tick));
+            is_one.then(|| own.stream.upgrade())?
+        };
+        if let Stamp::Many(_) = stamp
+            && let Some((core, stream)) = self.heaps().iter().find_map(|core| Some((core, of(core)?)))
+            && let Some(clock) = core.clock()
+        {
+            self.clocks.wait(clock, &stream, stamp)?;
+            return self.clocks.events(&Stamp::One(clock.id(), clock.now()));
+        }
+        self.clocks.events(stamp)
     }
 
     /// Takes arenas off the list that have no heap and no memory any more.

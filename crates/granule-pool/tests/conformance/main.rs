@@ -78,6 +78,7 @@ conformance! {
         what_never_fits_asks_nobody,
         a_class_is_not_what_makes_it_too_large,
         what_work_still_uses_is_given_back_after_it,
+        a_trim_waits_for_no_work,
         cached_blocks_stay_below_their_limit;
     captures:
         nothing_is_taken_from_a_private_heap,

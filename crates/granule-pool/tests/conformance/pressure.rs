@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use granule_bank::{Bank, BankOptions, Owner};
-use granule_device::{Bytes, Device};
+use granule_device::{Bytes, Device, DeviceKind};
 use granule_pool::{Error, Heap, Lease, Pool, PoolOptions};
 
 use crate::support::{Random, Worker, bank, granules, pool, stream};
@@ -261,6 +261,41 @@ pub(crate) fn what_work_still_uses_is_given_back_after_it(open: &dyn Fn() -> Dev
         assert_eq!(pool.stats().reserved, Bytes::ZERO);
     }
     worker.finish();
+    bank.drain();
+    assert_eq!(bank.stats().held, Bytes::ZERO);
+}
+
+/// Memory that two streams still use is given back behind both, and nobody waits for them.
+pub(crate) fn a_trim_waits_for_no_work(open: &dyn Fn() -> Device) {
+    let device = open();
+    let bank = bank(&device, 8);
+    let pool = pool(&bank);
+    let (a, mut b) = (Worker::new(&device), Worker::new(&device));
+    let (of_a, of_b) = (pool.heap(&a.stream).unwrap(), pool.heap(&b.stream).unwrap());
+    let gates: Vec<std::sync::mpsc::Sender<()>> = [&a, &b]
+        .iter()
+        .filter(|_| device.kind() == DeviceKind::Host)
+        .map(|worker| {
+            let (open, gate) = std::sync::mpsc::channel();
+            // It runs until the trim is over; a trim that waits for it waits until this gives up.
+            let work = move || {
+                let _ = gate.recv_timeout(std::time::Duration::from_secs(20));
+            };
+            worker.stream.call(work).unwrap();
+            open
+        })
+        .collect();
+    let mut lease = of_a.alloc(device.granularity()).unwrap();
+    a.write(&mut lease, 1);
+    lease.used_by(&of_b).unwrap();
+    b.check(&lease, 1);
+    drop(lease);
+    let at = std::time::Instant::now();
+    assert_eq!(pool.trim().unwrap(), device.granularity());
+    assert!(at.elapsed() < std::time::Duration::from_secs(10) || gates.is_empty(), "the trim waited");
+    drop(gates);
+    a.finish();
+    b.finish();
     bank.drain();
     assert_eq!(bank.stats().held, Bytes::ZERO);
 }
