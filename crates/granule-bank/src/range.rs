@@ -119,8 +119,7 @@ impl Range {
     }
 
     /// As [`Range::clear`], but the granules come to be in the stock, which gives them back when it is dropped: for owners that
-    /// hold a lock here and not there, as what a bank is given back it tells [watches](Bank::watch) of. One that is shared stays
-    /// with its other holders.
+    /// hold a lock here and not there, as giving back may call the driver. One that is shared stays with its other holders.
     ///
     /// # Errors
     /// [`Error::Device`]; the stock is as it was.
