@@ -56,7 +56,10 @@ impl Small {
 
     #[inline]
     fn class(self) -> Class {
-        CLASSES[(self.0 >> 48) as usize]
+        let Some(class) = Class::at((self.0 >> 48) as usize) else {
+            unreachable!("it was made from a class")
+        };
+        class
     }
 
     #[inline]
@@ -85,19 +88,6 @@ enum Kind<'a> {
     Small(Spot, Small),
     Large(&'a Large),
 }
-
-/// The classes by their index.
-const CLASSES: [Class; Class::COUNT] = {
-    let Some(smallest) = Class::of(1) else { unreachable!() };
-    let (mut classes, mut index) = ([smallest; Class::COUNT], 1);
-    while index < Class::COUNT {
-        if let Some(next) = Class::of(classes[index - 1].size() + 1) {
-            classes[index] = next;
-        }
-        index += 1;
-    }
-    classes
-};
 
 /// A lease that stands for itself.
 #[derive(Debug)]
@@ -324,9 +314,8 @@ impl Small {
     #[inline(always)]
     fn end(self, spot: Spot) {
         let class = self.class();
-        let share = Counts::share(class.size(), self.waste());
         let mut state = spot.shell().lock();
-        state.counts.give(share);
+        state.counts.give(Counts::share(class.size(), self.waste()));
         let tick = state.now();
         state.cache.push(class, Entry::new(spot, self.number(), tick));
         if !state.is_free_short() {

@@ -69,6 +69,12 @@ impl Class {
         self.0 as usize
     }
 
+    /// The class at this place in the order of sizes.
+    #[inline]
+    pub const fn at(index: usize) -> Option<Class> {
+        if index < Class::COUNT { Some(Class(index as u8)) } else { None }
+    }
+
     /// All classes, from the smallest to the largest.
     pub fn all() -> impl DoubleEndedIterator<Item = Class> + ExactSizeIterator {
         (0..Class::COUNT as u8).map(Class)
@@ -96,7 +102,12 @@ mod tests {
         assert_eq!(sizes, written_out());
         assert_eq!(sizes.len(), Class::COUNT);
         assert_eq!(sizes.last(), Some(&Class::LARGEST));
-        assert!(Class::all().enumerate().all(|(index, class)| class.index() == index));
+        assert!(
+            Class::all()
+                .enumerate()
+                .all(|(index, class)| class.index() == index && Class::at(index) == Some(class))
+        );
+        assert_eq!(Class::at(Class::COUNT), None);
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod cuda {
             let device = open();
             let bank = bank(&device, 8);
             let pool = pool(&bank);
-            let (a, b) = (stream(&device), stream(&device));
+            let (a, b, c) = (stream(&device), stream(&device), stream(&device));
             let (of_a, of_b) = (pool.heap(&a).unwrap(), pool.heap(&b).unwrap());
             let size = Bytes::kib(300);
             let mut out: Buffer = device.alloc(size).unwrap();
@@ -40,7 +40,7 @@ mod cuda {
             let graph = graph.instantiate().unwrap();
             for round in 0..6 {
                 // SAFETY: the graph's memory is kept beside it, and nobody looks at the buffer meanwhile.
-                unsafe { graph.launch(&a).unwrap() };
+                unsafe { graph.launch(&c).unwrap() };
                 // Both streams' other work gets other memory: were it the graph's, nothing would order the two.
                 let mut others: Vec<Lease> = (0..6).map(|_| of_b.alloc(size).unwrap()).collect();
                 for lease in &mut others {
@@ -48,7 +48,8 @@ mod cuda {
                     unsafe { b.fill_slice(lease.stream_slice_mut(), round).unwrap() };
                 }
             }
-            let last = a.record().unwrap();
+            // It was captured on one stream and ran on another, which the pool does not know.
+            let last = c.record().unwrap();
             memory.release_after(&[last]);
             drop(graph);
             // Blocks of a granule each, which need not begin with one: eight granules hold seven in any case.
@@ -59,7 +60,7 @@ mod cuda {
                 unsafe { b.fill_slice(lease.stream_slice_mut(), 9).unwrap() };
             }
             drop(all);
-            a.synchronize().unwrap();
+            c.synchronize().unwrap();
             b.synchronize().unwrap();
             assert!(read(&device, out.slice(..).unwrap()).iter().all(|&byte| byte == 7));
         });
