@@ -185,21 +185,25 @@ impl HeapCore {
             return core.flush(core.pool.cache_limit() / 2);
         }
         let account = state.private.as_ref().map(Private::account);
-        // Without a cache there is nothing in it but what was just freed.
+        // Beside what was just freed, there may be what a heap has not let go of yet that is being closed or captured just now.
         let mut freed = Vec::with_capacity(1);
         state.cache.drain_to(0, &mut freed);
-        let Some((class, entry)) = freed.pop() else { return };
-        state.counts.owned -= 1;
+        state.counts.owned -= freed.len() as u64;
         let gone = state.update();
         drop(state);
-        let block = core.pool.blocks().take(entry.number(), entry.spot.at(), Some(class));
-        let kept = Kept::new(block, core.stamp(entry.tick(core.now())));
-        let kept = match account {
+        let now = core.now();
+        let mut blocks = core.pool.blocks();
+        let freed = freed.into_iter().map(|(class, entry)| {
+            let block = blocks.take(entry.number(), entry.spot.at(), Some(class));
+            Kept::new(block, core.stamp(entry.tick(now)))
+        });
+        let mut freed: Vec<Kept> = freed.collect();
+        drop(blocks);
+        if let Some(account) = account {
             // It was leased before the capture: captured work may use it, and so may the graph's launches.
-            Some(account) => account.take_back(kept, false),
-            None => Some(kept),
-        };
-        core.pool.give_kept(kept.into_iter().collect());
+            freed = freed.into_iter().filter_map(|kept| account.take_back(kept, false)).collect();
+        }
+        core.pool.give_kept(freed);
         drop(gone);
     }
 
