@@ -11,6 +11,8 @@
 //! All offsets and sizes are bytes and multiples of [`UNIT`]; every table is deterministic: the same calls in the same order
 //! give the same blocks.
 
+#![forbid(unsafe_code)]
+
 mod cache;
 mod class;
 mod clock;
