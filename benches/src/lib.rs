@@ -7,6 +7,8 @@
 //! - **Is the same work timed for each subject?** The same loop over the same operations, compiled anew for each subject
 //!   (nothing goes through a vtable), with the same table of live blocks. Blocks are written straight into the table and freed
 //!   where they lie. What a block's size costs (a lease knows its heap, a floor's block is an index) is the subject's to pay.
+//! - **Is one inlined where another is called?** All that is written in Rust is asked to be inlined, floors and pool alike: small
+//!   ones would be anyhow. The host's allocators are behind the calls that they always are.
 //! - **Is it the loop that is measured?** [`subjects::Nothing`] is a subject that does nothing; its time is printed, and ratios
 //!   are of times from which it has been taken off, which makes them larger.
 //! - **Can the compiler take the work away?** The address of each block goes through `black_box`, and the block itself into a

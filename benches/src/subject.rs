@@ -56,14 +56,14 @@ impl<'a, B> Last<'a, B> {
     }
 
     /// Moves it out.
-    #[inline]
+    #[inline(always)]
     pub fn take(self) -> B {
         // SAFETY: as `of` demands; it is taken or dropped once, by value of this.
         unsafe { self.0.assume_init_read() }
     }
 
     /// Drops it in its place.
-    #[inline]
+    #[inline(always)]
     pub fn drop_in_place(self) {
         // SAFETY: as above.
         unsafe { self.0.assume_init_drop() }

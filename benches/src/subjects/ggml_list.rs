@@ -92,7 +92,7 @@ impl Subject for GgmlList {
 impl Handle for ListHandle<'_> {
     type Block = ListBlock;
 
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, size: u32) -> ListBlock {
         let wanted = u64::from(size);
         let mut best = None;
@@ -118,7 +118,7 @@ impl Handle for ListHandle<'_> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, block: Last<'_, ListBlock>) {
         let block = block.take();
         match self.list.entries.iter_mut().find(|entry| entry.address == 0) {

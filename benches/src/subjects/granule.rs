@@ -64,12 +64,12 @@ impl Subject for Granule {
 impl Handle for Heap {
     type Block = Lease;
 
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, size: u32) -> Lease {
         Heap::alloc(self, Bytes::new(u64::from(size))).expect("room in the pool")
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, block: Last<'_, Lease>) {
         block.drop_in_place();
     }

@@ -57,7 +57,7 @@ impl<A: GlobalAlloc + Sync> Subject for HostHeap<A> {
 impl<A: GlobalAlloc> Handle for &HostHeap<A> {
     type Block = HostBlock;
 
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, size: u32) -> HostBlock {
         let layout = Layout::from_size_align(size as usize, 16).expect("a size of at most 4 GiB");
         // SAFETY: a script's sizes are not 0.
@@ -66,7 +66,7 @@ impl<A: GlobalAlloc> Handle for &HostHeap<A> {
         HostBlock { address: at.expose_provenance(), layout }
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, block: Last<'_, HostBlock>) {
         let block = block.take();
         // SAFETY: it came from `alloc` with this layout, and a block is no copy.

@@ -75,7 +75,7 @@ impl Subject for ClassLifo {
 impl Handle for &ClassLifo {
     type Block = Slot;
 
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, size: u32) -> Slot {
         let class = class(size);
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,7 +85,7 @@ impl Handle for &ClassLifo {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, block: Last<'_, Slot>) {
         let block = block.take();
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);

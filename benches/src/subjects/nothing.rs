@@ -27,12 +27,12 @@ impl Subject for Nothing {
 impl Handle for Nothing {
     type Block = u32;
 
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, size: u32) -> u32 {
         size
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, block: Last<'_, u32>) {
         let block = block.take();
         std::hint::black_box(block);

@@ -51,7 +51,7 @@ impl Subject for Offsets {
 impl Handle for &Offsets {
     type Block = OffsetBlock;
 
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, size: u32) -> OffsetBlock {
         let units = size.div_ceil(UNIT);
         let mut span = self.span.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,7 +64,7 @@ impl Handle for &Offsets {
         OffsetBlock(block)
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, block: Last<'_, OffsetBlock>) {
         let block = block.take();
         self.span.lock().unwrap_or_else(PoisonError::into_inner).free(block.0);

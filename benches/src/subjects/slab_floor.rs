@@ -33,12 +33,12 @@ impl Subject for SlabFloor {
 impl Handle for &SlabFloor {
     type Block = usize;
 
-    #[inline]
+    #[inline(always)]
     fn alloc(&mut self, size: u32) -> usize {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(size)
     }
 
-    #[inline]
+    #[inline(always)]
     fn free(&mut self, block: Last<'_, usize>) {
         let block = block.take();
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(block);
