@@ -1,7 +1,6 @@
 //! The hot loop takes no memory: once a context is warm, a token costs no call for device memory and no allocation on the
 //! host's heap, on any thread; also while other contexts of the model come and go. Where the cache's rows begin another
 //! granule, that one is mapped.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
