@@ -1,5 +1,4 @@
 //! As many heaps as a process can have: alone in its process, for the others in it could have none.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
 

@@ -192,7 +192,7 @@ fn a_driver_that_fails_gets_nothing_back_too_early(bank: &Bank) {
 /// Gives the stream work on the memory, that may run any time later.
 fn give(stream: &granule_device::Stream, scratch: &mut Scratch<'_>, value: u8) {
     #[cfg(feature = "cuda")]
-    if stream.device().kind() == granule_device::DeviceKind::Cuda {
+    if stream.device().kind() == DeviceKind::Cuda {
         // SAFETY: the stream is the arena's.
         unsafe { stream.fill_slice(scratch.stream_slice_mut(), value) }.unwrap();
         return;
