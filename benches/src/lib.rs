@@ -13,7 +13,7 @@
 //!   are of times from which it has been taken off, which makes them larger.
 //! - **Can the compiler take the work away?** The address of each block goes through `black_box`, and the block itself into a
 //!   table that the next free reads.
-//! - **Is a pair always served by the block that was just freed?** In [`workload::churn`] the block that is freed and the size
+//! - **Is a pair always served by the block that was just freed?** In [`workload::churn()`] the block that is freed and the size
 //!   that is asked for next have nothing to do with each other; there is no pair that hits the same block by construction.
 //! - **Does a predictor learn the sizes?** A cycle is at least 2^17 operations of random sizes and slots.
 //! - **Is the steady state steady?** A cycle ends with the sizes that it began with, so a subject that keeps what it is given
