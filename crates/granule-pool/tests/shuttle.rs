@@ -2,7 +2,7 @@
 //! none is lost, nothing waits for itself.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg shuttle" cargo test -p granule-pool --test shuttle
+//! RUSTFLAGS="--cfg shuttle" cargo test -p granule-pool --test shuttle -- --test-threads=1
 //! ```
 //!
 //! Each lock and atomic of the pool is a point where another thread may go on; the bank's are not, and nothing of the pool's
