@@ -389,7 +389,7 @@ impl Drop for Large {
 }
 
 impl Drop for Lease {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         match self.spot {
             Some(spot) => Small(self.rest.addr() as u64).end(spot),
