@@ -48,8 +48,8 @@ impl PoolOptions {
     /// with nothing. No lock is held while it runs: it may allocate from this pool and others, and what is refused to it meanwhile is
     /// refused without it being asked again.
     ///
-    /// The pool keeps it for as long as there is a heap or a lease. One that keeps a [`Heap`], a [`Pool`] or a [`Lease`](crate::Lease)
-    /// of this pool keeps the pool, which then is never dropped: keep what it gives up outside, behind a [`Weak`].
+    /// The pool keeps it for as long as there is a heap or a lease. One that keeps a [`Heap`](crate::Heap), a [`Pool`](crate::Pool) or a [`Lease`](crate::Lease)
+    /// of this pool keeps the pool, which then is never dropped: keep what it gives up outside, behind a [`Weak`](std::sync::Weak).
     pub fn reclaim(self, callback: impl Fn(Bytes) -> Bytes + Send + Sync + 'static) -> PoolOptions {
         PoolOptions { reclaim: Some(Arc::new(callback)), ..self }
     }
