@@ -38,23 +38,31 @@ pub fn crowd<S: Subject>(subject: &S, scripts: &[Script], time: Duration) -> Cro
         }
         (ops as f64 / 2.0 / began.elapsed().as_secs_f64(), timing)
     };
-    thread::scope(|scope| {
-        let one = &one;
-        let threads: Vec<_> = scripts
-            .iter()
-            .enumerate()
-            .map(|(stream, script)| scope.spawn(move || one(stream, script)))
-            .collect();
+    let threads = each(scripts, one, || {
         start.wait();
         thread::sleep(time);
         stop.store(true, Ordering::Relaxed);
-        let mut all = Crowd { pairs_per_second: 0.0, timing: Timing::default() };
-        for thread in threads {
-            let (rate, timing) = thread.join().expect("a thread that ends");
-            all.pairs_per_second += rate;
-            all.timing.merge(&timing);
-        }
-        all
+    });
+    let mut all = Crowd { pairs_per_second: 0.0, timing: Timing::default() };
+    for (rate, timing) in threads {
+        all.pairs_per_second += rate;
+        all.timing.merge(&timing);
+    }
+    all
+}
+
+/// What `one` answers on a thread for each script, with the script's number; `meanwhile` goes on on this one.
+fn each<T: Send>(
+    scripts: &[Script],
+    one: impl Fn(usize, &Script) -> T + Sync,
+    meanwhile: impl FnOnce(),
+) -> Vec<T> {
+    thread::scope(|scope| {
+        let one = &one;
+        let spawn = |(stream, script)| scope.spawn(move || one(stream, script));
+        let threads: Vec<_> = scripts.iter().enumerate().map(spawn).collect();
+        meanwhile();
+        threads.into_iter().map(|thread| thread.join().expect("a thread that ends")).collect()
     })
 }
 
@@ -67,16 +75,7 @@ pub fn time_of<S: Subject>(subject: &S, scripts: &[Script], pairs: u64) -> Durat
         start.wait();
         player.time_of(pairs)
     };
-    thread::scope(|scope| {
-        let one = &one;
-        let threads: Vec<_> = scripts
-            .iter()
-            .enumerate()
-            .map(|(stream, script)| scope.spawn(move || one(stream, script)))
-            .collect();
-        let times = threads.into_iter().map(|thread| thread.join().expect("a thread that ends"));
-        times.max().unwrap_or_default()
-    })
+    each(scripts, one, || {}).into_iter().max().unwrap_or_default()
 }
 
 /// One thread allocates, another frees: pairs in a second. Blocks cross over 64 at a time, at most 4 such loads wait.

@@ -10,6 +10,9 @@ use crate::device::{Counted, Thing};
 use crate::slice::checked_range;
 use crate::{Bytes, Device, Error, Memory, Region, StreamBuffer};
 
+/// What the host device calls the threads that run its streams.
+pub(crate) const STREAM_THREAD: &str = "granule-stream";
+
 /// A queue of work on a device. What is given to one stream runs in the order in which it was given; streams run beside
 /// each other, and [`Stream::wait`] is what orders them.
 ///
@@ -42,6 +45,12 @@ impl Stream {
     #[cfg(feature = "cuda")]
     pub(crate) fn raw(&self) -> &Arc<dyn RawStream> {
         &self.raw
+    }
+
+    /// True on a thread of the host device that runs streams' work, where nothing may wait for a stream: what is dropped after
+    /// work, such as a region's memory, is dropped here.
+    pub fn works_here() -> bool {
+        std::thread::current().name() == Some(STREAM_THREAD)
     }
 
     /// The device it runs on.

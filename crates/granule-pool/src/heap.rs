@@ -256,7 +256,7 @@ impl Drop for HeapCore {
         // SAFETY: they are taken once, here, and nothing uses them afterwards.
         let (pool, arena) =
             unsafe { (ManuallyDrop::take(&mut self.pool), ManuallyDrop::take(&mut self.arena)) };
-        if std::thread::current().name() == Some(HOST_STREAM) {
+        if Stream::works_here() {
             // The last of a pool may have to wait for its streams, and so for this one, which waits for this drop. Where there is no
             // thread for it, it is dropped here.
             let builder = std::thread::Builder::new().name("granule-pool".to_owned());
@@ -264,9 +264,6 @@ impl Drop for HeapCore {
         }
     }
 }
-
-/// What the host device calls the threads that run its streams; a lease in a region is dropped there, after the work on it.
-const HOST_STREAM: &str = "granule-stream";
 
 impl fmt::Debug for HeapCore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -320,10 +317,7 @@ impl Heap {
     /// # Errors
     /// [`Error::Alignment`]; else as [`Heap::alloc`].
     pub fn alloc_aligned(&self, size: Bytes, align: Bytes) -> Result<Lease, Error> {
-        let limit = self.core.pool.largest_alignment();
-        if !align.get().is_power_of_two() || align > limit {
-            return Err(Error::Alignment { requested: align, limit });
-        }
+        self.check_alignment(align)?;
         if align.get() <= UNIT { self.alloc(size) } else { self.alloc_slowly(size, align.get(), None) }
     }
 
@@ -332,14 +326,17 @@ impl Heap {
     /// # Errors
     /// As [`Heap::alloc_aligned`].
     pub fn alloc_for(&self, owner: &Owner, size: Bytes, align: Bytes) -> Result<Lease, Error> {
-        if self.core.pool.tracer().is_on() {
-            let limit = self.core.pool.largest_alignment();
-            if !align.get().is_power_of_two() || align > limit {
-                return Err(Error::Alignment { requested: align, limit });
-            }
-            return self.alloc_slowly(size, align.get().max(UNIT), Some(owner));
+        if !self.core.pool.tracer().is_on() {
+            return self.alloc_aligned(size, align);
         }
-        self.alloc_aligned(size, align)
+        self.check_alignment(align)?;
+        self.alloc_slowly(size, align.get().max(UNIT), Some(owner))
+    }
+
+    fn check_alignment(&self, align: Bytes) -> Result<(), Error> {
+        let limit = self.core.pool.largest_alignment();
+        let possible = align.get().is_power_of_two() && align <= limit;
+        if possible { Ok(()) } else { Err(Error::Alignment { requested: align, limit }) }
     }
 
     /// Memory for `len` values, whose contents are whatever they were.

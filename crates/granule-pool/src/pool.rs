@@ -419,11 +419,6 @@ impl PoolInner {
             Error::Bank(source) => {
                 let stats = PoolStats::of(self);
                 let (device, owner) = (self.device().name().to_owned(), self.owner().clone());
-                self.tracer.emit(|| Traced::Refused {
-                    device: self.bank.traced(),
-                    owner: self.trace.1,
-                    requested,
-                });
                 Error::OutOfMemory {
                     device,
                     owner,

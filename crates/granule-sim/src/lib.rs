@@ -12,6 +12,7 @@
 //! # Ok::<(), &str>(())
 //! ```
 
+mod conformance;
 pub mod emulator_abi;
 pub mod emulator_build;
 

@@ -195,7 +195,7 @@ pub enum Event {
         /// How much.
         size: Bytes,
     },
-    /// A bank refused memory to an owner, and it was not had another way.
+    /// A bank refused memory to an owner, after everybody who could have given some was asked.
     Refused {
         /// The bank's device.
         device: DeviceId,

@@ -19,32 +19,7 @@ mod support;
 mod threads;
 mod watches;
 
-/// Runs the named functions of a module on the host device, and on CUDA device 0.
-macro_rules! conformance {
-    ($($module:ident: $($test:ident),+ $(,)?;)+) => {
-        mod host {
-            $(mod $module {
-                $(#[test]
-                fn $test() {
-                    crate::support::with_device(crate::support::host, crate::$module::$test);
-                })+
-            })+
-        }
-
-        #[cfg(feature = "cuda")]
-        mod cuda {
-            $(mod $module {
-                $(#[test]
-                #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
-                fn $test() {
-                    crate::support::with_device(crate::support::cuda, crate::$module::$test);
-                })+
-            })+
-        }
-    };
-}
-
-conformance! {
+granule_sim::conformance! {
     ranges:
         sparse_places_come_and_go,
         a_shared_granule_counts_once_and_is_not_written,

@@ -9,7 +9,7 @@ use super::sys;
 use crate::Error;
 use crate::backend::{Moment, Op, RawStream};
 use crate::fault::Faults;
-use crate::stream::panic_message;
+use crate::stream::{STREAM_THREAD, panic_message};
 
 /// A stream. The queue outlives it only where it is dropped by its own last work.
 pub(super) struct Queue {
@@ -53,8 +53,7 @@ impl Queue {
         }
         self.faults.gate("thread")?;
         let shared = Arc::clone(&self.shared);
-        let started =
-            std::thread::Builder::new().name("granule-stream".to_owned()).spawn(move || shared.work());
+        let started = std::thread::Builder::new().name(STREAM_THREAD.to_owned()).spawn(move || shared.work());
         *worker = Some(started.map_err(|source| Error::Os { call: "thread", source })?);
         Ok(())
     }
