@@ -11,6 +11,7 @@
 //! | [`Rope`], [`rotate`] | rotary positions over adjacent pairs |
 //! | [`matmul`] | activations with one to four weights of any type |
 //! | [`kv_store`] | new keys and values, encoded into the cache |
+//! | [`KvTransform`] | what makes four bits enough, before keys and values are stored |
 //! | [`attention`] | causal attention that reads the cache's types directly through a [`KvView`] |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
 //! | [`softmax`] | probabilities |
@@ -49,6 +50,7 @@ pub mod fill;
 #[cfg(feature = "cuda")]
 mod kernels;
 mod kv_store;
+mod kv_transform;
 mod kv_view;
 #[cfg(feature = "cuda")]
 mod launch;
@@ -70,6 +72,7 @@ pub use error::Error;
 #[cfg(feature = "cuda")]
 pub use kernels::Kernels;
 pub use kv_store::kv_store;
+pub use kv_transform::{KvTransform, KvTransforms};
 pub use kv_view::{KvRowLayout, KvView, KvViewMut};
 pub use matmul::{Activations, QuantScratch, matmul};
 pub use matrix::Matrix;
