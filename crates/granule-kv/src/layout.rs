@@ -90,10 +90,12 @@ impl KvLayout {
             n_kv_heads,
             head_dim,
             row_stride: layer_bytes * layers_per_row,
+            rows_at: 0,
             k_quants: 0,
             k_scales,
             v_quants,
             v_scales,
+            sinks: None,
         };
         Ok(KvLayout { shape, k, v, layers_per_row, first, layer_bytes })
     }

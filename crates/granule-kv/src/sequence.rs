@@ -108,7 +108,7 @@ impl Sequence {
             return Err(Error::NotPrepared { row: len, prepared: self.prepared });
         }
         let rows = self.groups[group].slice(..len * row.row_stride)?;
-        Ok(KvView::new(rows, row, len)?)
+        Ok(KvView::contiguous(rows, row, len)?)
     }
 
     /// A layer's rows that are prepared and not committed, to write: row 0 of the view is row `len()` of the sequence, and
@@ -119,7 +119,7 @@ impl Sequence {
     pub fn rows_mut(&mut self, layer: usize) -> Result<KvViewMut<'_>, Error> {
         let (group, row) = self.cache.layout().layer(layer)?;
         let rows = self.groups[group].slice_mut(self.len * row.row_stride..self.prepared * row.row_stride)?;
-        Ok(KvViewMut::new(rows, row, self.prepared - self.len)?)
+        Ok(KvViewMut::new(row, None, rows, self.len, self.prepared - self.len)?)
     }
 
     /// Makes the next `n` prepared rows part of the sequence.

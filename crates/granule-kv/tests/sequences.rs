@@ -49,7 +49,7 @@ fn assert_holds(sequence: &Sequence, tokens: &[u32]) {
     assert_eq!(sequence.len(), tokens.len());
     for layer in 0..SHAPE.n_layers {
         let view = sequence.view(layer, tokens.len()).unwrap();
-        let (bytes, layout) = (view.rows().as_host().unwrap(), *view.layout());
+        let (bytes, layout) = (view.segments()[0].rows.as_host().unwrap(), *view.layout());
         for (row, &token) in bytes.chunks_exact(layout.row_stride).zip(tokens) {
             for (plane, values) in [(layout.k_quants, false), (layout.v_quants, true)] {
                 let stored = row[plane..plane + ELEMENTS * 4].chunks_exact(4);

@@ -73,7 +73,7 @@ pub use error::Error;
 pub use kernels::Kernels;
 pub use kv_store::kv_store;
 pub use kv_transform::{KvTransform, KvTransforms};
-pub use kv_view::{KvRowLayout, KvView, KvViewMut};
+pub use kv_view::{KvRowLayout, KvSegment, KvSinks, KvView, KvViewMut};
 pub use matmul::{Activations, QuantScratch, matmul};
 pub use matrix::Matrix;
 pub use norm::rms_norm;

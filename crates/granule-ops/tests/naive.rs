@@ -104,10 +104,10 @@ proptest! {
         let pool = threads(n_threads);
         let mut bytes = vec![0xaau8; len * layout.row_stride];
         // In two parts, as a prompt and a step would be.
-        let mut rows = KvViewMut::new(DeviceSliceMut::from(&mut bytes[..]), layout, len).unwrap();
+        let mut rows = KvViewMut::contiguous(DeviceSliceMut::from(&mut bytes[..]), layout, len).unwrap();
         kv_store(&pool, &mut rows, 0, &k[..first * width], &v[..first * width]).unwrap();
         kv_store(&pool, &mut rows, first, &k[first * width..], &v[first * width..]).unwrap();
-        let view = KvView::new(DeviceSlice::from(&bytes[..]), layout, len).unwrap();
+        let view = KvView::contiguous(DeviceSlice::from(&bytes[..]), layout, len).unwrap();
 
         let n_heads = group * n_kv_heads;
         let q = numbers(seed ^ 77, tokens * n_heads * head_dim);
@@ -225,10 +225,12 @@ fn layout(k_type: DType, v_type: DType, n_kv_heads: usize, head_dim: usize, lead
         n_kv_heads,
         head_dim,
         row_stride,
+        rows_at: 0,
         k_quants: lead,
         k_scales,
         v_quants,
         v_scales,
+        sinks: None,
     }
 }
 
@@ -278,19 +280,19 @@ fn a_view_must_hold_its_rows_and_heads_be_whole_blocks() {
     let slice = DeviceSlice::from(&bytes[..]);
     let good = layout(DType::Q8_0, DType::F16, 2, 32, 0);
     let fits = bytes.len() / good.row_stride;
-    assert_eq!(KvView::new(slice, good, fits).unwrap().len(), fits);
-    assert!(matches!(KvView::new(slice, good, fits + 1), Err(Error::Shape { .. })));
-    assert!(KvView::new(slice, good, usize::MAX).is_err());
+    assert_eq!(KvView::contiguous(slice, good, fits).unwrap().len(), fits);
+    assert!(matches!(KvView::contiguous(slice, good, fits + 1), Err(Error::Shape { .. })));
+    assert!(KvView::contiguous(slice, good, usize::MAX).is_err());
     // 2 x 16 elements are one block, but a head is half of it.
     let halves = KvRowLayout { head_dim: 16, ..good };
-    assert!(matches!(KvView::new(slice, halves, 1), Err(Error::Quant(_))));
+    assert!(matches!(KvView::contiguous(slice, halves, 1), Err(Error::Quant(_))));
     for bad in [
         KvRowLayout { k_scales: good.k_scales - 16, ..good },
         KvRowLayout { v_scales: good.row_stride, v_type: DType::Q8_0, ..good },
         KvRowLayout { row_stride: good.v_quants, ..good },
         KvRowLayout { v_quants: usize::MAX, ..good },
     ] {
-        assert!(matches!(KvView::new(slice, bad, 1), Err(Error::Shape { .. })), "{bad:?}");
+        assert!(matches!(KvView::contiguous(slice, bad, 1), Err(Error::Shape { .. })), "{bad:?}");
     }
 }
 
@@ -299,7 +301,7 @@ fn numbers_that_are_not_finite_are_refused_by_name() {
     let pool = threads(2);
     let layout = layout(DType::Q8_0, DType::F16, 1, 32, 0);
     let mut bytes = vec![0u8; 8 * layout.row_stride];
-    let mut rows = KvViewMut::new(DeviceSliceMut::from(&mut bytes[..]), layout, 8).unwrap();
+    let mut rows = KvViewMut::contiguous(DeviceSliceMut::from(&mut bytes[..]), layout, 8).unwrap();
     for bad in [f32::NAN, f32::INFINITY] {
         for tokens in [1, 8] {
             let mut k = vec![0.5f32; tokens * 32];

@@ -36,7 +36,7 @@ fn growth_moves_nothing() {
         let first = bases(&context);
         let row = |context: &Context| {
             let view = context.sequence().view(0, 1).unwrap();
-            view.rows().as_host().unwrap()[..view.layout().row_stride].to_vec()
+            view.segments()[0].rows.as_host().unwrap()[..view.layout().row_stride].to_vec()
         };
         let first_row = row(&context);
         let mut held = Vec::new();

@@ -76,7 +76,12 @@ pub fn attention(
             want: threads.count() * per_worker,
         });
     }
-    let bytes = cache.rows().as_host().ok_or(Error::NotOnHost { what: "a KV cache" })?;
+    // Contiguous rows only, until the other way of reading them is done.
+    let rows = match cache.segments() {
+        [one] if one.turn == 0 && layout.sinks.is_none() => one.rows,
+        segments => return Err(Error::Shape { what: "segments of the cache", got: segments.len(), want: 1 }),
+    };
+    let bytes = rows.as_host().ok_or(Error::NotOnHost { what: "a KV cache" })?;
     let token_blocks = shape.n_tokens.div_ceil(blocks.tokens);
     let (out, scratch) = (Disjoint::new(out), Disjoint::new(scratch));
     threads.try_for_each_chunk(n_kv_heads * token_blocks, 1, &|worker, items| {

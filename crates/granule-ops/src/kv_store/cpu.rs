@@ -31,7 +31,7 @@ pub fn kv_store(
             want: first.saturating_add(tokens),
         });
     }
-    let bytes = cache.host_rows()?;
+    let (bytes, _) = cache.host()?;
     let rows = &mut bytes[first * layout.row_stride..(first + tokens) * layout.row_stride];
     if tokens == 1 {
         store_plane(rows, layout.k_type, layout.k_quants, layout.k_scales, k)?;
