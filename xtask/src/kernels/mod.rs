@@ -25,6 +25,10 @@ use crate::steps::Steps;
 /// What all PTX together may have, in bytes: it is part of every program that links `granule-kernels`.
 const PTX_BUDGET: usize = 512 << 10;
 
+/// Operations that compute, where the others carry or encode numbers: they promise a bound on their error and no bits, and
+/// may contract (`fma`) and approximate (`ex2.approx`).
+const BOUNDED: &[&str] = &["attention", "attention_prefill"];
+
 #[derive(Args)]
 pub(crate) struct KernelsArgs {
     /// Write nothing; fail where the committed PTX or table differ from what the sources give
@@ -201,7 +205,9 @@ fn compile(
     let head =
         format!("// Built from kernels/{op}.cu by {compiler} (cargo xtask kernels); not for editing.\n");
     let clean = head + &ptx::clean(&raw);
-    ptx::check_exact(&clean)?;
+    if !BOUNDED.contains(&op) {
+        ptx::check_exact(&clean)?;
+    }
     let kernels = nvcc::assemble(toolchain, op, &clean, target.arch, scratch)?;
     let file = target.ships.file(op, target.arch).map(|name| (name, clean));
     Ok(Built { file, kernels })
