@@ -71,6 +71,13 @@ pub(crate) unsafe trait Backend: fmt::Debug + Send + Sync {
     /// # Safety
     /// - The places lie in a reservation, and nothing uses their memory.
     unsafe fn map(&self, at: DevicePtr, granules: &[RawGranule], access: Access) -> Result<(), MapFailure>;
+    /// Does what the first touch of mapped memory would have to wait for, where that is anything. The bytes stay.
+    ///
+    /// # Safety
+    /// - The places are mapped for writing, and nothing uses their memory.
+    unsafe fn populate(&self, _at: DevicePtr, _len: Bytes) -> Result<(), Error> {
+        Ok(())
+    }
     /// Puts a granule behind a place that has another one, in one step.
     ///
     /// # Safety

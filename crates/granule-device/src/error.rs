@@ -82,6 +82,26 @@ pub enum Error {
         /// The first such place.
         place: usize,
     },
+    /// The place is lent: whoever maps it has not given it back yet.
+    #[error("place {place} is lent and was not taken back yet")]
+    Lent {
+        /// The first such place.
+        place: usize,
+    },
+    /// Lent places are mapped all at once.
+    #[error("{granules} granules were given for {places} lent places")]
+    LentPlaces {
+        /// The granules.
+        granules: usize,
+        /// The places.
+        places: usize,
+    },
+    /// Something of one reservation was given to another.
+    #[error("{what} belongs to another reservation")]
+    OtherReservation {
+        /// What it is.
+        what: &'static str,
+    },
     /// The memory may only be read.
     #[error("{what} may only be read")]
     ReadOnly {

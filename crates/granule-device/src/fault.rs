@@ -1,8 +1,19 @@
 //! Faults on demand: the n-th call into the system or the driver fails, so that every error path can be walked.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::{Device, Error};
+
+thread_local! {
+    static CALLS_HERE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many calls into the system or a driver this thread has made, through any device: what a hot path is held against,
+/// while other threads map memory ahead of it. [`Device::calls_made`] counts all threads.
+pub fn calls_made_here() -> u64 {
+    CALLS_HERE.get()
+}
 
 /// Which call is to fail; see [`Device::inject_fault`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +73,7 @@ impl Faults {
     /// Stands before every call into the system or driver; an error means that the call is not to be made.
     pub(crate) fn gate(&self, call: &'static str) -> Result<(), Error> {
         let count = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        CALLS_HERE.set(CALLS_HERE.get().wrapping_add(1));
         let fail_at = self.fail_at.load(Ordering::Relaxed);
         if count == fail_at || (fail_at != 0 && count > fail_at && self.lasting.load(Ordering::Relaxed)) {
             return Err(Error::Injected { call, n: count - self.armed_at.load(Ordering::Relaxed) });

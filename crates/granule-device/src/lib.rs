@@ -19,6 +19,7 @@ mod host;
 #[path = "host_elsewhere.rs"]
 mod host;
 mod lease;
+mod lent;
 mod mapped_file;
 mod region;
 mod registered;
@@ -37,9 +38,10 @@ pub use cuda::{
 };
 pub use device::{Access, Device, DeviceKind, Features, HostOptions, LiveCounts, MemoryInfo};
 pub use error::Error;
-pub use fault::{FaultGuard, FaultPlan};
+pub use fault::{FaultGuard, FaultPlan, calls_made_here};
 pub use granule::Granule;
 pub use lease::{Lease, LeaseMode};
+pub use lent::Lent;
 pub use mapped_file::MappedFile;
 pub use region::{Memory, Region};
 pub use registered::{Registered, RegisteredMemory};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use self::runs::Runs;
 use crate::backend::RawGranule;
 use crate::device::{Counted, Thing};
+use crate::lent::Lent;
 use crate::retired::{Fate, Retired};
 use crate::slice::{Home, checked_range};
 use crate::{Access, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule};
@@ -46,6 +47,10 @@ impl Core {
         self.granule
     }
 
+    pub(crate) fn place(&self, place: usize) -> DevicePtr {
+        self.base.offset(place * self.granule)
+    }
+
     pub(crate) fn device(&self) -> &Device {
         self.owner.device()
     }
@@ -78,6 +83,8 @@ enum Place {
     },
     /// Mapped still, for device work.
     Retiring(Arc<Fate>),
+    /// In the hands of somebody who maps it.
+    Lent(Arc<Fate>),
 }
 
 impl Reservation {
@@ -145,8 +152,8 @@ impl Reservation {
     /// Puts granules behind the places from `place` on: all of them or none.
     ///
     /// # Errors
-    /// [`Error::NoSuchPlace`], [`Error::AlreadyMapped`], [`Error::Retiring`], [`Error::OtherDevice`]; [`Error::Aliased`] where the access does
-    /// not go together with where a granule is mapped already; [`Error::Os`].
+    /// [`Error::NoSuchPlace`], [`Error::AlreadyMapped`], [`Error::Retiring`], [`Error::Lent`], [`Error::OtherDevice`];
+    /// [`Error::Aliased`] where the access does not go together with where a granule is mapped already; [`Error::Os`].
     pub fn map(&mut self, place: usize, granules: &[Granule], access: Access) -> Result<(), Error> {
         let range = self.checked_places(place..place.saturating_add(granules.len()))?;
         if let Some(taken) = range.clone().find(|&place| self.mapped(place).is_some()) {
@@ -253,6 +260,58 @@ impl Reservation {
         Ok(Retired::new(Arc::clone(&self.core), places.start, granules, fate))
     }
 
+    /// Lends empty places, to be mapped on another thread. Until they are taken back, or the loan is dropped, they can be
+    /// neither used nor mapped here.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchPlace`], [`Error::AlreadyMapped`], [`Error::Retiring`], [`Error::Lent`]; [`Error::Os`] where an earlier
+    /// call left something there that has to go first.
+    pub fn lend(&mut self, places: Range<usize>) -> Result<Lent, Error> {
+        let places = self.checked_places(places)?;
+        if let Some(taken) = places.clone().find(|&place| self.mapped(place).is_some()) {
+            return Err(Error::AlreadyMapped { place: taken });
+        }
+        self.clear_stale(places.clone())?;
+        let fate = Arc::new(Fate::default());
+        for place in &mut self.places[places.clone()] {
+            *place = Place::Lent(Arc::clone(&fate));
+        }
+        Ok(Lent::new(&self.core, places.start, places.len(), &fate))
+    }
+
+    /// Takes lent places back, mapped or not; it makes no call to the system. One that was lent by another reservation is
+    /// dropped, as if nobody had taken it back.
+    ///
+    /// # Errors
+    /// [`Error::OtherReservation`].
+    pub fn take_back(&mut self, lent: Lent) -> Result<(), Error> {
+        if !Arc::ptr_eq(&self.core, lent.core()) {
+            return Err(Error::OtherReservation { what: "a loan of places" });
+        }
+        let (first, count) = (lent.first(), lent.places());
+        let (granules, stale) = lent.end();
+        let mapped = first..first + granules.len();
+        let (mut granules, mut stale) = (granules.into_iter(), stale.into_iter());
+        for place in &mut self.places[first..first + count] {
+            *place = match (granules.next(), stale.next()) {
+                (Some(granule), _) => Place::Mapped { granule, access: Access::ReadWrite },
+                (None, Some(granule)) => Place::Stale { granule },
+                (None, None) => Place::Empty,
+            };
+        }
+        if !mapped.is_empty() {
+            self.note_mapped(mapped, Access::ReadWrite);
+        }
+        Ok(())
+    }
+
+    /// One past the last of the places from `place` on that can be written without a gap; `place` itself where it cannot.
+    pub fn writable_to(&self, place: usize) -> usize {
+        let all = place.min(self.places.len())..self.places.len();
+        let mapped = self.mapped.first_outside(all).unwrap_or(self.places.len());
+        self.read_only.first_inside(place.min(mapped)..mapped).unwrap_or(mapped)
+    }
+
     /// Puts another granule behind a mapped place, at the same address, and answers with the one that was there. A CUDA
     /// device does it in two steps; where both the second and undoing the first are refused, the place is left empty.
     ///
@@ -288,9 +347,11 @@ impl Reservation {
                 granule.end_use(access);
                 Ok(granule)
             }
-            Place::Empty | Place::Stale { .. } | Place::Halfway { .. } | Place::Retiring(_) => {
-                Err(Error::NotMapped { place })
-            }
+            Place::Empty
+            | Place::Stale { .. }
+            | Place::Halfway { .. }
+            | Place::Retiring(_)
+            | Place::Lent(_) => Err(Error::NotMapped { place }),
         }
     }
 
@@ -363,7 +424,7 @@ impl Reservation {
     }
 
     fn address(&self, place: usize) -> DevicePtr {
-        self.core.base.offset(place * self.granule)
+        self.core.place(place)
     }
 
     fn size_of(&self, places: &Range<usize>) -> Bytes {
@@ -421,7 +482,8 @@ impl Reservation {
         for place in places {
             let left = match &self.places[place] {
                 Place::Retiring(fate) if fate.is_waiting() => return Err(Error::Retiring { place }),
-                Place::Retiring(fate) => !fate.is_unmapped(),
+                Place::Lent(fate) if fate.is_waiting() => return Err(Error::Lent { place }),
+                Place::Retiring(fate) | Place::Lent(fate) => !fate.is_unmapped(),
                 Place::Stale { .. } | Place::Halfway { .. } => true,
                 Place::Empty | Place::Mapped { .. } => continue,
             };

@@ -18,13 +18,15 @@ pub struct Retired {
     core: Arc<Core>,
 }
 
-/// What became of retired places, told to their reservation.
+/// What became of places that were retired or lent, told to their reservation.
 #[derive(Debug, Default)]
 pub(crate) struct Fate(AtomicU8);
 
 const WAITING: u8 = 0;
-const UNMAPPED: u8 = 1;
-const REFUSED: u8 = 2;
+/// Nothing is mapped there any more.
+pub(crate) const UNMAPPED: u8 = 1;
+/// The system did not unmap it.
+pub(crate) const REFUSED: u8 = 2;
 
 impl Fate {
     /// True until the places are out of use altogether.
@@ -35,6 +37,11 @@ impl Fate {
     /// True where nothing is mapped any more.
     pub(crate) fn is_unmapped(&self) -> bool {
         self.0.load(Ordering::Acquire) == UNMAPPED
+    }
+
+    /// Says what became of them; from here on the places are the reservation's.
+    pub(crate) fn end(&self, fate: u8) {
+        self.0.store(fate, Ordering::Release);
     }
 }
 
@@ -81,7 +88,7 @@ impl Retired {
         for (granule, access) in &granules {
             granule.end_use(*access);
         }
-        self.fate.0.store(fate, Ordering::Release);
+        self.fate.end(fate);
         granules.into_iter().map(|(granule, _)| granule).collect()
     }
 }

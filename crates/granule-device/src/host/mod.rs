@@ -274,6 +274,12 @@ unsafe impl Backend for Host {
         Ok(())
     }
 
+    unsafe fn populate(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {
+        let (len, page) = (self.length(len)?, self.length(self.page)?);
+        // SAFETY: the places are mapped for writing and nothing uses them.
+        self.call("madvise(populate)", || unsafe { sys::populate(at, len, page) })
+    }
+
     unsafe fn replace(
         &self,
         at: DevicePtr,

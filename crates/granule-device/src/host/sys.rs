@@ -99,6 +99,26 @@ pub(super) unsafe fn map_file(
     mapped(start).map(|_| ())
 }
 
+/// Fills in the system's tables for mapped memory, so that touching it costs nothing; its bytes stay.
+///
+/// # Safety
+/// - The addresses are mapped for writing, and nothing else reads or writes them.
+pub(super) unsafe fn populate(at: DevicePtr, len: usize, page: usize) -> io::Result<()> {
+    // SAFETY: the caller says that the addresses are mapped.
+    match check(unsafe { libc::madvise(at.as_host_ptr().cast(), len, libc::MADV_POPULATE_WRITE) }) {
+        // Linux before 5.14 does not know it: the pages are touched one by one.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            for offset in (0..len).step_by(page) {
+                let byte = at.offset(offset).as_host_ptr();
+                // SAFETY: the caller says that the byte is mapped for writing and that nobody else touches it.
+                unsafe { byte.write_volatile(byte.read_volatile()) };
+            }
+            Ok(())
+        }
+        done => done,
+    }
+}
+
 /// Leaves `len` bytes of addresses reserved with nothing behind them.
 ///
 /// # Safety

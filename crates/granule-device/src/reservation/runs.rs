@@ -59,6 +59,18 @@ impl Runs {
         (reached < range.end).then_some(reached)
     }
 
+    /// The first number of the range that is in the set.
+    pub(super) fn first_inside(&self, range: Range<usize>) -> Option<usize> {
+        if range.is_empty() {
+            return None;
+        }
+        let before = self.0.range(..=range.start).next_back();
+        if before.is_some_and(|(_, &end)| end > range.start) {
+            return Some(range.start);
+        }
+        self.0.range(range).next().map(|(&start, _)| start)
+    }
+
     /// Whether a number of the range is in the set.
     pub(super) fn meets(&self, range: Range<usize>) -> bool {
         !range.is_empty() && self.0.range(..range.end).next_back().is_some_and(|(_, &end)| end > range.start)
@@ -95,6 +107,8 @@ mod tests {
                     for end in start..=LEN {
                         let outside = (start..end).find(|&index| !flags[index]);
                         prop_assert_eq!(runs.first_outside(start..end), outside);
+                        let inside = (start..end).find(|&index| flags[index]);
+                        prop_assert_eq!(runs.first_inside(start..end), inside);
                         prop_assert_eq!(runs.meets(start..end), flags[start..end].contains(&true));
                     }
                 }

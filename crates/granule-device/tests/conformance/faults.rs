@@ -30,6 +30,9 @@ fn script(device: &Device) -> Result<Vec<u8>, Error> {
     other.wait(&event)?;
     other.call(|| ())?;
     device.synchronize()?;
+    let mut lent = range.lend(3..4)?;
+    lent.map(&[device.create_granule()?])?;
+    range.take_back(lent)?;
     drop(range.unmap(1..2)?);
     let mut retired = range.retire(2..3)?;
     event.synchronize();

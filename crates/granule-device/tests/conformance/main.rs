@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod faults;
+mod lent;
 mod memory;
 mod model;
 mod streams;
@@ -32,6 +33,12 @@ granule_sim::conformance! {
         retired_places_stay_mapped_until_finished,
         a_granule_outlives_its_handle_while_mapped,
         a_run_of_many_places_is_one_piece;
+    lent:
+        lent_places_are_mapped_elsewhere,
+        a_loan_that_is_dropped_leaves_empty_places,
+        a_loan_outlives_its_reservation,
+        a_failing_map_leaves_the_places_empty,
+        a_loan_goes_back_where_it_came_from;
     streams:
         one_stream_keeps_its_order,
         looking_waits_for_what_is_in_the_way,
