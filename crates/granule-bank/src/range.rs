@@ -7,7 +7,7 @@ use granule_device::{Access, Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Even
 use crate::piece::{Piece, PieceId, Shared};
 use crate::places::Contents;
 use crate::trace::RangeId;
-use crate::{Bank, Error, Owner, Stock};
+use crate::{Bank, Error, Lent, Owner, Stock};
 
 /// Addresses, cut into places of one granule, some of which have memory behind them. The base never changes.
 ///
@@ -174,6 +174,38 @@ impl Range {
         Ok(())
     }
 
+    /// Lends places that have no memory, to be filled on another thread. Until they are taken back, or the loan is dropped,
+    /// they can be neither used nor filled here.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also where a place has memory or is lent already.
+    pub fn lend(&mut self, places: Span<usize>) -> Result<Lent, Error> {
+        Ok(Lent::new(self.reservation.lend(places)?, &self.bank, &self.owner))
+    }
+
+    /// Takes lent places back with what they were filled with; it makes no call to the system. One of another range is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: it is of another range.
+    pub fn take_back(&mut self, lent: Lent) -> Result<(), Error> {
+        let Lent { lent, pieces, .. } = lent;
+        let first = lent.first();
+        self.reservation.take_back(lent)?;
+        self.contents.put(first, pieces);
+        Ok(())
+    }
+
+    /// One past the last of the places from `place` on that can be written without a gap; `place` itself where it cannot.
+    pub fn writable_to(&self, place: usize) -> usize {
+        self.reservation.writable_to(place)
+    }
+
+    /// Every place that has memory, with its granule and whether that is somebody else's too, in order.
+    pub fn pieces(&self) -> Vec<(usize, PieceId, bool)> {
+        self.contents.each(|place, piece| (place, piece.id(), piece.is_shared()))
+    }
+
     /// Makes the places read only here, and answers with their granules, to be put behind other ranges.
     ///
     /// # Errors
@@ -207,7 +239,7 @@ impl Range {
         self.reservation
             .slice(place.saturating_mul(granule)..place.saturating_add(1).saturating_mul(granule))?;
         let mut stock = self.bank.take(&self.owner, usize::from(self.is_shared(place)))?;
-        self.privatize(place, granule, &mut stock).map(|_| ())
+        self.privatize(place, 0..granule, &mut stock).map(|_| ())
     }
 
     /// The bytes at `range`, to read.
@@ -238,6 +270,11 @@ impl Range {
     /// The places among these that have no memory, as runs.
     pub(crate) fn gaps(&self, places: &Span<usize>) -> Result<Vec<Span<usize>>, Error> {
         self.runs(places, false)
+    }
+
+    /// The places among these that have memory, as runs.
+    pub(crate) fn mapped_runs(&self, places: &Span<usize>) -> Result<Vec<Span<usize>>, Error> {
+        self.runs(places, true)
     }
 
     /// Maps granules of the stock, which has enough, behind runs of empty places: all, or none and the stock has them
@@ -290,23 +327,26 @@ impl Range {
         let _ = self.reservation.set_access(place..place + 1, Access::ReadWrite);
     }
 
-    /// Makes one read-only place writable, keeping its first `keep` bytes. The stock has a granule where it is shared.
+    /// Makes one read-only place writable, keeping these bytes of it. The stock has a granule where it is shared.
     pub(crate) fn privatize(
         &mut self,
         place: usize,
-        keep: usize,
+        keep: Span<usize>,
         stock: &mut Stock,
     ) -> Result<Privatized, Error> {
         let Some(piece) = stock.pieces.pop_if(|_| self.is_shared(place)) else {
             self.reservation.set_access(place..place + 1, Access::ReadWrite)?;
             return Ok(Privatized::InPlace(place));
         };
-        let start = place * self.granule_len();
-        let device = self.bank.device();
-        let mut stage = device.reserve(self.bank.granule())?;
-        stage.map(0, std::slice::from_ref(piece.granule()), Access::ReadWrite)?;
-        device.copy(self.reservation.slice(start..start + keep)?, stage.slice_mut(..keep)?)?;
-        stage.unmap(0..1)?;
+        if !keep.is_empty() {
+            let start = place * self.granule_len();
+            let device = self.bank.device();
+            let mut stage = device.reserve(self.bank.granule())?;
+            stage.map(0, std::slice::from_ref(piece.granule()), Access::ReadWrite)?;
+            let from = self.reservation.slice(start + keep.start..start + keep.end)?;
+            device.copy(from, stage.slice_mut(keep)?)?;
+            stage.unmap(0..1)?;
+        }
         self.reservation.replace(place, piece.granule(), Access::ReadWrite)?;
         match self.contents.replace(place, piece) {
             Some(before) => Ok(Privatized::Copied(place, before)),
