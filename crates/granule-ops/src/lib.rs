@@ -10,6 +10,7 @@
 //! | [`rms_norm`] | root mean square normalization |
 //! | [`Rope`], [`rotate`] | rotary positions over adjacent pairs |
 //! | [`matmul`] | activations with one to four weights of any type |
+//! | [`kv_append`] | new keys and values: rotated, transformed, encoded into the cache, in one pass |
 //! | [`kv_store`] | new keys and values, encoded into the cache |
 //! | [`KvTransform`] | what makes four bits enough, before keys and values are stored |
 //! | [`attention`] | causal attention that reads the cache's types directly through a [`KvView`] |
@@ -49,6 +50,7 @@ mod error;
 pub mod fill;
 #[cfg(feature = "cuda")]
 mod kernels;
+pub mod kv_append;
 mod kv_store;
 mod kv_transform;
 mod kv_view;
@@ -72,7 +74,7 @@ pub use error::Error;
 #[cfg(feature = "cuda")]
 pub use kernels::Kernels;
 pub use kv_store::kv_store;
-pub use kv_transform::{KvTransform, KvTransforms};
+pub use kv_transform::{KvFold, KvTransform, KvTransforms};
 pub use kv_view::{KvRowLayout, KvSegment, KvSinks, KvView, KvViewMut};
 pub use matmul::{Activations, QuantScratch, matmul};
 pub use matrix::Matrix;

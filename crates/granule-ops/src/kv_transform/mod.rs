@@ -1,80 +1,51 @@
 //! What makes four bits enough: keys and values are turned into a form that quantizes well before they are stored, and
 //! attention folds the turning out exactly.
 //!
-//! All of it works on one head at a time, is made once per model ([`KvTransforms`], one [`KvTransform`] a layer), and is
-//! the same for every sequence:
+//! Each head's channels are shifted and scaled, each by numbers of its own, and then rotated into one another, so that what
+//! a block of 32 shares one scale for are numbers of one size and no outliers. With `H` the orthonormal Hadamard matrix:
 //!
 //! | stored | instead of | folded out |
 //! | --- | --- | --- |
-//! | `k' = H P (k - c)` | the rotated key `k` | `q.k = (H P q).k' + q.c`; where all keys of a softmax meet the same `q`, `q.c` is the same for all and drops out |
-//! | `v' = H v` | the value `v` | `sum w v = H^-1 sum w v'` |
+//! | `k' = H ((k - c) * a)` | the rotated key `k` | `q.k = H(q / a).k' + q.c`; where all keys of a softmax meet the same `q`, `q.c` is the same for all and drops out |
+//! | `v' = H ((v - c) * a)` | the value `v` | `sum w v = H(sum w v') / a + c`, as the weights of a softmax sum to 1 |
 //!
-//! `c` is a constant (the mean of keys over some text), `P` an order of the channels that puts those of like size into one
-//! block of 32, `H` the orthonormal Hadamard matrix over each block.
+//! `c` and `a` are tables of the model ([`KvTransforms`], one [`KvTransform`] a layer, one [`KvFold`] for its keys and one for
+//! its values), made once and the same for every sequence. A head of `d` channels is rotated in parts as wide as the largest power of two
+//! that divides `d`.
 
+mod fold;
 mod hadamard;
+
+pub use fold::KvFold;
 
 use crate::Error;
 use crate::error::expect_len;
 
-/// The largest head dimension that can be transformed.
-pub(crate) const MAX_HEAD_DIM: usize = 512;
-
-/// Channels that are rotated into one another: a block of the quantized types.
-const BLOCK: usize = granule_quant::BLOCK_LEN;
-
-/// The transform of one layer.
+/// The transform of one layer: of its keys, its values, or both.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvTransform {
     n_kv_heads: usize,
     head_dim: usize,
-    /// n_kv_heads x head_dim.
-    k_constant: Vec<f32>,
-    /// n_kv_heads x head_dim: channel `d` of the stored key is channel `order[d]` of the key.
-    k_order: Vec<u16>,
+    keys: Option<KvFold>,
+    values: Option<KvFold>,
 }
 
 impl KvTransform {
-    /// A transform from its tables, both n_kv_heads x head_dim: what is subtracted from the rotated keys, and which channel
-    /// of the key stands at each place of the stored one.
+    /// A transform of keys, values, or both; `None` leaves them as they are.
     ///
     /// # Errors
-    /// [`Error::Dimension`] for a head dimension that is no multiple of 32 or beyond 512, or an order that is no
-    /// permutation of a head's channels; [`Error::Shape`] for tables of another length; [`Error::Quant`] for a constant that
-    /// is not finite.
+    /// [`Error::Shape`] if the two are not of one shape, which is also that of a layer without either.
     pub fn new(
         n_kv_heads: usize,
         head_dim: usize,
-        k_constant: Vec<f32>,
-        k_order: Vec<u16>,
+        keys: Option<KvFold>,
+        values: Option<KvFold>,
     ) -> Result<Self, Error> {
-        if head_dim == 0 || !head_dim.is_multiple_of(BLOCK) || head_dim > MAX_HEAD_DIM {
-            return Err(Error::Dimension {
-                what: "the head dimension of a transform",
-                must: "a multiple of 32, up to 512",
-                got: head_dim,
-            });
+        for fold in keys.iter().chain(&values) {
+            expect_len("heads of a transform", fold.n_kv_heads(), n_kv_heads)?;
+            expect_len("elements of a transform's head", fold.head_dim(), head_dim)?;
         }
-        let elements = n_kv_heads * head_dim;
-        expect_len("a transform's constants", k_constant.len(), elements)?;
-        expect_len("a transform's order", k_order.len(), elements)?;
-        if let Some(index) = k_constant.iter().position(|c| !c.is_finite()) {
-            return Err(granule_quant::Error::NotFinite { index }.into());
-        }
-        for order in k_order.chunks_exact(head_dim) {
-            let mut seen = [false; MAX_HEAD_DIM];
-            for &channel in order {
-                let channel = usize::from(channel);
-                if channel >= head_dim || std::mem::replace(&mut seen[channel], true) {
-                    return Err(Error::Dimension {
-                        what: "a channel of a transform's order",
-                        must: "below the head dimension, and once in a head",
-                        got: channel,
-                    });
-                }
-            }
-        }
-        Ok(Self { n_kv_heads, head_dim, k_constant, k_order })
+        Ok(Self { n_kv_heads, head_dim, keys, values })
     }
 
     /// Key-value heads of the layer.
@@ -89,60 +60,47 @@ impl KvTransform {
         self.head_dim
     }
 
-    /// What is subtracted from the rotated keys, kv heads x head dim.
+    /// The tables for rotated keys.
     #[must_use]
-    pub fn k_constants(&self) -> &[f32] {
-        &self.k_constant
+    pub fn key_fold(&self) -> Option<&KvFold> {
+        self.keys.as_ref()
     }
 
-    /// Which channel of a key stands at each place of the stored one, kv heads x head dim.
+    /// The tables for values.
     #[must_use]
-    pub fn k_orders(&self) -> &[u16] {
-        &self.k_order
+    pub fn value_fold(&self) -> Option<&KvFold> {
+        self.values.as_ref()
     }
 
     /// A rotated key (head_dim elements of KV head `head`) into what is stored.
     #[inline]
     pub fn keys(&self, head: usize, key: &mut [f32]) {
-        let at = head * self.head_dim..(head + 1) * self.head_dim;
-        for (x, c) in key.iter_mut().zip(&self.k_constant[at]) {
-            *x -= c;
+        if let Some(fold) = &self.keys {
+            fold.store(head, key);
         }
-        self.turn(head, key);
     }
 
     /// A value (head_dim elements) into what is stored.
     #[inline]
-    pub fn values(&self, _head: usize, value: &mut [f32]) {
-        hadamard::blocks(value);
+    pub fn values(&self, head: usize, value: &mut [f32]) {
+        if let Some(fold) = &self.values {
+            fold.store(head, value);
+        }
     }
 
     /// A rotated query (head_dim elements, of a query head that reads KV head `head`) into the form in which it meets stored
     /// keys; answers `q.c`, which is to be added to the scores where they meet scores of another turn of the query.
     #[inline]
     pub fn query(&self, head: usize, query: &mut [f32]) -> f32 {
-        let at = head * self.head_dim..(head + 1) * self.head_dim;
-        let constant = query.iter().zip(&self.k_constant[at]).map(|(q, c)| q * c).sum();
-        self.turn(head, query);
-        constant
+        self.keys.as_ref().map_or(0.0, |fold| fold.meet(head, query))
     }
 
-    /// Attention's weighted sum of stored values (head_dim elements) into that of the values themselves.
+    /// Attention's mean of stored values (head_dim elements; weights that sum to 1) into that of the values themselves.
     #[inline]
-    pub fn output(&self, _head: usize, out: &mut [f32]) {
-        hadamard::blocks(out);
-    }
-
-    /// Puts channels into their order and rotates each block.
-    fn turn(&self, head: usize, x: &mut [f32]) {
-        let mut copy = [0f32; MAX_HEAD_DIM];
-        let copy = &mut copy[..self.head_dim];
-        copy.copy_from_slice(x);
-        let at = head * self.head_dim..(head + 1) * self.head_dim;
-        for (x, &channel) in x.iter_mut().zip(&self.k_order[at]) {
-            *x = copy[usize::from(channel)];
+    pub fn output(&self, head: usize, out: &mut [f32]) {
+        if let Some(fold) = &self.values {
+            fold.restore(head, out);
         }
-        hadamard::blocks(x);
     }
 }
 
@@ -161,8 +119,11 @@ impl KvTransforms {
         for layer in &layers {
             id.add(&(layer.n_kv_heads as u64).to_le_bytes());
             id.add(&(layer.head_dim as u64).to_le_bytes());
-            layer.k_constant.iter().for_each(|c| id.add(&c.to_le_bytes()));
-            layer.k_order.iter().for_each(|d| id.add(&d.to_le_bytes()));
+            for fold in [&layer.keys, &layer.values] {
+                id.add(&[u8::from(fold.is_some())]);
+                let tables = fold.iter().flat_map(|fold| [fold.constants(), fold.scales()]);
+                tables.flatten().for_each(|x| id.add(&x.to_le_bytes()));
+            }
         }
         Self { layers, id: id.0 }
     }
@@ -177,6 +138,13 @@ impl KvTransforms {
     #[must_use]
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Bytes of all tables.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let folds = self.layers.iter().flat_map(|layer| layer.keys.iter().chain(&layer.values));
+        folds.map(KvFold::bytes).sum()
     }
 }
 

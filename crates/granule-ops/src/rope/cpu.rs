@@ -57,6 +57,20 @@ impl Rope {
         }
         Ok(())
     }
+
+    /// Writes cosine and sine for a turn by `delta` positions, forward or back, as [`Rope::angles`] does for a position:
+    /// what was rotated to position `p` is at `p + delta` after it.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if `out` is not `dims()` long.
+    pub fn turn(&self, delta: i32, out: &mut [f32]) -> Result<(), Error> {
+        expect_len("rope angles", out.len(), self.dims())?;
+        for (pair, freq) in out.as_chunks_mut::<2>().0.iter_mut().zip(&self.freqs) {
+            let (sin, cos) = (f64::from(delta) * freq).sin_cos();
+            *pair = [cos as f32, sin as f32];
+        }
+        Ok(())
+    }
 }
 
 /// Rotates the first `dims` elements of every head in place. `x` is tokens x heads x `head_dim`; `angles` is
@@ -84,13 +98,18 @@ pub fn rotate(
     expect_len("rope angles", angles.len(), angles.len() / dims * dims)?;
     expect_len("rope input", x.len(), angles.len() / dims * n_heads * head_dim)?;
     for (token, angles) in x.chunks_exact_mut(n_heads * head_dim).zip(angles.chunks_exact(dims)) {
-        for head in token.chunks_exact_mut(head_dim) {
-            for (pair, turn) in head[..dims].as_chunks_mut::<2>().0.iter_mut().zip(angles.as_chunks::<2>().0)
-            {
-                let ([a, b], [cos, sin]) = (*pair, *turn);
-                *pair = [a * cos - b * sin, a * sin + b * cos];
-            }
-        }
+        rotate_token(token, head_dim, angles);
     }
     Ok(())
+}
+
+/// Rotates the first elements of every head of one token, as many as there are `angles`, which are at most `head_dim`.
+#[inline]
+pub(crate) fn rotate_token(token: &mut [f32], head_dim: usize, angles: &[f32]) {
+    for head in token.chunks_exact_mut(head_dim) {
+        for (pair, turn) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles.as_chunks::<2>().0) {
+            let ([a, b], [cos, sin]) = (*pair, *turn);
+            *pair = [a * cos - b * sin, a * sin + b * cos];
+        }
+    }
 }

@@ -3,4 +3,5 @@
 
 mod cpu;
 
+pub(crate) use cpu::rotate_token;
 pub use cpu::{Rope, rotate};
