@@ -1,10 +1,13 @@
-// Asynchronous copies into shared memory. They arrive as late as CUDA allows: when their thread waits for the group.
+// Asynchronous copies into shared memory. They arrive as late as CUDA allows: when their thread waits for the group. The
+// checked build has them write twice, because they may arrive at any time in between: at their start, where whoever still
+// reads or writes what was there before is in a race with them, and at the wait. In between nobody has written the target.
 #include "async_copy.h"
 
 #include <cstring>
 #include <vector>
 
 #include "granule_emulator_device.h"
+#include "race.h"
 #include "watch.h"
 
 namespace granule_emu {
@@ -44,7 +47,11 @@ void granule_emu_async_copy(void* shared, const void* global, unsigned size, uns
         fail(GRANULE_EMU_ILLEGAL_ADDRESS, "cp.async of %u bytes from %p to %p: both must be aligned to its size", size,
              global, shared);
     }
-    if constexpr (checked) watch_range(global, valid, false, __builtin_return_address(0));
+    if constexpr (checked) {
+        watch_range(global, valid, false, __builtin_return_address(0));
+        watch_range(shared, size, true, __builtin_return_address(0));
+        forget_writers(reinterpret_cast<uintptr_t>(shared), size);
+    }
     Copies& mine = copies[machine.current->index];
     mine.started.push_back({shared, global, size, valid, mine.committed});
 }

@@ -277,4 +277,18 @@ void check_races(uintptr_t address, size_t size, Access access, bool shared, con
     }
 }
 
+void forget_writers(uintptr_t address, size_t size) {
+    const auto forget = [](Cell& cell) {
+        cell.writer.interval = 0;
+        if (cell.atomics != 0) atomics_of(cell).updates.interval = 0;
+    };
+    for (uintptr_t at = address; at < address + size; at = (at | 3) + 1) {
+        Cell& cell = cell_at(at);
+        forget(cell);
+        if (cell.split != 0) {
+            for (uint32_t byte = 0; byte < 4; ++byte) forget(bytes_of(cell)[byte]);
+        }
+    }
+}
+
 }  // namespace granule_emu

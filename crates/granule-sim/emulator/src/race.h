@@ -26,4 +26,7 @@ enum class Access : uint8_t { read, write, atomic_read, atomic_update };
 // with an earlier one; remembers it where it reads shared memory that nobody has written in this block.
 void check_races(uintptr_t address, size_t size, Access access, bool shared, const void* code);
 
+// What lies there counts as unwritten from here on: a copy to it is on its way.
+void forget_writers(uintptr_t address, size_t size);
+
 }  // namespace granule_emu

@@ -125,11 +125,17 @@ bool complete(uint32_t warp, uint32_t lane) {
     Warp& w = machine.warps[warp];
     const Meeting& mine = lane_of(warp, lane).meeting;
     const uint32_t lanes = mine.mask & ~w.gone;
+    if (mine.what == GRANULE_EMU_TOGETHER && lanes != mine.mask) {
+        fail(GRANULE_EMU_BARRIER_DIVERGENCE, "a warp-wide instruction at %s:%d without lanes 0x%08x, which have exited or never "
+             "were: it needs the whole warp", mine.file, mine.line, mine.mask & w.gone);
+    }
     if ((w.waiting & lanes) != lanes) return false;
     for (uint32_t other = 0; other < warp_lanes; ++other) {
         if ((lanes >> other & 1) == 0) continue;
         const Meeting& theirs = lane_of(warp, other).meeting;
         if (theirs.mask != mine.mask || theirs.what != mine.what) return false;
+        // Matrix instructions are `aligned`: all lanes execute the same one.
+        if (mine.what == GRANULE_EMU_TOGETHER && (theirs.together != mine.together || theirs.line != mine.line)) return false;
     }
     w.waiting &= ~lanes;
     exchange(warp, lanes, mine);

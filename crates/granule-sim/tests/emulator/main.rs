@@ -7,4 +7,5 @@ mod faults;
 mod library;
 mod planted;
 mod programs;
+mod tensor;
 mod widths;
