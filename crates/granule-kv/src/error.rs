@@ -1,5 +1,7 @@
 //! Everything that can go wrong with a KV cache, said to the person who must act.
 
+use std::ops::Range;
+
 use crate::KvType;
 
 /// Why a cache did not do what it was asked. A call that returns one has changed nothing.
@@ -62,14 +64,43 @@ pub enum Error {
         /// Tokens that the sequence was made for.
         n_ctx: usize,
     },
-    /// Rows that were not made room for.
-    #[error("row {row} is asked for, and rows up to {prepared} are prepared")]
+    /// Tokens that no room was made for.
+    #[error("{requested} tokens are asked for, and there is room for {prepared}")]
     NotPrepared {
-        /// One past the last row asked for.
-        row: usize,
-        /// One past the last prepared row.
+        /// Tokens asked for.
+        requested: usize,
+        /// Tokens that are there or prepared.
         prepared: usize,
     },
+    /// A range of tokens that the sequence does not have.
+    #[error("tokens {}..{} of a sequence of {len}", tokens.start, tokens.end)]
+    NoSuchTokens {
+        /// The tokens.
+        tokens: Range<usize>,
+        /// Tokens that are there.
+        len: usize,
+    },
+    /// Positions beyond what can be counted, after billions of tokens or by a shift.
+    #[error("a token stored at position {position} cannot be turned that far")]
+    Positions {
+        /// Where it was stored.
+        position: usize,
+    },
+    /// Bytes of another length than the tokens'.
+    #[error("{bytes} bytes of {what} are not {tokens} tokens of {each} bytes")]
+    Length {
+        /// Keys or values.
+        what: &'static str,
+        /// How many bytes there are.
+        bytes: usize,
+        /// How many tokens they are to be.
+        tokens: usize,
+        /// The bytes of one.
+        each: usize,
+    },
+    /// A cache whose keys and values are transformed has no plain form.
+    #[error("the cache keeps keys and values transformed, which ggml's layout cannot say: make it without a transform")]
+    Transformed,
     /// Tokens that are not there.
     #[error("a sequence of {len} tokens cannot be cut down to {to}")]
     PastEnd {
@@ -78,6 +109,9 @@ pub enum Error {
         /// Tokens that are there.
         len: usize,
     },
+    /// The device said no.
+    #[error(transparent)]
+    Device(#[from] granule_device::Error),
     /// The bank said no: most often, out of memory.
     #[error(transparent)]
     Bank(#[from] granule_bank::Error),

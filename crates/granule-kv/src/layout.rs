@@ -1,9 +1,10 @@
 //! The layout: where each layer's keys and values lie in a token's row. Pure arithmetic.
 
 use granule_device::Bytes;
-use granule_ops::KvRowLayout;
+use granule_ops::{KvRowLayout, KvSinks};
 use granule_quant::planar_bytes;
 
+use crate::grid::Grid;
 use crate::{Error, KvType};
 
 /// What a cache has to hold of each token.
@@ -20,42 +21,60 @@ pub struct KvShape {
 /// Every plane starts at a multiple of this many bytes, so that kernels can load 16 at a time.
 const PLANE_ALIGN: usize = 16;
 
+/// An element of a sink: f16.
+const SINK_BYTES: usize = 2;
+
 /// Where everything lies. A *row* is one token in one *group* of layers; a group is one range of addresses.
 ///
 /// ```text
-/// group 0, row 0 (token 0)                                                        row 1 (token 1)
-/// | layer 0                              | layer 1        | … | layers_per_row-1 | layer 0 …
-/// | K quants | K scales | V quants | V scales |           |   |                  |
-/// 0          ^          ^          ^ each padded to 16 B                         ^ row_stride
+/// one group in its range      rows_at: row 0               row 1
+/// | sinks                     | layer 0          | layer 1 | … | layer 0          | layer 1 | …
+/// 0                           |<------------- row_stride ----->|
+///
+/// one layer of a row          K quants | K scales | V quants | V scales      each from a multiple of 16 B
+/// bytes, f16, 8 heads of 64       1024 |        0 |     1024 |        0      2048 in all
+///        q8_0                      512 |       32 |      512 |       32      1088
+///        q4_0                      256 |       32 |      256 |       32       576
+///
+/// sinks, each layer in turn   K of rows 0, 1, … | V of rows 0, 1, …          f16, each from a multiple of 16 B
+/// bytes, 4 rows                            4096 |              4096          8192 a layer
 /// ```
 ///
 /// A plane holds the heads one after another without padding: K quants are `n_kv_heads x head_dim` elements, K scales one f16
-/// for each 32 of them, and none for f32, f16 and bf16.
+/// for each 32 of them, and none for f32, f16 and bf16. The *sinks* are there where a transform is (see
+/// [`KvTransform`](granule_ops::KvTransform)): the first few rows are kept in f16 besides, because attention to the first
+/// tokens of a text is so strong that their keys and values must not lose what 4 bits lose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KvLayout {
     shape: KvShape,
     k: KvType,
     v: KvType,
     layers_per_row: usize,
+    sinks: usize,
     /// The first layer of a row; the others lie `layer_bytes` further each. Its `row_stride` is that of a full group.
     first: KvRowLayout,
     layer_bytes: usize,
+    /// One layer's sinks, of K and as much again of V.
+    sink_plane: usize,
 }
 
 impl KvLayout {
-    /// The layout for a shape, with the types of keys and values, and how many layers share a row; by default all.
+    /// The layout for a shape, with the types of keys and values, how many layers share a row, by default all, and how many
+    /// rows are kept in f16 besides: 0 where there is no transform.
     ///
     /// All layers in one row makes a token's growth one range's growth, wastes at most one part-filled granule for each
     /// sequence instead of one for each layer, and lets a fork share all but the last few tokens. One layer per row makes
     /// attention read memory densely. Both give the same numbers.
     ///
     /// # Errors
-    /// [`Error::Shape`], [`Error::LayersPerRow`]; [`Error::HeadDim`] where a type's blocks do not fit the heads.
+    /// [`Error::Shape`], [`Error::LayersPerRow`]; [`Error::HeadDim`] where a type's blocks do not fit the heads: a multiple of
+    /// 32 for q8_0 and q4_0, an even number for the others.
     pub fn new(
         shape: KvShape,
         k: KvType,
         v: KvType,
         layers_per_row: Option<usize>,
+        sinks: usize,
     ) -> Result<KvLayout, Error> {
         let KvShape { n_layers, n_kv_heads, head_dim } = shape;
         let impossible = || Error::Shape { n_layers, n_kv_heads, head_dim };
@@ -67,7 +86,8 @@ impl KvLayout {
             return Err(Error::LayersPerRow { layers_per_row, n_layers });
         }
         for kv_type in [k, v] {
-            let multiple = kv_type.dtype().block_len();
+            // Positions turn pairs of elements, so a head is pairs.
+            let multiple = kv_type.dtype().block_len().max(2);
             if !head_dim.is_multiple_of(multiple) {
                 return Err(Error::HeadDim { kv_type, head_dim, multiple });
             }
@@ -81,23 +101,28 @@ impl KvLayout {
         };
         let (k_scales, v_quants) = ends(k, 0).ok_or_else(impossible)?;
         let (v_scales, layer_bytes) = ends(v, v_quants).ok_or_else(impossible)?;
-        // No part of a row may be beyond what one slice can hold.
-        let whole = layer_bytes.checked_mul(n_layers).filter(|&row| isize::try_from(row).is_ok());
-        whole.ok_or_else(impossible)?;
+        let sink_plane = sinks
+            .checked_mul(elements)
+            .and_then(|elements| plane(0, elements.checked_mul(SINK_BYTES)?))
+            .ok_or_else(impossible)?;
+        // No part of a group may be beyond what one slice can hold.
+        let all_sinks = sink_plane.checked_mul(2).and_then(|plane| plane.checked_mul(n_layers));
+        let whole = layer_bytes.checked_mul(n_layers).zip(all_sinks).and_then(|(row, at)| row.checked_add(at));
+        whole.filter(|&bytes| isize::try_from(bytes).is_ok()).ok_or_else(impossible)?;
         let first = KvRowLayout {
             k_type: k.dtype(),
             v_type: v.dtype(),
             n_kv_heads,
             head_dim,
             row_stride: layer_bytes * layers_per_row,
-            rows_at: 0,
+            rows_at: 2 * sink_plane * layers_per_row,
             k_quants: 0,
             k_scales,
             v_quants,
             v_scales,
-            sinks: None,
+            sinks: (sinks > 0).then_some(KvSinks { rows: sinks, k: 0, v: sink_plane }),
         };
-        Ok(KvLayout { shape, k, v, layers_per_row, first, layer_bytes })
+        Ok(KvLayout { shape, k, v, layers_per_row, sinks, first, layer_bytes, sink_plane })
     }
 
     /// What the cache holds of each token.
@@ -120,6 +145,11 @@ impl KvLayout {
         self.layers_per_row
     }
 
+    /// How many rows are kept in f16 besides; 0 where there is no transform.
+    pub fn sinks(&self) -> usize {
+        self.sinks
+    }
+
     /// How many ranges a sequence has: layers over layers per row, rounded up.
     pub fn groups(&self) -> usize {
         self.shape.n_layers.div_ceil(self.layers_per_row)
@@ -128,6 +158,11 @@ impl KvLayout {
     /// From one row of a group to the next; the last group may have fewer layers than the others.
     pub fn row_stride(&self, group: usize) -> Bytes {
         Bytes::from_usize(self.stride(group))
+    }
+
+    /// What lies before a group's row 0: its sinks.
+    pub fn rows_at(&self, group: usize) -> Bytes {
+        Bytes::from_usize(self.grid_start(group))
     }
 
     /// One token in all layers: the sum of the row strides.
@@ -139,7 +174,10 @@ impl KvLayout {
     /// `None` beyond what can be counted.
     pub fn held_bytes(&self, tokens: usize, granule: Bytes) -> Option<Bytes> {
         (0..self.groups()).try_fold(Bytes::ZERO, |sum, group| {
-            let rows = self.row_stride(group).checked_mul(tokens as u64)?;
+            if tokens == 0 {
+                return Some(sum);
+            }
+            let rows = self.row_stride(group).checked_mul(tokens as u64)?.checked_add(self.rows_at(group))?;
             sum.checked_add(rows.checked_next_multiple_of(granule)?)
         })
     }
@@ -153,10 +191,14 @@ impl KvLayout {
         if layer >= n_layers {
             return Err(Error::NoSuchLayer { layer, n_layers });
         }
-        let (group, at) = (layer / self.layers_per_row, layer % self.layers_per_row * self.layer_bytes);
+        let (group, index) = (layer / self.layers_per_row, layer % self.layers_per_row);
+        let (at, sinks_at) = (index * self.layer_bytes, index * 2 * self.sink_plane);
         let first = self.first;
+        let moved = |sinks: KvSinks| KvSinks { k: sinks_at + sinks.k, v: sinks_at + sinks.v, ..sinks };
         let row = KvRowLayout {
             row_stride: self.stride(group),
+            rows_at: self.grid_start(group),
+            sinks: first.sinks.map(moved),
             k_quants: at + first.k_quants,
             k_scales: at + first.k_scales,
             v_quants: at + first.v_quants,
@@ -167,8 +209,21 @@ impl KvLayout {
     }
 
     pub(crate) fn stride(&self, group: usize) -> usize {
+        self.layer_bytes * self.layers_in(group)
+    }
+
+    /// Where a group's rows lie in granules of this size.
+    pub(crate) fn grid(&self, group: usize, granule: usize) -> Grid {
+        Grid { rows_at: self.grid_start(group), stride: self.stride(group), granule, sinks: self.sinks }
+    }
+
+    fn grid_start(&self, group: usize) -> usize {
+        2 * self.sink_plane * self.layers_in(group)
+    }
+
+    fn layers_in(&self, group: usize) -> usize {
         let before = group * self.layers_per_row;
-        self.layer_bytes * self.shape.n_layers.saturating_sub(before).min(self.layers_per_row)
+        self.shape.n_layers.saturating_sub(before).min(self.layers_per_row)
     }
 }
 
@@ -233,11 +288,11 @@ mod tests {
     #[test]
     fn an_8b_model_by_hand() {
         let shape = KvShape { n_layers: 32, n_kv_heads: 8, head_dim: 128 };
-        let bytes = |k, v| KvLayout::new(shape, k, v, None).unwrap().token_bytes().get();
+        let bytes = |k, v| KvLayout::new(shape, k, v, None, 0).unwrap().token_bytes().get();
         assert_eq!(bytes(KvType::F16, KvType::F16), 32 * 2 * 1024 * 2);
         assert_eq!(bytes(KvType::Q8_0, KvType::Q8_0), 32 * 2 * (1024 + 64));
         assert_eq!(bytes(KvType::Q4_0, KvType::F32), 32 * (512 + 64 + 4096));
-        let layout = KvLayout::new(shape, KvType::F16, KvType::F16, Some(5)).unwrap();
+        let layout = KvLayout::new(shape, KvType::F16, KvType::F16, Some(5), 0).unwrap();
         assert_eq!(layout.groups(), 7);
         assert_eq!(layout.row_stride(6), Bytes::from_usize(2 * 4096));
         let granule = Bytes::mib(2);
@@ -248,15 +303,15 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         let shape = KvShape { n_layers: 2, n_kv_heads: 3, head_dim: 48 };
-        let refused = KvLayout::new(shape, KvType::F16, KvType::Q4_0, None);
+        let refused = KvLayout::new(shape, KvType::F16, KvType::Q4_0, None, 0);
         assert!(matches!(refused, Err(Error::HeadDim { kv_type: KvType::Q4_0, head_dim: 48, multiple: 32 })));
-        KvLayout::new(shape, KvType::F16, KvType::BF16, None).unwrap();
+        KvLayout::new(shape, KvType::F16, KvType::BF16, None, 0).unwrap();
         assert!(matches!(
-            KvLayout::new(shape, KvType::F16, KvType::F16, Some(0)),
+            KvLayout::new(shape, KvType::F16, KvType::F16, Some(0), 0),
             Err(Error::LayersPerRow { .. })
         ));
         assert!(matches!(
-            KvLayout::new(shape, KvType::F16, KvType::F16, Some(3)),
+            KvLayout::new(shape, KvType::F16, KvType::F16, Some(3), 0),
             Err(Error::LayersPerRow { .. })
         ));
         for shape in [
@@ -268,7 +323,7 @@ mod tests {
             KvShape { n_layers: 1 << 40, n_kv_heads: 1 << 20, head_dim: 64 },
         ] {
             assert!(
-                matches!(KvLayout::new(shape, KvType::F32, KvType::F32, None), Err(Error::Shape { .. })),
+                matches!(KvLayout::new(shape, KvType::F32, KvType::F32, None, 0), Err(Error::Shape { .. })),
                 "{shape:?}"
             );
         }

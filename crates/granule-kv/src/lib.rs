@@ -3,14 +3,23 @@
 
 mod cache;
 mod error;
+mod grid;
 mod kv_type;
 mod layout;
+mod mapper;
 mod memory;
+mod options;
+mod parking;
+mod segments;
 mod sequence;
+mod stats;
 
 pub use cache::KvCache;
 pub use error::Error;
 pub use kv_type::KvType;
 pub use layout::{KvLayout, KvShape};
 pub use memory::KvMemory;
+pub use options::KvOptions;
+pub use segments::Segment;
 pub use sequence::Sequence;
+pub use stats::KvStats;

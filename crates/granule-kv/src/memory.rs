@@ -4,9 +4,11 @@ use granule_device::Bytes;
 
 /// What a sequence, or all sequences of a cache, have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct KvMemory {
-    /// Distinct granules behind it, times their size: what is counted against the budget.
+    /// Distinct granules behind it, times their size: what is counted against the budget. What is mapped ahead of the tokens is
+    /// among them and, of a cache, what is parked.
     pub held: Bytes,
     /// The part of `held` that stands behind another sequence too.
     pub shared: Bytes,

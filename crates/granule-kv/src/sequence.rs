@@ -1,48 +1,98 @@
 //! `Sequence`: one token stream. It grows without moving, forks without copying, and writes only what is its own.
 
+mod edit;
+mod exchange;
+mod growth;
+
+use std::ops::Range as Span;
 use std::sync::Arc;
 
+use granule_bank::Range;
 use granule_bank::trace::Event::Length;
-use granule_bank::{Growable, Growth, grow_together, shrink_together};
-use granule_device::{Bytes, DevicePtr};
-use granule_ops::{KvView, KvViewMut};
+use granule_device::{Bytes, DevicePtr, Event};
+use granule_ops::{KvSegment, KvView, KvViewMut};
+use smallvec::SmallVec;
 
 use crate::cache::Record;
+use crate::grid::Grid;
+use crate::mapper::Job;
+use crate::parking::Set;
+use crate::segments::{Segment, Segments};
 use crate::{Error, KvCache, KvMemory};
 
-/// The keys and values of one stream of tokens: rows `0..len()`, in one range of addresses for each group of layers.
+/// The keys and values of one stream of tokens, in one range of addresses for each group of layers.
 ///
 /// Adding tokens takes three steps: [`prepare`](Sequence::prepare) makes room, [`rows_mut`](Sequence::rows_mut) is where each
 /// layer writes, [`commit`](Sequence::commit) makes the rows part of the sequence. Committed rows are never written again: a
 /// fork may be reading them.
+///
+/// A token's row never changes and its key keeps the rotation it was stored with. The next token's is that of
+/// [`position`](Sequence::position); after tokens were removed that is not the number of tokens, and
+/// [`segments`](Sequence::segments) say how queries have to be turned.
 #[derive(Debug)]
 pub struct Sequence {
     cache: KvCache,
     record: Arc<Record>,
-    groups: Vec<Growable>,
+    /// By group. Taken out when it is dropped.
+    ranges: Vec<Range>,
     n_ctx: usize,
-    len: usize,
-    /// One past the last row that may be written: `len <= prepared <= n_ctx`, and `len..prepared` is this sequence's alone.
+    /// How many rows each range has addresses for.
+    rows: usize,
+    segments: Segments,
+    /// The rows that the next tokens go to.
+    room: Span<usize>,
+    /// One past the last row of the room that may be written: what lies before is mapped and this sequence's alone.
+    ready: usize,
+    /// How many rows, from the room's start on, [`prepare`](Sequence::prepare) has promised.
     prepared: usize,
+    /// What is being mapped ahead.
+    job: Option<Arc<Job>>,
+    /// How far the room was ready when mapping ahead last failed.
+    failed_at: Option<usize>,
+    /// When the last device work that uses its memory is done.
+    busy: Option<Event>,
     copied: Bytes,
 }
 
 impl Sequence {
     pub(crate) fn new(cache: &KvCache, n_ctx: usize) -> Result<Sequence, Error> {
         let layout = cache.layout();
-        let reserve = |group| layout.row_stride(group).saturating_mul(n_ctx.max(1) as u64);
-        let grow = |group| cache.bank().growable(cache.owner(), reserve(group));
-        let groups = (0..layout.groups()).map(grow).collect::<Result<Vec<_>, _>>()?;
-        Ok(Sequence::of(cache, groups, n_ctx, 0))
+        // Twice the context: what is behind a window that slides can be given back before its addresses are used again.
+        let rows = layout.sinks().saturating_add(n_ctx.saturating_mul(2)).max(1);
+        if let Some(mut set) = cache.parking().take(rows) {
+            cache.counts().reused(set.granules());
+            let (ranges, rows) = (std::mem::take(&mut set.ranges), set.rows);
+            return Ok(Sequence::of(cache, ranges, n_ctx, rows, Segments::default()));
+        }
+        let ranges = Sequence::reserve(cache, rows)?;
+        Ok(Sequence::of(cache, ranges, n_ctx, rows, Segments::default()))
     }
 
-    fn of(cache: &KvCache, groups: Vec<Growable>, n_ctx: usize, len: usize) -> Sequence {
-        let reserved = groups.iter().map(Growable::reserved).fold(Bytes::ZERO, Bytes::saturating_add);
-        let record = cache.register(reserved);
-        let sequence =
-            Sequence { cache: cache.clone(), record, groups, n_ctx, len, prepared: len, copied: Bytes::ZERO };
-        sequence.record.set_pieces(sequence.groups.iter());
-        sequence.record.set_rows(len);
+    /// A range for each group, with addresses for so many rows.
+    fn reserve(cache: &KvCache, rows: usize) -> Result<Vec<Range>, Error> {
+        let layout = cache.layout();
+        let bytes = |group| layout.row_stride(group).saturating_mul(rows as u64);
+        let range = |group| cache.bank().range(cache.owner(), bytes(group).saturating_add(layout.rows_at(group)));
+        Ok((0..layout.groups()).map(range).collect::<Result<_, _>>()?)
+    }
+
+    fn of(cache: &KvCache, ranges: Vec<Range>, n_ctx: usize, rows: usize, segments: Segments) -> Sequence {
+        let mut sequence = Sequence {
+            cache: cache.clone(),
+            record: cache.register(&ranges),
+            ranges,
+            n_ctx,
+            rows,
+            segments: Segments::default(),
+            room: 0..0,
+            ready: 0,
+            prepared: 0,
+            job: None,
+            failed_at: None,
+            busy: None,
+            copied: Bytes::ZERO,
+        };
+        sequence.set_segments(segments);
         sequence
     }
 
@@ -53,12 +103,12 @@ impl Sequence {
 
     /// How many tokens it has.
     pub fn len(&self) -> usize {
-        self.len
+        self.segments.len()
     }
 
     /// True where it has none.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// How many tokens it can have.
@@ -66,14 +116,25 @@ impl Sequence {
         self.n_ctx
     }
 
-    /// One past the last row that may be written; at least `len()`.
+    /// The position of the next token: what its key, and its query, have to be rotated by. It counts on when tokens are
+    /// removed before it.
+    pub fn position(&self) -> usize {
+        self.segments.position()
+    }
+
+    /// Where the tokens are, in their order.
+    pub fn segments(&self) -> &[Segment] {
+        self.segments.as_slice()
+    }
+
+    /// How many tokens the last [`prepare`](Sequence::prepare) made room for, less those committed since.
     pub fn prepared(&self) -> usize {
         self.prepared
     }
 
-    /// Where each group's rows start. These never change.
+    /// Where each group's range starts. These never change.
     pub fn bases(&self) -> impl Iterator<Item = DevicePtr> + '_ {
-        self.groups.iter().map(Growable::base)
+        self.ranges.iter().map(Range::base)
     }
 
     /// Bytes that were ever copied to keep this sequence apart from its forks. Nothing else copies.
@@ -81,180 +142,129 @@ impl Sequence {
         self.copied
     }
 
-    /// Makes room for at least `n` more rows, in all groups or in none, and gives the sequence its own copy of a granule that
-    /// it shares and that those rows lie in. Where that much is prepared already it does nothing.
-    ///
-    /// # Errors
-    /// [`Error::ContextFull`]; [`Error::Bank`], most often out of memory.
-    pub fn prepare(&mut self, n: usize) -> Result<(), Error> {
-        let end = self.len.saturating_add(n);
-        if end > self.n_ctx {
-            return Err(Error::ContextFull { requested: n, len: self.len, n_ctx: self.n_ctx });
-        }
-        if end > self.prepared {
-            self.prepare_to(end)?;
-        }
-        Ok(())
+    /// Says until when device work uses the sequence's memory: an event behind all of it. What has to be unmapped or replaced
+    /// from here on waits for that; it takes the place of an event told before. Work of the host needs none.
+    pub fn busy_until(&mut self, event: &Event) {
+        self.busy = Some(event.clone());
     }
 
-    /// A layer's rows `0..len`, to read; `len` may go past the sequence's own as far as rows are prepared, so that a step can
-    /// attend to what it stored just now.
+    /// A layer's first `len` tokens, to read; `len` may go past the sequence's own as far as rows are prepared, so that a step
+    /// can attend to what it stored just now.
     ///
     /// # Errors
     /// [`Error::NoSuchLayer`], [`Error::NotPrepared`].
     pub fn view(&self, layer: usize, len: usize) -> Result<KvView<'_>, Error> {
         let (group, row) = self.cache.layout().layer(layer)?;
-        if len > self.prepared {
-            return Err(Error::NotPrepared { row: len, prepared: self.prepared });
+        if len > self.len() + self.prepared {
+            return Err(Error::NotPrepared { requested: len, prepared: self.len() + self.prepared });
         }
-        let rows = self.groups[group].slice(..len * row.row_stride)?;
-        Ok(KvView::contiguous(rows, row, len)?)
+        let (range, grid) = (&self.ranges[group], self.grid(group));
+        let mut segments: SmallVec<[KvSegment<'_>; 4]> = SmallVec::new();
+        let mut left = len;
+        let new = Segment { row: self.room.start, len: self.prepared, stored: 0, turn: 0 };
+        for segment in self.segments().iter().chain([&new]) {
+            let len = segment.len.min(left);
+            left -= len;
+            match segments.last_mut() {
+                _ if len == 0 => break,
+                // Tokens that are prepared mostly go on where the last segment ends.
+                Some(last) if last.row + last.len == segment.row && last.turn == segment.turn => {
+                    last.len += len;
+                    last.rows = range.slice(grid.bytes(&(last.row..last.row + last.len)))?;
+                }
+                _ => {
+                    let rows = range.slice(grid.bytes(&(segment.row..segment.row + len)))?;
+                    segments.push(KvSegment { rows, row: segment.row, len, turn: segment.turn });
+                }
+            }
+        }
+        let has_sinks = segments.iter().any(|segment| segment.row < grid.sinks);
+        let sinks = if has_sinks { Some(range.slice(..row.rows_at)?) } else { None };
+        Ok(KvView::new(row, sinks, segments)?)
     }
 
-    /// A layer's rows that are prepared and not committed, to write: row 0 of the view is row `len()` of the sequence, and
-    /// the view has `prepared() - len()` rows.
+    /// A layer's rows that are prepared and not committed, [`prepared`](Sequence::prepared) of them, to write.
     ///
     /// # Errors
     /// [`Error::NoSuchLayer`].
     pub fn rows_mut(&mut self, layer: usize) -> Result<KvViewMut<'_>, Error> {
         let (group, row) = self.cache.layout().layer(layer)?;
-        let rows = self.groups[group].slice_mut(self.len * row.row_stride..self.prepared * row.row_stride)?;
-        Ok(KvViewMut::new(row, None, rows, self.len, self.prepared - self.len)?)
+        let (grid, first, n) = (self.grid(group), self.room.start, self.prepared);
+        let rows = first..first + n;
+        let reach = grid.reach(&rows);
+        let before = grid.bytes(&rows).start - reach.start;
+        let (head, rows) = self.ranges[group].slice_mut(reach)?.split_at(before)?;
+        let sinks = if n > 0 && first < grid.sinks { Some(head.subslice(..row.rows_at)?) } else { None };
+        Ok(KvViewMut::new(row, sinks, rows, first, n)?)
     }
 
-    /// Makes the next `n` prepared rows part of the sequence.
+    /// Makes the next `n` prepared rows part of the sequence. Where fewer rows than [`KvOptions::ahead`](crate::KvOptions) have
+    /// memory behind them, more is asked for, which another thread sees to.
     ///
     /// # Errors
     /// [`Error::NotPrepared`].
     pub fn commit(&mut self, n: usize) -> Result<(), Error> {
-        let row = self.len.saturating_add(n);
-        if row > self.prepared {
-            return Err(Error::NotPrepared { row, prepared: self.prepared });
+        if n > self.prepared {
+            return Err(Error::NotPrepared { requested: n, prepared: self.prepared });
         }
-        self.set_len(row);
+        self.segments.push(self.room.start, n);
+        self.room.start += n;
+        self.prepared -= n;
+        self.tell_len();
+        self.look_ahead();
         Ok(())
-    }
-
-    /// Keeps the first `len` tokens. Memory is kept for what comes next; [`trim`](Sequence::trim) gives it back.
-    ///
-    /// # Errors
-    /// [`Error::PastEnd`].
-    pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
-        if len > self.len {
-            return Err(Error::PastEnd { to: len, len: self.len });
-        }
-        if len < self.len {
-            // The rows from `len` on may be a fork's too: `prepare` finds out.
-            self.prepared = len;
-            self.set_len(len);
-        }
-        Ok(())
-    }
-
-    /// Keeps no tokens, and the memory for what comes next.
-    pub fn clear(&mut self) {
-        self.prepared = 0;
-        self.set_len(0);
-    }
-
-    /// Gives back the granules that no token lies in; answers how much less it holds.
-    ///
-    /// # Errors
-    /// [`Error::Bank`].
-    pub fn trim(&mut self) -> Result<Bytes, Error> {
-        let before = self.memory().held;
-        let (layout, len) = (*self.cache.layout(), self.len);
-        let length = |group| Bytes::from_usize(layout.stride(group) * len);
-        let mut shrinks: Vec<_> =
-            self.groups.iter_mut().enumerate().map(|(group, growable)| (growable, length(group))).collect();
-        let done = shrink_together(&mut shrinks);
-        // Also where it failed: what could not be put back is gone, and no token lay in it.
-        self.prepared = if done.is_ok() { self.len } else { self.prepared.min(self.mapped_rows()) };
-        self.record.set_pieces(self.groups.iter());
-        done?;
-        Ok(before.saturating_sub(self.memory().held))
-    }
-
-    /// A second sequence with the same tokens, which shares all memory with this one until one of them writes: then that one
-    /// gets its own copy of the granule in which the two part, and no more. Rows that were prepared here have to be prepared
-    /// again.
-    ///
-    /// # Errors
-    /// [`Error::Bank`].
-    pub fn fork(&mut self) -> Result<Sequence, Error> {
-        let (layout, len, prepared) = (*self.cache.layout(), self.len, self.prepared);
-        let mut groups = Vec::with_capacity(self.groups.len());
-        for (group, growable) in self.groups.iter_mut().enumerate() {
-            match growable.alias(Bytes::from_usize(layout.stride(group) * len)) {
-                Ok(alias) => groups.push(alias),
-                Err(error) => {
-                    drop(groups);
-                    // The prepared rows are this sequence's alone again: let them be written again.
-                    self.prepared = len;
-                    if prepared > len {
-                        let _ = self.prepare_to(prepared);
-                    }
-                    return Err(error.into());
-                }
-            }
-        }
-        self.prepared = len;
-        Ok(Sequence::of(&self.cache, groups, self.n_ctx, len))
     }
 
     /// What it has, granules shared with forks included.
     pub fn memory(&self) -> KvMemory {
         let granule = self.cache.bank().granule();
-        let (mut all, mut shared) = (0, 0);
-        for (_, is_shared) in self.groups.iter().flat_map(Growable::pieces) {
+        let ahead = self.job.as_ref().map_or(0, |job| job.pieces().len()) as u64;
+        let (mut all, mut shared) = (ahead, 0);
+        for (_, _, is_shared) in self.ranges.iter().flat_map(Range::pieces) {
             all += 1;
             shared += u64::from(is_shared);
         }
         KvMemory {
             held: granule.saturating_mul(all),
             shared: granule.saturating_mul(shared),
-            used: self.cache.layout().token_bytes().saturating_mul(self.len as u64),
-            reserved: self.groups.iter().map(Growable::reserved).fold(Bytes::ZERO, Bytes::saturating_add),
+            used: self.cache.layout().token_bytes().saturating_mul(self.len() as u64),
+            reserved: self.ranges.iter().map(Range::reserved).fold(Bytes::ZERO, Bytes::saturating_add),
         }
     }
 
-    /// Makes rows `len..end` and whatever else fits into the same granules writable.
-    fn prepare_to(&mut self, end: usize) -> Result<(), Error> {
-        let (layout, granule, len) = (*self.cache.layout(), self.cache.bank().granule(), self.len);
-        let mut rows = self.n_ctx;
-        let mut growths = Vec::with_capacity(self.groups.len());
-        for (group, growable) in self.groups.iter_mut().enumerate() {
-            let stride = layout.row_stride(group);
-            let needed = stride.saturating_mul(end as u64);
-            let whole = needed.checked_next_multiple_of(granule).unwrap_or(needed).min(growable.reserved());
-            rows = rows.min(usize::try_from(whole.get() / stride.get().max(1)).unwrap_or(rows));
-            growths.push(Growth::of(growable, whole).writable_from(stride.saturating_mul(len as u64)));
-        }
-        let copied = grow_together(&mut growths)?;
-        self.copied = self.copied.saturating_add(copied);
-        self.prepared = rows;
-        self.record.set_pieces(self.groups.iter());
-        Ok(())
+    fn grid(&self, group: usize) -> Grid {
+        // A reservation of granules was made, so their size can be addressed.
+        let granule = self.cache.bank().granule().to_usize().unwrap_or(usize::MAX);
+        self.cache.layout().grid(group, granule)
     }
 
-    /// How many rows all groups have memory for.
-    fn mapped_rows(&self) -> usize {
-        let rows = |(group, growable): (usize, &Growable)| {
-            let stride = self.cache.layout().row_stride(group).get().max(1);
-            usize::try_from(growable.len().get() / stride).unwrap_or(usize::MAX)
-        };
-        self.groups.iter().enumerate().map(rows).min().unwrap_or(0)
+    /// Has other segments from here on: where the next tokens go follows from them.
+    fn set_segments(&mut self, segments: Segments) {
+        self.segments = segments;
+        self.room = self.segments.room(self.rows, self.cache.layout().sinks());
+        self.ready = self.room.start;
+        self.prepared = 0;
+        self.failed_at = None;
+        self.tell_len();
     }
 
-    fn set_len(&mut self, len: usize) {
-        self.len = len;
-        self.record.set_rows(len);
-        let layout = self.cache.layout();
-        for (group, range) in self.groups.iter().enumerate() {
+    fn tell_len(&self) {
+        self.record.set_rows(self.len());
+        let (layout, len) = (self.cache.layout(), self.len() as u64);
+        for (group, range) in self.ranges.iter().enumerate() {
             // Memory comes in whole granules; a recording is told how much of it holds rows.
-            let length =
-                || Length { range: range.id(), used: layout.row_stride(group).saturating_mul(len as u64) };
-            self.cache.bank().tracer().emit(length);
+            let used = || layout.row_stride(group).saturating_mul(len);
+            self.cache.bank().tracer().emit(|| Length { range: range.id(), used: used() });
+        }
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        self.take_back();
+        let (ranges, busy) = (std::mem::take(&mut self.ranges), self.busy.take());
+        if !ranges.is_empty() {
+            self.cache.parking().park(Set { ranges, busy, rows: self.rows });
         }
     }
 }

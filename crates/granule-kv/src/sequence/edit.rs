@@ -1,0 +1,196 @@
+//! What becomes of tokens that are there: cut, removed, shifted, shared. No token moves in any of it.
+
+use std::ops::Range as Span;
+
+use granule_bank::{Range, clear_together};
+use granule_device::Bytes;
+
+use super::Sequence;
+use crate::Error;
+use crate::parking::clear;
+use crate::segments::Segments;
+
+impl Sequence {
+    /// Keeps the first `len` tokens. Memory is kept for what comes next; [`trim`](Sequence::trim) gives it back.
+    ///
+    /// # Errors
+    /// [`Error::PastEnd`].
+    pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
+        if len > self.len() {
+            return Err(Error::PastEnd { to: len, len: self.len() });
+        }
+        self.remove(len..self.len())
+    }
+
+    /// Takes these tokens out. Those behind them are next to those before them from here on; none is copied, and the granules
+    /// in which no token lies any more go back, but for those behind the last token, which are kept for what comes next.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTokens`], [`Error::Positions`]. Memory that the system refuses to take is kept, for
+    /// [`trim`](Sequence::trim) to try again.
+    pub fn remove(&mut self, tokens: Span<usize>) -> Result<(), Error> {
+        if tokens.is_empty() && tokens.end <= self.len() {
+            return Ok(());
+        }
+        let segments = self.segments.without(tokens)?;
+        self.change(segments);
+        Ok(())
+    }
+
+    /// Keeps these tokens and removes all others.
+    ///
+    /// # Errors
+    /// As [`Sequence::remove`].
+    pub fn keep(&mut self, tokens: Span<usize>) -> Result<(), Error> {
+        let segments = self.segments.part(tokens)?;
+        self.change(segments);
+        Ok(())
+    }
+
+    /// Keeps the first `first` tokens and the last `last`, as a window that slides over a text does: the first few draw so
+    /// much attention that the rest goes wrong without them (Xiao et al., 2023).
+    ///
+    /// # Errors
+    /// As [`Sequence::remove`].
+    pub fn slide(&mut self, first: usize, last: usize) -> Result<(), Error> {
+        let end = self.len().saturating_sub(last);
+        if first < end { self.remove(first..end) } else { Ok(()) }
+    }
+
+    /// Has these tokens stand `delta` positions further on than they did, or back; the next token goes on behind the last one.
+    /// Their keys stay as they were rotated.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTokens`], [`Error::Positions`].
+    pub fn shift(&mut self, tokens: Span<usize>, delta: i32) -> Result<(), Error> {
+        let (room, ready) = (self.room.clone(), self.ready);
+        let segments = self.segments.shifted(tokens, delta)?;
+        self.set_segments(segments);
+        // No row has changed.
+        (self.room, self.ready) = (room, ready);
+        Ok(())
+    }
+
+    /// Keeps no tokens, and the memory for what comes next.
+    pub fn clear(&mut self) {
+        self.change(Segments::default());
+    }
+
+    /// Gives back the granules that no token lies in; answers how much less it holds.
+    ///
+    /// # Errors
+    /// [`Error::Bank`].
+    pub fn trim(&mut self) -> Result<Bytes, Error> {
+        self.take_back();
+        let before = self.memory().held;
+        let dead: Vec<Vec<Span<usize>>> = (0..self.ranges.len()).map(|group| self.dead(group)).collect();
+        if let Some(event) = &self.busy {
+            for (range, dead) in self.ranges.iter_mut().zip(dead) {
+                dead.into_iter().try_for_each(|places| range.clear_after(places, event))?;
+            }
+        } else {
+            let mut clears: Vec<(&mut Range, Vec<Span<usize>>)> = self.ranges.iter_mut().zip(dead).collect();
+            if let Err(error) = clear_together(&mut clears) {
+                // What could not be put back is gone, and no token lay in it.
+                self.ready = self.find_ready();
+                self.prepared = self.prepared.min(self.ready - self.room.start);
+                return Err(error.into());
+            }
+        }
+        self.ready = self.find_ready();
+        self.prepared = self.prepared.min(self.ready - self.room.start);
+        Ok(before.saturating_sub(self.memory().held))
+    }
+
+    /// A second sequence with the same tokens, which shares all memory with this one until one of them writes: then that one
+    /// gets its own copy of the granule in which the two part, and no more. Rows that were prepared here have to be prepared
+    /// again.
+    ///
+    /// # Errors
+    /// [`Error::Bank`].
+    pub fn fork(&mut self) -> Result<Sequence, Error> {
+        self.copy(0..self.len())
+    }
+
+    /// As [`Sequence::fork`], of these tokens alone.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchTokens`], [`Error::Positions`], [`Error::Bank`].
+    pub fn copy(&mut self, tokens: Span<usize>) -> Result<Sequence, Error> {
+        let segments = self.segments.part(tokens)?;
+        let mut ranges = Sequence::reserve(&self.cache, self.rows)?;
+        let shared = ranges.iter_mut().enumerate().try_for_each(|(group, range)| {
+            self.live(group, &segments).into_iter().try_for_each(|places| {
+                let first = places.start;
+                let shared = self.ranges[group].share(places)?;
+                range.map_shared(first, &shared)
+            })
+        });
+        // Read only from here on, also where it failed halfway: whoever writes finds out whether anybody else has it.
+        self.prepared = 0;
+        self.ready = self.find_ready();
+        shared?;
+        let mut copy = Sequence::of(&self.cache, ranges, self.n_ctx, self.rows, segments);
+        copy.busy = self.busy.clone();
+        Ok(copy)
+    }
+
+    /// Has these tokens from here on, and gives back what none of them lies in and nothing is kept for.
+    fn change(&mut self, segments: Segments) {
+        let before: Vec<Vec<Span<usize>>> =
+            (0..self.ranges.len()).map(|group| self.live(group, &self.segments)).collect();
+        self.set_segments(segments);
+        for (group, before) in before.into_iter().enumerate() {
+            let grid = self.grid(group);
+            // Also the places that were prepared and where nothing was committed: they are this sequence's alone.
+            let kept = grid.places(&self.room);
+            let dead = self.dead(group);
+            for place in before.into_iter().flatten().filter(|place| dead.iter().any(|dead| dead.contains(place))) {
+                let range = &mut self.ranges[group];
+                let is_shared = range.writable_to(place) == place;
+                if is_shared || !kept.contains(&place) {
+                    // What is refused stays, for `trim`.
+                    let _ = clear(range, place, self.busy.as_ref());
+                }
+            }
+        }
+        self.ready = self.find_ready();
+    }
+
+    /// The places of a group that tokens of these segments lie in, as runs.
+    fn live(&self, group: usize, segments: &Segments) -> Vec<Span<usize>> {
+        let grid = self.grid(group);
+        let mut places: Vec<Span<usize>> = Vec::new();
+        for segment in segments.as_slice() {
+            let rows = segment.rows();
+            if rows.start < grid.sinks {
+                places.push(0..grid.rows_at.div_ceil(grid.granule));
+            }
+            let bytes = grid.bytes(&rows);
+            places.push(bytes.start / grid.granule..bytes.end.div_ceil(grid.granule));
+        }
+        places.sort_by_key(|places| places.start);
+        places.dedup_by(|next, before| {
+            let joined = next.start <= before.end;
+            if joined {
+                before.end = before.end.max(next.end);
+            }
+            joined
+        });
+        places
+    }
+
+    /// The places of a group that no token lies in, as runs.
+    fn dead(&self, group: usize) -> Vec<Span<usize>> {
+        let mut next = 0;
+        let mut dead = Vec::new();
+        let all = self.ranges[group].places();
+        for live in self.live(group, &self.segments).into_iter().chain([all..all]) {
+            if next < live.start {
+                dead.push(next..live.start);
+            }
+            next = next.max(live.end);
+        }
+        dead
+    }
+}
