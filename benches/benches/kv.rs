@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use granule_bank::{Bank, BankOptions};
 use granule_device::Device;
-use granule_kv::{KvCache, KvLayout, KvShape, KvType, Sequence};
+use granule_kv::{KvCache, KvLayout, KvOptions, KvShape, KvType, Sequence};
 use granule_ops::{AttentionShape, Threads, attention, attention_scratch_len, kv_store};
 
 const SHAPE: KvShape = KvShape { n_layers: 16, n_kv_heads: 8, head_dim: 64 };
@@ -23,8 +23,8 @@ fn bank() -> Bank {
 
 /// A sequence of `depth` tokens, all of them alike.
 fn sequence(bank: &Bank, kv: KvType, layers_per_row: usize, depth: usize) -> Sequence {
-    let layout = KvLayout::new(SHAPE, kv, kv, Some(layers_per_row)).unwrap();
-    let mut sequence = KvCache::new(bank, layout).sequence(N_CTX).unwrap();
+    let layout = KvLayout::new(SHAPE, kv, kv, Some(layers_per_row), 0).unwrap();
+    let mut sequence = KvCache::new(bank, layout, KvOptions::new()).unwrap().sequence(N_CTX).unwrap();
     let threads = Threads::new(NonZero::<usize>::MIN).unwrap();
     let numbers: Vec<f32> = (0..STEP * WIDTH).map(|i| (i % 101) as f32 / 101.0 - 0.5).collect();
     for start in (0..depth).step_by(STEP) {

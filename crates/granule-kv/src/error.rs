@@ -99,7 +99,9 @@ pub enum Error {
         each: usize,
     },
     /// A cache whose keys and values are transformed has no plain form.
-    #[error("the cache keeps keys and values transformed, which ggml's layout cannot say: make it without a transform")]
+    #[error(
+        "the cache keeps keys and values transformed, which ggml's layout cannot say: make it without a transform"
+    )]
     Transformed,
     /// Tokens that are not there.
     #[error("a sequence of {len} tokens cannot be cut down to {to}")]

@@ -107,7 +107,8 @@ impl KvLayout {
             .ok_or_else(impossible)?;
         // No part of a group may be beyond what one slice can hold.
         let all_sinks = sink_plane.checked_mul(2).and_then(|plane| plane.checked_mul(n_layers));
-        let whole = layer_bytes.checked_mul(n_layers).zip(all_sinks).and_then(|(row, at)| row.checked_add(at));
+        let whole =
+            layer_bytes.checked_mul(n_layers).zip(all_sinks).and_then(|(row, at)| row.checked_add(at));
         whole.filter(|&bytes| isize::try_from(bytes).is_ok()).ok_or_else(impossible)?;
         let first = KvRowLayout {
             k_type: k.dtype(),

@@ -72,7 +72,8 @@ impl Sequence {
     fn reserve(cache: &KvCache, rows: usize) -> Result<Vec<Range>, Error> {
         let layout = cache.layout();
         let bytes = |group| layout.row_stride(group).saturating_mul(rows as u64);
-        let range = |group| cache.bank().range(cache.owner(), bytes(group).saturating_add(layout.rows_at(group)));
+        let range =
+            |group| cache.bank().range(cache.owner(), bytes(group).saturating_add(layout.rows_at(group)));
         Ok((0..layout.groups()).map(range).collect::<Result<_, _>>()?)
     }
 

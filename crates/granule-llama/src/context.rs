@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use granule_device::Bytes;
-use granule_kv::{KvCache, KvLayout, KvType, Sequence};
+use granule_kv::{KvCache, KvLayout, KvOptions, KvType, Sequence};
 use granule_pool::PoolSlice;
 
 use crate::activations::{Activations, Heaps, Lengths};
@@ -69,9 +69,9 @@ impl Context {
         let sequence = {
             let config = model.config();
             let layout =
-                KvLayout::new(config.kv_shape(), options.type_k, options.type_v, options.layers_per_row)?;
+                KvLayout::new(config.kv_shape(), options.type_k, options.type_v, options.layers_per_row, 0)?;
             let n_ctx = positive("the context size", options.n_ctx.unwrap_or(config.n_ctx_train))?;
-            KvCache::new(model.bank(), layout).sequence(n_ctx)?
+            KvCache::new(model.bank(), layout, KvOptions::new())?.sequence(n_ctx)?
         };
         Self::over(model, options, sequence, Vec::new())
     }
@@ -214,9 +214,12 @@ impl Context {
         if let Some(bad) = tokens.iter().find(|t| t.index() >= n_vocab) {
             return Err(Error::TokenOutOfRange { id: bad.get(), n_vocab });
         }
-        let n_batch = self.n_batch;
-        for (i, batch) in tokens.chunks(n_batch).enumerate() {
-            let start = i * n_batch;
+        let mut start = 0;
+        while start < tokens.len() {
+            let end = tokens.len().min(start + self.n_batch);
+            // Fewer than asked for where the cache's free rows are cut up.
+            let n = self.sequence.prepare(end - start)?;
+            let batch = &tokens[start..start + n];
             let mut activations = self.step(batch)?;
             match &mut wanted {
                 None if start + batch.len() == tokens.len() => {
@@ -237,14 +240,14 @@ impl Context {
                 }
             }
             self.model.weights().check()?;
-            progress(start + batch.len());
+            start += n;
+            progress(start);
         }
         Ok(())
     }
 
-    /// One batch through all layers; the answer has its hidden states.
+    /// One batch, whose rows are prepared, through all layers; the answer has its hidden states.
     fn step(&mut self, batch: &[TokenId]) -> Result<Activations> {
-        self.sequence.prepare(batch.len())?;
         let mut activations =
             Activations::new(&self.heaps, &self.lengths, self.model.threads(), batch.len())?;
         forward(&self.model, &mut self.sequence, &mut activations.step()?, batch, &self.cancel)?;

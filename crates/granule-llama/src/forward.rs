@@ -31,7 +31,7 @@ pub(crate) fn forward(
         scale: 1.0 / (config.head_dim as f32).sqrt(),
     };
     embed(&weights.matrix(&weights.embedding)?, tokens.iter().map(|t| t.get()), x)?;
-    model.rope().angles(first, n, angles)?;
+    model.rope().angles(sequence.position(), n, angles)?;
     for (index, layer) in weights.layers.iter().enumerate() {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);

@@ -66,7 +66,7 @@ fn obstacle(directory: &Directory) -> Option<String> {
 
 /// Bytes of one token in a cache of this type, or `None` where heads are no whole blocks of it.
 fn kv_bytes(config: &Config, kv: KvType) -> Option<Bytes> {
-    let layout = KvLayout::new(config.kv_shape(), kv, kv, None).ok()?;
+    let layout = KvLayout::new(config.kv_shape(), kv, kv, None, 0).ok()?;
     Some(layout.token_bytes())
 }
 

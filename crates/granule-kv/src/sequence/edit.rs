@@ -145,7 +145,9 @@ impl Sequence {
             // Also the places that were prepared and where nothing was committed: they are this sequence's alone.
             let kept = grid.places(&self.room);
             let dead = self.dead(group);
-            for place in before.into_iter().flatten().filter(|place| dead.iter().any(|dead| dead.contains(place))) {
+            for place in
+                before.into_iter().flatten().filter(|place| dead.iter().any(|dead| dead.contains(place)))
+            {
                 let range = &mut self.ranges[group];
                 let is_shared = range.writable_to(place) == place;
                 if is_shared || !kept.contains(&place) {

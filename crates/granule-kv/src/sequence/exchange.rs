@@ -60,7 +60,8 @@ impl Sequence {
         self.read_layer(layer, tokens, &mut canonical)?;
         let [kq, ks, vq, vs] = planes(&row)?.map(|(_, len)| len);
         let (mut k, mut v) = (vec![0; n * (kq + ks)], vec![0; n * (vq + vs)]);
-        let rows = canonical.chunks_exact(each).zip(k.chunks_exact_mut(kq + ks).zip(v.chunks_exact_mut(vq + vs)));
+        let rows =
+            canonical.chunks_exact(each).zip(k.chunks_exact_mut(kq + ks).zip(v.chunks_exact_mut(vq + vs)));
         for (row_bytes, (k, v)) in rows {
             let (keys, values) = row_bytes.split_at(kq + ks);
             plain(ggml_from_planar(row.k_type, &keys[..kq], &keys[kq..], k))?;
@@ -163,7 +164,12 @@ impl Sequence {
 
     /// Writes these tokens of a layer, given in canonical order, into the rows of a sequence that was just
     /// [adopted](Sequence::adopt).
-    pub(crate) fn write_layer(&mut self, layer: usize, tokens: Span<usize>, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn write_layer(
+        &mut self,
+        layer: usize,
+        tokens: Span<usize>,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
         let each = self.cache.layout().canonical_bytes()?;
         check_length("canonical rows", bytes.len(), tokens.len(), each)?;
         let mut bytes = bytes;
