@@ -9,12 +9,14 @@
 //! | convert rows | [`encode`], [`decode`] |
 //! | convert rows of a KV cache | [`planar_bytes`], [`encode_planar`], [`decode_planar`], [`planar_from_ggml`], [`ggml_from_planar`] |
 //! | attend to a row of a KV cache | [`dot_planar`], [`axpy_planar`] |
+//! | attend to a tile of rows of a KV cache | [`HeadRows`], [`Isa::prepare_queries`], [`Isa::scores`], [`Isa::softmax_tile`], [`Isa::weighted_sums`] |
 //! | prepare activations | [`quantize_row`], [`QuantizedRow`], [`QuantizedMatrix`] |
 //! | multiply | [`dot_q8`], [`dot_f32`], [`gemm_q8`], [`gemm_f32`], [`Tile`] |
 //! | choose the instructions | [`Isa`] |
 //! | see what all of this means | [`scalar`] |
 
 mod activation;
+mod attend;
 mod block;
 mod codec;
 mod dot;
@@ -28,6 +30,7 @@ pub mod scalar;
 mod x86;
 
 pub use activation::{QuantizedMatrix, QuantizedRow, quantize_row};
+pub use attend::{ATTEND_TILE, HeadRows, RunningSoftmax, TileShape, query_words};
 pub use block::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0};
 pub use codec::{decode, encode};
 pub use dot::{dot_f32, dot_q8};

@@ -5,6 +5,7 @@
 //! The functions here have the signatures of those at the root of the crate.
 
 pub(crate) mod activation;
+pub(crate) mod attend;
 pub(crate) mod codec;
 pub(crate) mod dot;
 pub(crate) mod gemm;

@@ -3,6 +3,7 @@
 //! There are no masked loads of halves here: the tail of a float row goes through a small array.
 
 pub(crate) mod activation;
+pub(crate) mod attend;
 mod block;
 pub(crate) mod codec;
 pub(crate) mod dot;

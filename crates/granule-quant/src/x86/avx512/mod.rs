@@ -4,6 +4,7 @@
 //! the end.
 
 pub(crate) mod activation;
+pub(crate) mod attend;
 mod block;
 pub(crate) mod codec;
 pub(crate) mod dot;

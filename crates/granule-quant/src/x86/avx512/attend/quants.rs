@@ -1,0 +1,323 @@
+//! Rows of blocks: integer products, with scales applied once for each block and tile.
+//!
+//! Scores: a query is `s * (256 * hi + lo)`, both terms signed bytes. A 128-bit lane belongs to a query: 16 bytes of a key go
+//! to all four lanes, `vpdpbusd` leaves four partial sums a lane, and four keys are transposed at once, so that nothing is
+//! summed across a register. Keys are unsigned bytes: nibbles are so already (and 8 too large), signed ones become so by
+//! turning their highest bit (and are 128 too large); what that adds is the same for every key and taken off afterwards.
+//!
+//! Sums: `weight * d` of a tile, where every weight is at most 1, become 16-bit integers; two keys' values, widened to 16
+//! bits and interleaved, meet two weights in `vpdpwssd`. At most 64 products of 16 by 8 bits: no sum overflows.
+
+use std::arch::x86_64::*;
+
+use super::{ATTEND_TILE, QUAD, fetch, rows_at, store_scores};
+use crate::attend::{HeadRows, QUANT_BLOCK_WORDS};
+use crate::{BLOCK_LEN, DType};
+
+/// A quantized type, as its quants lie in a plane.
+pub(super) trait Quants {
+    /// Bytes of a block's quants.
+    const BYTES: usize;
+    /// How much too large the bytes are that [`Quants::bytes`] gives.
+    const RAISED: i32;
+
+    /// The quants of the block at `p`, raised to unsigned bytes: elements 0 to 15 and 16 to 31, each four times.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    /// - The block's quants are readable at `p`.
+    unsafe fn bytes(p: *const u8) -> [__m512i; 2];
+
+    /// The quants of the blocks at `a` and `b` as pairs of 16 bits, in some order.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    /// - The blocks' quants are readable there.
+    unsafe fn pairs(a: *const u8, b: *const u8) -> [__m512i; 2];
+
+    /// Sums over [`Quants::pairs`] in the order of the elements.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    unsafe fn in_order(sums: [__m512i; 2]) -> [__m512i; 2];
+}
+
+/// [`DType::Q8_0`].
+pub(super) struct Q8_0;
+/// [`DType::Q4_0`].
+pub(super) struct Q4_0;
+
+// SAFETY (of every block below): the caller vouches for the bytes, and the loads ask for no alignment.
+
+impl Quants for Q8_0 {
+    const BYTES: usize = 32;
+    const RAISED: i32 = 128;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn bytes(p: *const u8) -> [__m512i; 2] {
+        let sign = _mm512_set1_epi8(-128);
+        // SAFETY: as above.
+        let lanes = |at| _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(p.add(at).cast()) });
+        [_mm512_xor_si512(lanes(0), sign), _mm512_xor_si512(lanes(16), sign)]
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn pairs(a: *const u8, b: *const u8) -> [__m512i; 2] {
+        // SAFETY: as above.
+        let [a, b] = [a, b].map(|p| _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(p.cast()) }));
+        [_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)]
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn in_order([lo, hi]: [__m512i; 2]) -> [__m512i; 2] {
+        // Lane `j` of `lo` has elements 8j to 8j + 3, of `hi` the four behind them.
+        let half = |first: i32| {
+            let [a, b] = [first, first + 4];
+            let (c, d) = (a + 16, b + 16);
+            _mm512_setr_epi32(
+                a,
+                a + 1,
+                a + 2,
+                a + 3,
+                c,
+                c + 1,
+                c + 2,
+                c + 3,
+                b,
+                b + 1,
+                b + 2,
+                b + 3,
+                d,
+                d + 1,
+                d + 2,
+                d + 3,
+            )
+        };
+        [_mm512_permutex2var_epi32(lo, half(0), hi), _mm512_permutex2var_epi32(lo, half(8), hi)]
+    }
+}
+
+impl Quants for Q4_0 {
+    const BYTES: usize = 16;
+    const RAISED: i32 = 8;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn bytes(p: *const u8) -> [__m512i; 2] {
+        let nibble = _mm512_set1_epi8(15);
+        // SAFETY: as above.
+        let bytes = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(p.cast()) });
+        let high = _mm512_srli_epi16::<4>(bytes);
+        [_mm512_and_si512(bytes, nibble), _mm512_and_si512(high, nibble)]
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn pairs(a: *const u8, b: *const u8) -> [__m512i; 2] {
+        // SAFETY: as above.
+        let [a, b] = [a, b].map(|p| _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(p.cast()) }));
+        let both = _mm512_or_si512(a, _mm512_slli_epi32::<16>(b));
+        let (low, eight) = (_mm512_and_si512(both, _mm512_set1_epi16(15)), _mm512_set1_epi16(8));
+        [_mm512_sub_epi16(low, eight), _mm512_sub_epi16(_mm512_srli_epi16::<4>(both), eight)]
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn in_order(sums: [__m512i; 2]) -> [__m512i; 2] {
+        sums
+    }
+}
+
+/// The largest magnitude of a quantized query.
+const QUERY_MAX: f32 = 127.0 * 256.0;
+
+/// For each four queries and each block: hi of elements 0 to 15 (a lane for each query), hi of the others, lo of both, and
+/// what their products with keys are too large by, in all of a lane; then the queries' scales.
+pub(super) fn prepare(dtype: DType, head_dim: usize, q: &[f32], words: &mut [f32]) {
+    let raised = if dtype == DType::Q4_0 { Q4_0::RAISED } else { Q8_0::RAISED };
+    let blocks = head_dim / BLOCK_LEN;
+    let quads = q.len().div_ceil(QUAD * head_dim).max(1);
+    let of_quad = words.len() / quads;
+    words.fill(0.0);
+    for (words, q) in words.chunks_exact_mut(of_quad).zip(q.chunks(QUAD * head_dim)) {
+        let (quants, scales) = words.split_at_mut(blocks * QUANT_BLOCK_WORDS);
+        for (lane, q) in q.chunks_exact(head_dim).enumerate() {
+            let mut max = 0f32;
+            for x in q {
+                // NaN comes and stays.
+                max = if x.abs() > max || x.is_nan() { x.abs() } else { max };
+            }
+            let scale = max / QUERY_MAX;
+            scales[lane * 4..][..4].fill(scale);
+            let inverse = if max > 0.0 { QUERY_MAX / max } else { 0.0 };
+            let blocks = quants.chunks_exact_mut(QUANT_BLOCK_WORDS).zip(q.as_chunks::<BLOCK_LEN>().0);
+            for (words, q) in blocks {
+                let mut sum = 0;
+                let bytes: &mut [i8] = bytemuck::cast_slice_mut(&mut words[..64]);
+                for (i, x) in q.iter().enumerate() {
+                    let x = (x * inverse).round_ties_even() as i32;
+                    let hi = (x + 128) >> 8;
+                    let at = i / 16 * 64 + lane * 16 + i % 16;
+                    (bytes[at], bytes[128 + at]) = (hi as i8, (x - (hi << 8)) as i8);
+                    sum += x;
+                }
+                let sums: &mut [i32] = bytemuck::cast_slice_mut(&mut words[64..]);
+                sums[lane * 4..][..4].fill(-raised * sum);
+            }
+        }
+    }
+}
+
+/// Scores of four queries against all keys.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - `keys` has a row; `words` are those of four queries; `scores` has four rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn scores<Q: Quants>(keys: &HeadRows<'_>, words: &[f32], scores: &mut [f32]) {
+    let blocks = keys.head_dim / BLOCK_LEN;
+    let mut partial = [_mm512_setzero_ps(); ATTEND_TILE / 4];
+    // SAFETY: blocks of rows that there are, and their words.
+    unsafe {
+        let of_rows = _mm512_loadu_ps(words.as_ptr().add(blocks * QUANT_BLOCK_WORDS));
+        for b in 0..blocks {
+            let word = words.as_ptr().add(b * QUANT_BLOCK_WORDS);
+            let load = |i: usize| _mm512_loadu_si512(word.add(16 * i).cast());
+            let (hi, lo, raised) = ([load(0), load(1)], [load(2), load(3)], load(4));
+            let d = scales(keys, b);
+            for (group, partial) in partial[..keys.len.div_ceil(4)].iter_mut().enumerate() {
+                let rows: [*const u8; 4] = rows_at(keys, group * 4);
+                if b == 0 {
+                    fetch(keys, group * 4, 4);
+                }
+                let sums = rows.map(|row| {
+                    let [x, y] = Q::bytes(row.add(b * Q::BYTES));
+                    let sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, hi[0]);
+                    let sum = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(sum, y, hi[1]));
+                    _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, x, lo[0]), y, lo[1])
+                });
+                let sums = _mm512_cvtepi32_ps(_mm512_add_epi32(transposed_sum(sums), raised));
+                let d = _mm512_broadcast_f32x4(_mm_loadu_ps(d.as_ptr().add(group * 4)));
+                *partial = _mm512_fmadd_ps(sums, d, *partial);
+            }
+        }
+        for (group, sums) in partial[..keys.len.div_ceil(4)].iter().enumerate() {
+            store_scores(scores, group * 4, _mm512_mul_ps(*sums, of_rows));
+        }
+    }
+}
+
+/// As the floats' [`transposed_sum`](super::transposed_sum).
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn transposed_sum([a, b, c, d]: [__m512i; 4]) -> __m512i {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
+}
+
+/// The scales of block `b` of all rows, then zeros.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - The rows have such a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn scales(rows: &HeadRows<'_>, b: usize) -> [f32; ATTEND_TILE] {
+    let (mut halves, mut scales) = ([0u16; ATTEND_TILE], [0f32; ATTEND_TILE]);
+    // SAFETY: two bytes of each row; the arrays have four registers' worth.
+    unsafe {
+        let mut p = rows.bytes.as_ptr().add(rows.scales + 2 * b);
+        for half in &mut halves[..rows.len] {
+            *half = p.cast::<u16>().read_unaligned();
+            p = p.wrapping_add(rows.stride);
+        }
+        for c in (0..ATTEND_TILE).step_by(16) {
+            let x = _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().add(c).cast()));
+            _mm512_storeu_ps(scales.as_mut_ptr().add(c), x);
+        }
+    }
+    scales
+}
+
+/// The largest magnitude of a tile's integer weights: below 2^15, and whatever rounding adds too.
+const WEIGHT_MAX: f32 = 32_766.0;
+
+/// Sums of `R` query rows.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - `values` has a row; `weights`, `factors` and `sums` are those of `R` query rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn sums<Q: Quants, const R: usize>(
+    values: &HeadRows<'_>,
+    weights: &[f32],
+    factors: &[[f32; 2]],
+    sums: &mut [f32],
+) {
+    let head_dim = values.head_dim;
+    for b in 0..head_dim / BLOCK_LEN {
+        // SAFETY: a block of the rows; weights and sums of `R` query rows, a tile's and a block's.
+        unsafe {
+            let d = scales(values, b);
+            let d: [__m512; 4] = std::array::from_fn(|c| _mm512_loadu_ps(d.as_ptr().add(16 * c)));
+            let [d0, d1, d2, d3] = d.map(|d| _mm512_abs_ps(d));
+            let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(d0, d1), _mm512_max_ps(d2, d3)));
+            let inverse = _mm512_set1_ps(if max > 0.0 { WEIGHT_MAX / max } else { 0.0 });
+            let d = d.map(|d| _mm512_mul_ps(d, inverse));
+            let mut integers = [[0i16; ATTEND_TILE]; R];
+            for (r, integers) in integers.iter_mut().enumerate() {
+                for (c, d) in d.into_iter().enumerate() {
+                    let weights = _mm512_loadu_ps(weights.as_ptr().add(r * ATTEND_TILE + 16 * c));
+                    let whole = _mm512_cvtps_epi32(_mm512_mul_ps(weights, d));
+                    let p = integers.as_mut_ptr().add(16 * c);
+                    _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(whole));
+                }
+            }
+            let tile = tile_sums::<Q, R>(values, b, &integers);
+            for (r, tile) in tile.into_iter().enumerate() {
+                let grow = _mm512_set1_ps(factors[r][0] * (max / WEIGHT_MAX));
+                let shrink = _mm512_set1_ps(factors[r][1]);
+                for (c, tile) in Q::in_order(tile).into_iter().enumerate() {
+                    let p = sums.as_mut_ptr().add(r * head_dim + b * BLOCK_LEN + c * 16);
+                    let before = _mm512_mul_ps(_mm512_loadu_ps(p), shrink);
+                    _mm512_storeu_ps(p, _mm512_fmadd_ps(_mm512_cvtepi32_ps(tile), grow, before));
+                }
+            }
+        }
+    }
+}
+
+/// The integer sums of one block over all values.
+///
+/// # Safety
+/// - The CPU has this module's instructions.
+/// - `values` has a row, with a block `b`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn tile_sums<Q: Quants, const R: usize>(
+    values: &HeadRows<'_>,
+    b: usize,
+    weights: &[[i16; ATTEND_TILE]; R],
+) -> [[__m512i; 2]; R] {
+    let mut sums = [[_mm512_setzero_si512(); 2]; R];
+    for key in (0..values.len).step_by(2) {
+        let rows: [*const u8; 2] = rows_at(values, key);
+        if b == 0 {
+            fetch(values, key, 2);
+        }
+        // SAFETY: the block's quants; a pair of weights, 0 where there is no second row.
+        unsafe {
+            let pairs = Q::pairs(rows[0].add(b * Q::BYTES), rows[1].add(b * Q::BYTES));
+            for (sums, weights) in sums.iter_mut().zip(weights) {
+                let two = _mm512_set1_epi32(weights.as_ptr().add(key).cast::<i32>().read_unaligned());
+                sums[0] = _mm512_dpwssd_epi32(sums[0], pairs[0], two);
+                sums[1] = _mm512_dpwssd_epi32(sums[1], pairs[1], two);
+            }
+        }
+    }
+    sums
+}
