@@ -56,6 +56,12 @@ pub enum Error {
         /// What it is.
         got: DType,
     },
+    /// Caches of one call whose rows are laid out in different ways.
+    #[error("the caches of one call must have one layout, and these differ")]
+    Layouts,
+    /// A cache with shifted positions, and no rotation to turn queries by.
+    #[error("a part of the cache has shifted positions: attention needs the model's rotation for it")]
+    NoRope,
     /// An operation that does not convert between these types.
     #[error("{op} does not go from {from} to {to}")]
     Types {

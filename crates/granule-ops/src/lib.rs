@@ -13,7 +13,7 @@
 //! | [`kv_append`] | new keys and values: rotated, transformed, encoded into the cache, in one pass |
 //! | [`kv_store`] | new keys and values, encoded into the cache |
 //! | [`KvTransform`] | what makes four bits enough, before keys and values are stored |
-//! | [`attention`] | causal attention that reads the cache's types directly through a [`KvView`] |
+//! | [`attention`] | causal attention of a batch of sequences that reads the cache's types directly through a [`KvView`] |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
 //! | [`softmax`] | probabilities |
 //! | [`quantize`], [`dequantize`] | [rows](Rows) of floats into rows of blocks, and back |
@@ -42,7 +42,7 @@
 struct Readme;
 
 mod add;
-mod attention;
+pub mod attention;
 pub mod compare;
 pub mod dequantize;
 mod embed;
@@ -68,7 +68,7 @@ mod swiglu;
 mod threads;
 
 pub use add::add;
-pub use attention::{AttentionShape, attention, scratch_len as attention_scratch_len};
+pub use attention::{AttentionItem, AttentionShape};
 pub use embed::embed;
 pub use error::Error;
 #[cfg(feature = "cuda")]

@@ -161,7 +161,7 @@ proptest! {
                 }
                 let mut factors = vec![[f32::NAN; 2]; rows];
                 let mut running = RunningSoftmax { max: &mut max, total: &mut total, factors: &mut factors };
-                let shape = TileShape { rows, seen: seen - (tile * ATTEND_TILE) as isize, group, scale };
+                let shape = TileShape { rows, keys: n, seen: seen - (tile * ATTEND_TILE) as isize, group, scale };
                 isa.softmax_tile(shape, &add, &mut tile_scores, &mut running);
                 for (row, [grow, shrink]) in factors.into_iter().enumerate() {
                     let weights = &tile_scores[row * ATTEND_TILE..][..ATTEND_TILE];
@@ -205,7 +205,7 @@ fn what_is_not_finite_stays_so() {
                 isa.scores(&cache.rows(), &words, 1, &mut scores);
                 let (mut max, mut total, mut factors) = ([f32::MIN], [0.0], [[0.0; 2]]);
                 let mut running = RunningSoftmax { max: &mut max, total: &mut total, factors: &mut factors };
-                let shape = TileShape { rows: 1, seen: 64, group: 1, scale: 1.0 };
+                let shape = TileShape { rows: 1, keys: 64, seen: 64, group: 1, scale: 1.0 };
                 isa.softmax_tile(shape, &[0.0], &mut scores[..ATTEND_TILE], &mut running);
                 assert!(total[0].is_nan(), "{isa} {dtype} {bad}: {total:?}");
             }

@@ -141,6 +141,8 @@ pub struct RunningSoftmax<'a> {
 pub struct TileShape {
     /// Query rows.
     pub rows: usize,
+    /// Keys of the tile.
+    pub keys: usize,
     /// Keys of the tile that query row 0 sees, counted from the first; negative where the first is beyond it.
     pub seen: isize,
     /// Query rows (the heads of a token) after which one key more is seen.

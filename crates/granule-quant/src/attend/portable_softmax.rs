@@ -48,7 +48,7 @@ fn weigh(scores: &mut [f32; ATTEND_TILE], seen: usize, scale: f32, add: f32) -> 
 /// [`crate::Isa::softmax_tile`], which has checked the lengths.
 #[inline(always)]
 pub(crate) fn softmax(shape: TileShape, add: &[f32], scores: &mut [f32], running: &mut RunningSoftmax<'_>) {
-    let TileShape { rows, seen, group, scale } = shape;
+    let TileShape { rows, keys, seen, group, scale } = shape;
     let tiles = scores.as_chunks_mut::<ATTEND_TILE>().0;
     for first in (0..rows).step_by(LANES) {
         let n = LANES.min(rows - first);
@@ -56,7 +56,7 @@ pub(crate) fn softmax(shape: TileShape, add: &[f32], scores: &mut [f32], running
         let (mut maxima, mut before) = (tops, totals);
         for i in 0..n {
             let row = first + i;
-            let seen = seen.saturating_add_unsigned(row / group).max(0).unsigned_abs();
+            let seen = seen.saturating_add_unsigned(row / group).max(0).unsigned_abs().min(keys);
             (tops[i], totals[i]) = weigh(&mut tiles[row], seen, scale, add[row]);
             (maxima[i], before[i]) = (running.max[row], running.total[row]);
         }
