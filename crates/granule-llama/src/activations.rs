@@ -4,7 +4,7 @@
 //! allocated. All counts are f32 elements unless they say otherwise.
 
 use granule_bank::Bank;
-use granule_ops::{KvRowLayout, QuantScratch, Threads, attention_scratch_len};
+use granule_ops::{KvRowLayout, QuantScratch, Threads, attention};
 use granule_pool::{Heap, Pool, PoolOptions, PoolSlice};
 
 use crate::config::Config;
@@ -152,7 +152,7 @@ impl Activations {
             gate: take(n_ff)?,
             up: take(n_ff)?,
             angles: heaps.scratch.alloc_slice(n * rope_dims)?,
-            attention: heaps.scratch.alloc_slice(attention_scratch_len(threads, kv, *n_heads, n))?,
+            attention: heaps.scratch.alloc_slice(attention::scratch_len(threads, kv, *n_heads, n))?,
             quant: Quant::new(&heaps.scratch, n * lengths.widest())?,
         })
     }

@@ -2,8 +2,8 @@
 
 use granule_kv::Sequence;
 use granule_ops::{
-    Activations, AttentionShape, Matrix, QuantScratch, Threads, add, attention, embed, kv_store, matmul,
-    rms_norm, rotate, swiglu,
+    Activations, AttentionItem, AttentionShape, Matrix, QuantScratch, Threads, add, attention, embed,
+    kv_store, matmul, rms_norm, rotate, swiglu,
 };
 
 use crate::activations::Step;
@@ -26,9 +26,9 @@ pub(crate) fn forward(
     let Step { x, h, q, k, v, attended, gate, up, angles, attention: scratch, quant } = step;
     let shape = AttentionShape {
         n_heads: config.n_heads,
-        n_tokens: n,
-        first,
         scale: 1.0 / (config.head_dim as f32).sqrt(),
+        transform: None,
+        rope: Some(model.rope()),
     };
     embed(&weights.matrix(&weights.embedding)?, tokens.iter().map(|t| t.get()), x)?;
     model.rope().angles(sequence.position(), n, angles)?;
@@ -43,7 +43,8 @@ pub(crate) fn forward(
         rotate(q, config.n_heads, config.head_dim, config.rope_dims, angles)?;
         rotate(k, config.n_kv_heads, config.head_dim, config.rope_dims, angles)?;
         kv_store(threads, &mut sequence.rows_mut(index)?, 0, k, v)?;
-        attention(threads, &shape, q, &sequence.view(index, first + n)?, attended, scratch)?;
+        let item = AttentionItem { cache: sequence.view(index, first + n)?, n_tokens: n };
+        attention::cpu(threads, &shape, q, &[item], attended, scratch)?;
         project(threads, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
         add(x, h)?;
 

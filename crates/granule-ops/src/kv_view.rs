@@ -67,24 +67,6 @@ pub struct KvSinks {
     pub v: usize,
 }
 
-/// One plane pair (quants, scales) of one head.
-#[derive(Clone, Copy)]
-pub(crate) struct HeadPlanes {
-    pub(crate) quants_at: usize,
-    pub(crate) quants_len: usize,
-    pub(crate) scales_at: usize,
-    pub(crate) scales_len: usize,
-}
-
-impl HeadPlanes {
-    /// The quants and the scales of this head in the row that starts at byte `row`.
-    pub(crate) fn in_row<'a>(&self, bytes: &'a [u8], row: usize) -> (&'a [u8], &'a [u8]) {
-        let quants = row + self.quants_at;
-        let scales = row + self.scales_at;
-        (&bytes[quants..quants + self.quants_len], &bytes[scales..scales + self.scales_len])
-    }
-}
-
 impl KvRowLayout {
     /// Elements of K (and of V) that one token has in this layer.
     #[must_use]
@@ -128,21 +110,6 @@ impl KvRowLayout {
             }
         }
         Ok(())
-    }
-
-    pub(crate) fn head(&self, keys: bool, head: usize) -> Result<HeadPlanes, Error> {
-        let (dtype, quants, scales) = if keys {
-            (self.k_type, self.k_quants, self.k_scales)
-        } else {
-            (self.v_type, self.v_quants, self.v_scales)
-        };
-        let one = planar_bytes(dtype, self.head_dim)?;
-        Ok(HeadPlanes {
-            quants_at: quants + head * one.quants,
-            quants_len: one.quants,
-            scales_at: scales + head * one.scales,
-            scales_len: one.scales,
-        })
     }
 }
 

@@ -5,9 +5,8 @@ use std::num::NonZeroUsize;
 
 use granule_device::{DeviceSlice, DeviceSliceMut};
 use granule_ops::{
-    Activations, AttentionShape, Error, KvRowLayout, KvView, KvViewMut, Matrix, QuantScratch, Rope, Threads,
-    add, attention, attention_scratch_len, embed, kv_store, log_softmax_at, matmul, rms_norm, rotate,
-    softmax, swiglu,
+    Activations, Error, KvRowLayout, KvView, KvViewMut, Matrix, QuantScratch, Rope, Threads, add, embed,
+    kv_store, log_softmax_at, matmul, rms_norm, rotate, softmax, swiglu,
 };
 use granule_quant::{DType, planar_bytes};
 use proptest::prelude::*;
@@ -40,7 +39,6 @@ fn weight(dtype: DType, rows: usize, cols: usize, seed: u64) -> (Vec<u8>, Vec<f3
 }
 
 const WEIGHTS: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
-const KV: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
@@ -85,53 +83,6 @@ proptest! {
                     let bound = magnitude * 1e-5 + step + 1e-6;
                     let got = f64::from(out[t * rows + r]);
                     prop_assert!((got - exact).abs() <= bound, "{dtype} {t},{r}: {got} for {exact}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn attention_is_softmax_of_scores_times_values(
-        k_type in prop::sample::select(&KV[..]), v_type in prop::sample::select(&KV[..]),
-        group in prop::sample::select(vec![1usize, 2, 3, 4, 8]), n_kv_heads in 1usize..4,
-        dim in prop::sample::select(vec![8usize, 16, 22, 32, 64, 80, 96, 128]),
-        first in 0usize..200, tokens in 1usize..40, n_threads in 1usize..4, seed: u64,
-    ) {
-        let head_dim = if k_type.is_quantized() || v_type.is_quantized() { dim.next_multiple_of(32) } else { dim };
-        let layout = layout(k_type, v_type, n_kv_heads, head_dim, 48);
-        let (len, width) = (first + tokens, n_kv_heads * head_dim);
-        let (k, v) = (numbers(seed, len * width), numbers(!seed, len * width));
-        let pool = threads(n_threads);
-        let mut bytes = vec![0xaau8; len * layout.row_stride];
-        // In two parts, as a prompt and a step would be.
-        let mut rows = KvViewMut::contiguous(DeviceSliceMut::from(&mut bytes[..]), layout, len).unwrap();
-        kv_store(&pool, &mut rows, 0, &k[..first * width], &v[..first * width]).unwrap();
-        kv_store(&pool, &mut rows, first, &k[first * width..], &v[first * width..]).unwrap();
-        let view = KvView::contiguous(DeviceSlice::from(&bytes[..]), layout, len).unwrap();
-
-        let n_heads = group * n_kv_heads;
-        let q = numbers(seed ^ 77, tokens * n_heads * head_dim);
-        let scale = 2.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { n_heads, n_tokens: tokens, first, scale };
-        let mut out = vec![f32::NAN; q.len()];
-        let mut scratch = vec![f32::NAN; attention_scratch_len(&pool, &layout, n_heads, tokens)];
-        attention(&pool, &shape, &q, &view, &mut out, &mut scratch).unwrap();
-
-        let (k, v) = (stored(k_type, &k, width), stored(v_type, &v, width));
-        for t in 0..tokens {
-            for h in 0..n_heads {
-                let q = &q[(t * n_heads + h) * head_dim..][..head_dim];
-                let head = |x: &[f32], row: usize| x[row * width + h / group * head_dim..][..head_dim].to_vec();
-                let scores: Vec<f64> = (0..=first + t)
-                    .map(|row| q.iter().zip(head(&k, row)).map(|(&q, k)| f64::from(q) * f64::from(k)).sum::<f64>() * f64::from(scale))
-                    .collect();
-                let max = scores.iter().copied().fold(f64::MIN, f64::max);
-                let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
-                for d in 0..head_dim {
-                    let exact: f64 = scores.iter().enumerate()
-                        .map(|(row, s)| (s - max).exp() / total * f64::from(head(&v, row)[d])).sum();
-                    let got = f64::from(out[(t * n_heads + h) * head_dim + d]);
-                    prop_assert!((got - exact).abs() < 2e-5, "token {t} head {h} element {d}: {got} for {exact}");
                 }
             }
         }
@@ -232,16 +183,6 @@ fn layout(k_type: DType, v_type: DType, n_kv_heads: usize, head_dim: usize, lead
         v_scales,
         sinks: None,
     }
-}
-
-/// What a cache of this type makes of the rows.
-fn stored(dtype: DType, x: &[f32], width: usize) -> Vec<f32> {
-    let (mut bytes, mut back) = (vec![0; dtype.row_bytes(width).unwrap()], vec![0.0; x.len()]);
-    for (x, back) in x.chunks(width).zip(back.chunks_mut(width)) {
-        granule_quant::scalar::encode(dtype, x, &mut bytes).unwrap();
-        granule_quant::scalar::decode(dtype, &bytes, back).unwrap();
-    }
-    back
 }
 
 #[test]

@@ -36,12 +36,7 @@ pub struct AttentionItem<'a> {
 }
 
 /// Checks what is the same on every device, for queries and output of these lengths.
-fn check(
-    shape: &AttentionShape<'_>,
-    items: &[AttentionItem<'_>],
-    q: usize,
-    out: usize,
-) -> Result<(), Error> {
+fn check(shape: &AttentionShape<'_>, items: &[AttentionItem<'_>], q: usize, out: usize) -> Result<(), Error> {
     let Some(layout) = items.first().map(|item| *item.cache.layout()) else {
         return crate::error::expect_len("queries", q, 0);
     };

@@ -110,21 +110,25 @@ pub fn cpu(
 }
 
 fn index_u32(n: usize) -> Result<u32, Error> {
-    u32::try_from(n).map_err(|_| Error::Shape { what: "units of an attention call", got: n, want: u32::MAX as usize })
+    u32::try_from(n).map_err(|_| Error::Shape {
+        what: "units of an attention call",
+        got: n,
+        want: u32::MAX as usize,
+    })
 }
 
 /// One call.
-struct Call<'a> {
+struct Call<'a, 'v> {
     isa: Isa,
     plan: Plan,
     shape: &'a AttentionShape<'a>,
     q: &'a [f32],
-    items: &'a [AttentionItem<'a>],
+    items: &'a [AttentionItem<'v>],
     /// Rows of all items' caches.
     rows: usize,
 }
 
-impl<'a> Call<'a> {
+impl<'a, 'v> Call<'a, 'v> {
     fn cuts(&self, item: &AttentionItem<'_>) -> Cuts {
         self.plan.cuts(item.n_tokens, item.cache.len(), self.items.len(), self.rows)
     }
@@ -135,10 +139,11 @@ impl<'a> Call<'a> {
     }
 
     /// Unit `index` of an item: the latest queries, which see the most, first, so that the threads end together.
-    fn unit(&self, item: usize, index: usize) -> Unit<'a> {
+    fn unit(&self, item: usize, index: usize) -> Unit<'a, 'v> {
         let at = &self.items[item];
         let cuts = self.cuts(at);
-        let (block, rest) = (index / (cuts.head_groups * cuts.splits), index % (cuts.head_groups * cuts.splits));
+        let (block, rest) =
+            (index / (cuts.head_groups * cuts.splits), index % (cuts.head_groups * cuts.splits));
         let (split, heads) = (rest / cuts.head_groups, rest % cuts.head_groups * cuts.heads);
         let first = (cuts.blocks - 1 - block) * cuts.tokens;
         let tokens = cuts.tokens.min(at.n_tokens - first);

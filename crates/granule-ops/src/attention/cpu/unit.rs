@@ -11,8 +11,8 @@ use crate::threads::Disjoint;
 use crate::{Error, KvRowLayout, rotate};
 
 /// Which part of a call.
-pub(super) struct Unit<'a> {
-    pub(super) item: &'a AttentionItem<'a>,
+pub(super) struct Unit<'a, 'v> {
+    pub(super) item: &'a AttentionItem<'v>,
     /// The call's token that is the unit's first.
     pub(super) token: usize,
     pub(super) tokens: usize,
@@ -64,7 +64,7 @@ pub(super) struct Scratch<'a> {
 }
 
 impl<'a> Scratch<'a> {
-    pub(super) fn new(plan: &Plan, unit: &Unit<'_>, words: &'a mut [f32]) -> Self {
+    pub(super) fn new(plan: &Plan, unit: &Unit<'_, '_>, words: &'a mut [f32]) -> Self {
         let Words { queries, sums, rows, scores, turned, angles } = plan.words(unit.tokens, unit.heads.len());
         let (queries, rest) = words.split_at_mut(queries);
         let (sums, rest) = rest.split_at_mut(sums);
@@ -82,8 +82,8 @@ impl<'a> Scratch<'a> {
     /// Computes the unit and writes its result to `out`, or to its place behind `part` in `partials`.
     pub(super) fn run(
         mut self,
-        call: &Call<'_>,
-        unit: &Unit<'_>,
+        call: &Call<'_, '_>,
+        unit: &Unit<'_, '_>,
         out: &Disjoint<'_, f32>,
         partials: &Disjoint<'_, f32>,
         part: usize,
@@ -125,7 +125,7 @@ impl<'a> Scratch<'a> {
     }
 
     /// The unit's rows of a run.
-    fn run_of(&mut self, call: &Call<'_>, unit: &Unit<'_>, run: &Run<'_>) -> Result<(), Error> {
+    fn run_of(&mut self, call: &Call<'_, '_>, unit: &Unit<'_, '_>, run: &Run<'_>) -> Result<(), Error> {
         let from = unit.rows.start.max(run.first);
         let to = unit.rows.end.min(run.first + run.len);
         if from >= to {
@@ -142,7 +142,13 @@ impl<'a> Scratch<'a> {
     }
 
     /// Brings the queries into the form in which they meet a run's keys.
-    fn prepare(&mut self, call: &Call<'_>, unit: &Unit<'_>, turn: i32, dtype: DType) -> Result<(), Error> {
+    fn prepare(
+        &mut self,
+        call: &Call<'_, '_>,
+        unit: &Unit<'_, '_>,
+        turn: i32,
+        dtype: DType,
+    ) -> Result<(), Error> {
         if self.prepared == Some((turn, dtype)) {
             return Ok(());
         }
@@ -182,8 +188,8 @@ impl<'a> Scratch<'a> {
     /// One tile of a run against the queries of the unit's `i`-th head.
     fn tile(
         &mut self,
-        call: &Call<'_>,
-        unit: &Unit<'_>,
+        call: &Call<'_, '_>,
+        unit: &Unit<'_, '_>,
         run: &Run<'_>,
         tile: Range<usize>,
         i: usize,
@@ -203,7 +209,8 @@ impl<'a> Scratch<'a> {
             // The next tile, a share of it with each head's keys and values: its rows may be pages apart.
             let (start, lines) = lines(unit.item.cache.layout());
             let share = |j: usize| {
-                let (from, to) = (lines * j / (2 * unit.heads.len()), lines * (j + 1) / (2 * unit.heads.len()));
+                let (from, to) =
+                    (lines * j / (2 * unit.heads.len()), lines * (j + 1) / (2 * unit.heads.len()));
                 (ATTEND_TILE * run.stride + start + from * 64, to - from)
             };
             let ((k_at, k_lines), (v_at, v_lines)) = (share(2 * i), share(2 * i + 1));
@@ -229,8 +236,8 @@ impl<'a> Scratch<'a> {
     /// Writes what the unit has computed.
     fn write(
         &self,
-        call: &Call<'_>,
-        unit: &Unit<'_>,
+        call: &Call<'_, '_>,
+        unit: &Unit<'_, '_>,
         out: &Disjoint<'_, f32>,
         partials: &Disjoint<'_, f32>,
         part: usize,
