@@ -111,6 +111,9 @@ pub enum Error {
         /// Tokens that are there.
         len: usize,
     },
+    /// A prefix key of other sequences.
+    #[error("the key is of another layout or context size than the sequence")]
+    OtherKey,
     /// The device said no.
     #[error(transparent)]
     Device(#[from] granule_device::Error),

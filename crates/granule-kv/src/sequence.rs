@@ -7,8 +7,8 @@ mod growth;
 use std::ops::Range as Span;
 use std::sync::Arc;
 
-use granule_bank::Range;
 use granule_bank::trace::Event::Length;
+use granule_bank::{PieceId, Range};
 use granule_device::{Bytes, DevicePtr, Event};
 use granule_ops::{KvSegment, KvView, KvViewMut};
 use smallvec::SmallVec;
@@ -231,6 +231,11 @@ impl Sequence {
             used: self.cache.layout().token_bytes().saturating_mul(self.len() as u64),
             reserved: self.ranges.iter().map(Range::reserved).fold(Bytes::ZERO, Bytes::saturating_add),
         }
+    }
+
+    /// The granules behind it. Nothing is being mapped ahead for a sequence that was only copied.
+    pub(crate) fn granules(&self) -> impl Iterator<Item = PieceId> + '_ {
+        self.ranges.iter().flat_map(Range::pieces).map(|(_, id, _)| id)
     }
 
     fn grid(&self, group: usize) -> Grid {

@@ -1,0 +1,122 @@
+//! State files: sequences on a disk, and back, byte for byte.
+//!
+//! A file has the tokens of one or more sequences, their keys and values, what they were made with, and what an engine wants to
+//! keep beside each. It does not depend on how many layers share a row, on the context's size, or on the size of a granule.
+//!
+//! ```text
+//! 0        48              48 + contents            + data                  + 4 x chunks = the file's length
+//! | header | contents      | rows                   | table                 |
+//!
+//! header (48 bytes; all numbers little endian)
+//! 0                      8         12        16             24             32           40        44      48
+//! | 89 'GRANKV' 0A       | version | sum of  | length of    | length of    | length of  | sum of  | sum of |
+//! |                      | u32     | contents| the file u64 | contents u64 | rows u64   | table   | 0..44  |
+//!
+//! contents
+//! | layers | KV heads | head dim | type of K | type of V | sinks |      each u32; types by their number in ggml
+//! | model's identity | RoPE's | the transform's |                       each u32 length, bytes
+//! | sequences u32 | and of each: | length u32, extra | tokens u32, that many u32 |
+//!                                | runs u32, that many: | sink u32 | tokens u32 | position u32 | turn i32 |
+//!
+//! rows: sequence by sequence, and of each, layer by layer
+//! | token 0: K quants, K scales, V quants, V scales | token 1 … | sinks: K of each, V of each, in f16; 0 where no token is |
+//!
+//! table: for each 64 KiB of the rows, the last ones fewer, their sum u32
+//! ```
+//!
+//! A row has no padding; its planes are those of [`KvLayout`](crate::KvLayout). A run is as many tokens, stored at
+//! positions that follow one another, the first of which is named, with one turn ([`Segment`](crate::Segment)); *sink* is which of the
+//! sinks its first token is, and the number of sinks where it is none. Sequences that hold the same have the same bytes.
+//!
+//! **Sums** are CRC-32 (ISO-HDLC, the one of zip and PNG). In 64 KiB it finds every one or two flipped bits and every burst of
+//! up to 32, for certain; of any other damage it misses one in 2^32, in each chunk. The table, the contents and the header have
+//! one each, so that chunks that changed places, or come from another file, are found as well as flipped bits, and lengths are
+//! compared exactly, so that every cut is found. It does not find what somebody changes on purpose, who can make the
+//! sums fit: such a file can put words into a model's mouth, but is held against the same limits as any other, and no more. A
+//! hash of 64 bits and more would miss less of what is likely to go wrong only beyond this, and finds single bits with
+//! probability where a CRC does with certainty; a cryptographic one costs tens of times more.
+//!
+//! **Saving** writes `FILE.part`, under a lock, has the system put it onto the disk, and then gives it the name: whatever happens,
+//! `FILE` is the old one or the new one. A file that is no state file is not replaced.
+
+mod error;
+mod file;
+mod format;
+mod write;
+
+use std::path::Path;
+
+use granule_device::Bytes;
+
+use crate::{Identity, Sequence};
+use format::{Contents, Run, canonical};
+use write::Writer;
+
+pub use error::{Part, StateError};
+pub use file::StateFile;
+
+/// A sequence to be saved.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveSequence<'a> {
+    /// The sequence, which nobody appends to meanwhile.
+    pub sequence: &'a Sequence,
+    /// The tokens whose rows it has.
+    pub tokens: &'a [u32],
+    /// What the engine wants to find beside it: the sampler's state, for example.
+    pub extra: &'a [u8],
+}
+
+/// Saves sequences to the file at `path`, in place of a state file that is there; answers how long it is. They may be of several
+/// caches of one shape, with the same types.
+///
+/// # Errors
+/// [`StateError::NotAStateFile`] where something else has the name, [`StateError::Busy`], [`StateError::Io`], also for a full
+/// disk; [`StateError::Count`], [`StateError::Tokens`], [`StateError::Mixed`], [`StateError::Kv`]. What was there is there still.
+pub fn save(
+    path: impl AsRef<Path>,
+    identity: &Identity,
+    sequences: &[SaveSequence<'_>],
+) -> Result<Bytes, StateError> {
+    let layout = *sequences.first().ok_or(StateError::Count)?.sequence.cache().layout();
+    let mut saved = Vec::with_capacity(sequences.len());
+    for one in sequences {
+        let other = one.sequence.cache().layout();
+        let kind =
+            |layout: &crate::KvLayout| (layout.shape(), layout.k_type(), layout.v_type(), layout.sinks());
+        if kind(other) != kind(&layout) {
+            return Err(StateError::Mixed);
+        }
+        if one.tokens.len() != one.sequence.len() {
+            return Err(StateError::Tokens { tokens: one.tokens.len(), len: one.sequence.len() });
+        }
+        let segments = canonical(one.sequence.segments().iter().map(Run::of), layout.sinks());
+        saved.push(format::Saved { extra: one.extra.to_vec(), tokens: one.tokens.to_vec(), segments });
+    }
+    let contents = Contents {
+        shape: layout.shape(),
+        k: layout.k_type(),
+        v: layout.v_type(),
+        sinks: layout.sinks(),
+        identity: identity.clone(),
+        sequences: saved,
+    };
+    let counted = contents.write().zip(contents.data_len()).zip(contents.layer_bytes());
+    let ((head, data_len), bytes) = counted.ok_or(StateError::Count)?;
+    let mut writer = Writer::begin(path.as_ref(), &head, data_len)?;
+    let mut buffer = Vec::new();
+    for one in sequences {
+        let (tokens, at_once) = (one.tokens.len(), bytes.at_once(one.tokens.len()));
+        for layer in 0..contents.shape.n_layers {
+            for start in (0..tokens).step_by(at_once) {
+                let end = tokens.min(start + at_once);
+                buffer.resize((end - start) * bytes.row, 0);
+                one.sequence.read_layer(layer, start..end, &mut buffer)?;
+                writer.rows(&buffer)?;
+            }
+            buffer.resize(bytes.sinks, 0);
+            one.sequence.read_sinks(layer, &mut buffer)?;
+            writer.rows(&buffer)?;
+        }
+    }
+    writer.finish().map(Bytes::new)
+}
