@@ -32,9 +32,10 @@ impl Sequence {
         if tokens.is_empty() && tokens.end <= self.len() {
             return Ok(());
         }
+        let len = self.len();
+        let tail = if tokens.end == len { tokens.clone() } else { len..len };
         let segments = self.segments.without(tokens)?;
-        self.change(segments);
-        Ok(())
+        self.change(segments, tail)
     }
 
     /// Keeps these tokens and removes all others.
@@ -42,9 +43,9 @@ impl Sequence {
     /// # Errors
     /// As [`Sequence::remove`].
     pub fn keep(&mut self, tokens: Span<usize>) -> Result<(), Error> {
+        let tail = tokens.end..self.len();
         let segments = self.segments.part(tokens)?;
-        self.change(segments);
-        Ok(())
+        self.change(segments, tail)
     }
 
     /// Keeps the first `first` tokens and the last `last`, as a window that slides over a text does: the first few draw so
@@ -73,7 +74,8 @@ impl Sequence {
 
     /// Keeps no tokens, and the memory for what comes next.
     pub fn clear(&mut self) {
-        self.change(Segments::default());
+        // All of its tokens are there.
+        let _ = self.change(Segments::default(), 0..self.len());
     }
 
     /// Gives back the granules that no token lies in; answers how much less it holds.
@@ -135,28 +137,31 @@ impl Sequence {
         Ok(copy)
     }
 
-    /// Has these tokens from here on, and gives back what none of them lies in and nothing is kept for.
-    fn change(&mut self, segments: Segments) {
-        let before: Vec<Vec<Span<usize>>> =
-            (0..self.ranges.len()).map(|group| self.live(group, &self.segments)).collect();
+    /// Has these tokens from here on, and gives back what none of them lies in. What only the tokens of `tail` lay in, those
+    /// behind the last one that stays, is kept for what comes next, as far as it is this sequence's alone.
+    fn change(&mut self, segments: Segments, tail: Span<usize>) -> Result<(), Error> {
+        let tail = self.segments.part(tail)?;
+        let of = |sequence: &Sequence, segments: &Segments| -> Vec<Vec<Span<usize>>> {
+            (0..sequence.ranges.len()).map(|group| sequence.live(group, segments)).collect()
+        };
+        let (before, kept) = (of(self, &self.segments), of(self, &tail));
         self.set_segments(segments);
-        for (group, before) in before.into_iter().enumerate() {
-            let grid = self.grid(group);
-            // Also the places that were prepared and where nothing was committed: they are this sequence's alone.
-            let kept = grid.places(&self.room);
+        for (group, (before, kept)) in before.into_iter().zip(kept).enumerate() {
+            let room = self.grid(group).places(&self.room);
             let dead = self.dead(group);
-            for place in
-                before.into_iter().flatten().filter(|place| dead.iter().any(|dead| dead.contains(place)))
-            {
+            let is_in =
+                |places: &[Span<usize>], place: usize| places.iter().any(|span| span.contains(&place));
+            for place in before.into_iter().flatten().filter(|&place| is_in(&dead, place)) {
                 let range = &mut self.ranges[group];
-                let is_shared = range.writable_to(place) == place;
-                if is_shared || !kept.contains(&place) {
+                let is_ours = range.writable_to(place) > place;
+                if !(is_ours && room.contains(&place) && is_in(&kept, place)) {
                     // What is refused stays, for `trim`.
                     let _ = clear(range, place, self.busy.as_ref());
                 }
             }
         }
         self.ready = self.find_ready();
+        Ok(())
     }
 
     /// The places of a group that tokens of these segments lie in, as runs.

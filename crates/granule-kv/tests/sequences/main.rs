@@ -1,0 +1,87 @@
+//! One suite for sequences, run on every kind of device, each against a plain vector of tokens.
+//!
+//! Each test is a function of what opens a device with room for so many granules. `host::` runs everywhere; `cuda::` needs a
+//! CUDA driver, the simulated one or a real one, which `cargo xtask test` provides or finds. Bytes go through `Device::copy`,
+//! as they have to on a GPU.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+mod edits;
+mod exchange;
+mod faults;
+mod growth;
+mod model;
+mod parking;
+mod sharing;
+mod support;
+mod threads;
+
+/// Runs the named functions of a module on the host device, and on CUDA device 0.
+macro_rules! conformance {
+    ($($module:ident: $($test:ident),+ $(,)?;)+) => {
+        mod host {
+            $(mod $module {
+                $(#[test]
+                fn $test() {
+                    crate::support::with_device(crate::support::host, crate::$module::$test);
+                })+
+            })+
+        }
+
+        #[cfg(feature = "cuda")]
+        mod cuda {
+            $(mod $module {
+                $(#[test]
+                #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+                fn $test() {
+                    crate::support::with_device(crate::support::cuda, crate::$module::$test);
+                })+
+            })+
+        }
+    };
+}
+
+conformance! {
+    growth:
+        growth_neither_moves_nor_copies,
+        thirty_thousand_tokens_are_never_copied,
+        steady_decode_makes_no_call,
+        what_cannot_be_mapped_ahead_is_mapped_when_needed,
+        too_little_memory_is_an_error_and_changes_nothing,
+        wrong_asks_are_refused;
+    sharing:
+        a_fork_shares_until_one_writes,
+        a_cut_fork_writes_over_what_it_shares,
+        a_copy_has_its_tokens_alone,
+        memory_is_given_back_after_work;
+    edits:
+        clear_keeps_memory_and_trim_gives_it_back,
+        the_middle_goes_back,
+        a_window_slides_for_ever,
+        shifted_tokens_stand_elsewhere,
+        cut_up_rows_are_used_in_parts;
+    exchange:
+        ggml_rows_go_both_ways,
+        a_transform_has_no_plain_form;
+    parking:
+        what_is_parked_is_used_again,
+        what_is_parked_goes_to_whoever_needs_it,
+        no_more_is_parked_than_said;
+    faults:
+        every_failing_call_changes_nothing,
+        nothing_is_lost_where_undoing_fails_too;
+    model:
+        like_vectors,
+        like_vectors_with_a_mapper;
+    threads:
+        forks_go_their_ways_on_threads;
+}
+
+#[test]
+fn everything_goes_between_threads() {
+    fn check<T: Send + Sync>() {}
+    check::<granule_kv::Sequence>();
+    check::<granule_kv::KvCache>();
+    check::<granule_bank::Range>();
+    check::<granule_bank::Lent>();
+    check::<granule_device::Lent>();
+}
