@@ -244,6 +244,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 256 }))]
         /// Against the picture drawn byte by byte: no two planes share a byte, each is whole and aligned, and a group's rows
         /// hold its layers and only the padding besides.
         #[test]
@@ -255,20 +256,32 @@ mod tests {
             k in proptest::sample::select(KvType::ALL),
             v in proptest::sample::select(KvType::ALL),
             layers_per_row in 1..6usize,
+            sinks in 0..6usize,
         ) {
             let quantized = [k, v].iter().any(|t| matches!(t, KvType::Q8_0 | KvType::Q4_0));
             let head_dim = if quantized { blocks * 32 } else { blocks * 32 - 2 * odd };
             let shape = KvShape { n_layers, n_kv_heads, head_dim };
-            let layout = KvLayout::new(shape, k, v, Some(layers_per_row));
+            let layout = KvLayout::new(shape, k, v, Some(layers_per_row), sinks);
             prop_assert_eq!(layout.is_err(), layers_per_row > n_layers);
             let Ok(layout) = layout else { return Ok(()) };
             let mut rows: Vec<Vec<Option<usize>>> =
                 (0..layout.groups()).map(|group| vec![None; layout.row_stride(group).get() as usize]).collect();
+            let mut sink_bytes: Vec<Vec<Option<usize>>> =
+                (0..layout.groups()).map(|group| vec![None; layout.rows_at(group).get() as usize]).collect();
             let mut used = 0;
             for layer in 0..n_layers {
                 let (group, row) = layout.layer(layer).unwrap();
                 prop_assert_eq!(group, layer / layers_per_row);
                 prop_assert_eq!(row.row_stride, rows[group].len());
+                prop_assert_eq!(row.rows_at, sink_bytes[group].len());
+                prop_assert_eq!(row.rows_at % 16, 0);
+                prop_assert_eq!(row.sinks.map_or(0, |sinks| sinks.rows), sinks);
+                for (index, start) in row.sinks.into_iter().flat_map(|sinks| [sinks.k, sinks.v]).enumerate() {
+                    prop_assert_eq!(start % 16, 0);
+                    for byte in &mut sink_bytes[group][start..start + sinks * n_kv_heads * head_dim * 2] {
+                        prop_assert_eq!(byte.replace(layer * 2 + index), None);
+                    }
+                }
                 let ((kq, ks), (vq, vs)) = (bytes_of(k, n_kv_heads * head_dim), bytes_of(v, n_kv_heads * head_dim));
                 let planes = [(row.k_quants, kq), (row.k_scales, ks), (row.v_quants, vq), (row.v_scales, vs)];
                 for (index, (start, len)) in planes.into_iter().enumerate() {
@@ -284,6 +297,29 @@ mod tests {
             let beyond = layout.layer(n_layers);
             prop_assert!(matches!(beyond, Err(Error::NoSuchLayer { layer: _, n_layers: _ })), "no such layer");
         }
+    }
+
+    /// The numbers in the drawings.
+    #[test]
+    fn the_rulers_say_what_is_so() {
+        let shape = KvShape { n_layers: 2, n_kv_heads: 8, head_dim: 64 };
+        let planes = |kv_type| {
+            let (_, row) = KvLayout::new(shape, kv_type, kv_type, None, 4).unwrap().layer(0).unwrap();
+            let layer = row.row_stride / 2;
+            [
+                row.k_scales,
+                row.v_quants - row.k_scales,
+                row.v_scales - row.v_quants,
+                layer - row.v_scales,
+                layer,
+            ]
+        };
+        assert_eq!(planes(KvType::F16), [1024, 0, 1024, 0, 2048]);
+        assert_eq!(planes(KvType::Q8_0), [512, 32, 512, 32, 1088]);
+        assert_eq!(planes(KvType::Q4_0), [256, 32, 256, 32, 576]);
+        let layout = KvLayout::new(shape, KvType::Q4_0, KvType::Q4_0, None, 4).unwrap();
+        let sinks = layout.layer(1).unwrap().1.sinks.unwrap();
+        assert_eq!((sinks.k, sinks.v, layout.rows_at(0).get()), (8192, 8192 + 4096, 2 * 8192));
     }
 
     #[test]
@@ -307,6 +343,10 @@ mod tests {
         let refused = KvLayout::new(shape, KvType::F16, KvType::Q4_0, None, 0);
         assert!(matches!(refused, Err(Error::HeadDim { kv_type: KvType::Q4_0, head_dim: 48, multiple: 32 })));
         KvLayout::new(shape, KvType::F16, KvType::BF16, None, 0).unwrap();
+        let odd = KvLayout::new(KvShape { head_dim: 47, ..shape }, KvType::F32, KvType::F16, None, 0);
+        assert!(matches!(odd, Err(Error::HeadDim { kv_type: KvType::F32, head_dim: 47, multiple: 2 })));
+        let too_many = KvLayout::new(shape, KvType::F16, KvType::F16, None, usize::MAX / 200);
+        assert!(matches!(too_many, Err(Error::Shape { .. })));
         assert!(matches!(
             KvLayout::new(shape, KvType::F16, KvType::F16, Some(0), 0),
             Err(Error::LayersPerRow { .. })

@@ -204,3 +204,124 @@ fn turn(list: &mut [Segment], delta: Option<i32>) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// One token: its row, where it was stored, where it stands.
+    type Token = (usize, usize, i64);
+
+    fn tokens(segments: &Segments) -> Vec<Token> {
+        let of = |segment: &Segment| {
+            let segment = *segment;
+            (0..segment.len).map(move |i| {
+                let stored = segment.stored + i;
+                (segment.row + i, stored, stored as i64 + i64::from(segment.turn))
+            })
+        };
+        segments.as_slice().iter().flat_map(of).collect()
+    }
+
+    /// Where tokens stand counts relative to the last one.
+    fn relative(mut list: Vec<Token>) -> Vec<Token> {
+        let last = list.last().map_or(0, |last| last.2);
+        list.iter_mut().for_each(|token| token.2 -= last);
+        list
+    }
+
+    fn check(segments: &Segments, model: &[Token]) -> Result<(), TestCaseError> {
+        prop_assert_eq!(relative(tokens(segments)), relative(model.to_vec()));
+        prop_assert_eq!(segments.len(), model.len());
+        prop_assert_eq!(segments.position(), model.last().map_or(0, |last| last.1 + 1));
+        let list = segments.as_slice();
+        prop_assert!(list.iter().all(|segment| segment.len > 0));
+        prop_assert_eq!(list.last().map_or(0, |last| last.turn), 0);
+        // As few as can be.
+        let joints = model.windows(2).filter(|pair| {
+            let (a, b) = (pair[0], pair[1]);
+            !(b.0 == a.0 + 1 && b.1 == a.1 + 1 && b.2 == a.2 + 1)
+        });
+        prop_assert_eq!(list.len(), joints.count() + usize::from(!model.is_empty()));
+        Ok(())
+    }
+
+    const ROWS: usize = 44;
+    const SINKS: usize = 3;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 512 }))]
+        /// Any operations are what they are on a list of tokens; rows are never in two places, and are used again.
+        #[test]
+        fn like_a_list(ops in proptest::collection::vec((0..6u8, 0..=100usize, 0..=100usize, -9..9i32), 1..40)) {
+            let mut segments = Segments::default();
+            let mut model: Vec<Token> = Vec::new();
+            for (op, a, b, delta) in ops {
+                let len = model.len();
+                let span = a.min(b) * len / 100..a.max(b) * len / 100;
+                match op {
+                    0 | 1 => {
+                        let room = segments.room(ROWS, SINKS);
+                        let taken = |row: usize| model.iter().any(|token| token.0 == row);
+                        prop_assert!(!room.clone().any(taken), "{room:?}");
+                        let is_free = |row: usize| row >= SINKS && row < ROWS && !taken(row);
+                        prop_assert_eq!(room.is_empty(), !model.is_empty() && !(0..ROWS).any(is_free), "{:?}", &room);
+                        let last = model.last().map(|last| last.0);
+                        if let Some(next) = last.map(|row| row + 1).filter(|&row| row >= SINKS && is_free(row)) {
+                            prop_assert_eq!(room.start, next);
+                            prop_assert!(!is_free(room.end));
+                        }
+                        let n = (a / 9).min(room.len());
+                        for row in room.start..room.start + n {
+                            let last = model.last().copied();
+                            model.push((row, last.map_or(0, |l| l.1 + 1), last.map_or(0, |l| l.2 + 1)));
+                        }
+                        segments.push(room.start, n);
+                    }
+                    2 => {
+                        segments = segments.without(span.clone()).unwrap();
+                        model[span.end..].iter_mut().for_each(|token| token.2 -= span.len() as i64);
+                        model.drain(span);
+                    }
+                    3 => {
+                        segments = segments.part(span.clone()).unwrap();
+                        model = model[span].to_vec();
+                    }
+                    4 => {
+                        segments = segments.shifted(span.clone(), delta).unwrap();
+                        model[span].iter_mut().for_each(|token| token.2 += i64::from(delta));
+                    }
+                    _ => {
+                        let rows: Vec<usize> = segments.rows_of(span.clone()).unwrap().into_iter().flatten().collect();
+                        let expected: Vec<usize> = model[span].iter().map(|token| token.0).collect();
+                        prop_assert_eq!(rows, expected);
+                        segments = Segments::packed(segments.as_slice(), SINKS).unwrap();
+                        // Sinks stay, the others follow one another.
+                        let mut next = SINKS.min(model.iter().map(|token| token.0 + 1).max().unwrap_or(0));
+                        for token in model.iter_mut().filter(|token| token.0 >= SINKS) {
+                            token.0 = next;
+                            next += 1;
+                        }
+                    }
+                }
+                check(&segments, &model)?;
+            }
+            let len = segments.len();
+            let beyond = Err(Error::NoSuchTokens { tokens: len..len + 1, len }).map_err(|error| error.to_string());
+            prop_assert_eq!(segments.part(len..len + 1).map_err(|error| error.to_string()), beyond);
+        }
+    }
+
+    #[test]
+    fn turns_are_counted_in_32_bits() {
+        let mut segments = Segments::default();
+        segments.push(0, 10);
+        let far = segments.shifted(0..5, i32::MAX).unwrap();
+        assert!(matches!(far.shifted(0..1, 1), Err(Error::Positions { position: 0 })));
+        assert!(matches!(far.without(7..8), Err(Error::Positions { .. })));
+        assert_eq!(far.without(0..5).unwrap().as_slice()[0].turn, 0);
+        assert!(segments.shifted(5..10, i32::MIN).is_err(), "those before cannot be turned so far on");
+    }
+}

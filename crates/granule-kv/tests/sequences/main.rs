@@ -15,32 +15,7 @@ mod sharing;
 mod support;
 mod threads;
 
-/// Runs the named functions of a module on the host device, and on CUDA device 0.
-macro_rules! conformance {
-    ($($module:ident: $($test:ident),+ $(,)?;)+) => {
-        mod host {
-            $(mod $module {
-                $(#[test]
-                fn $test() {
-                    crate::support::with_device(crate::support::host, crate::$module::$test);
-                })+
-            })+
-        }
-
-        #[cfg(feature = "cuda")]
-        mod cuda {
-            $(mod $module {
-                $(#[test]
-                #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
-                fn $test() {
-                    crate::support::with_device(crate::support::cuda, crate::$module::$test);
-                })+
-            })+
-        }
-    };
-}
-
-conformance! {
+granule_sim::conformance! {
     growth:
         growth_neither_moves_nor_copies,
         thirty_thousand_tokens_are_never_copied,
