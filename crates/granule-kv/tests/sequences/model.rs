@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::support::{
-    Model, Open, append, assert_holds, assert_reported, bank, cache, exact, is_host, until,
+    Model, Open, append, assert_holds, assert_reported, bank, cache, exact, is_host, is_reported, until,
 };
 
 #[derive(Clone, Debug)]
@@ -158,10 +158,12 @@ fn run(
             prop_assert!(live.iter().zip(&bases).all(same));
         }
         live.iter().for_each(|(sequence, model)| assert_holds(sequence, model));
-        if !is_exact {
-            until("a quiet moment", || cache.memory().held == bank.stats().held);
+        let sequences = live.iter().map(|(sequence, _)| sequence);
+        if is_exact {
+            assert_reported(&cache, sequences);
+        } else {
+            until("a moment in which nothing is being mapped", || is_reported(&cache, sequences.clone()));
         }
-        assert_reported(&cache, live.iter().map(|(sequence, _)| sequence));
         let all: HashSet<_> = live.iter().flat_map(|(sequence, _)| sequence.bases()).collect();
         prop_assert_eq!(all.len(), live.len() * cache.layout().groups());
     }

@@ -249,18 +249,34 @@ pub(crate) fn assert_holds(sequence: &Sequence, model: &Model) {
     }
 }
 
-/// The report of a cache, made from nothing but what its sequences say of themselves; and the bank agrees.
-pub(crate) fn assert_reported<'a>(cache: &KvCache, sequences: impl Iterator<Item = &'a Sequence> + Clone) {
+/// The numbers of a cache's report beside the same ones made from what its sequences, the bank and the device say.
+fn report<'a>(cache: &KvCache, sequences: impl Iterator<Item = &'a Sequence> + Clone) -> [(u64, u64); 4] {
     let memory = cache.memory();
     let bank = cache.bank().stats();
-    assert_eq!(memory.held, bank.held);
-    assert!(bank.held.get() + bank.cached.get() <= bank.budget.get());
     let alone: u64 = sequences.clone().map(|s| s.memory().held.get() - s.memory().shared.get()).sum();
-    assert_eq!(memory.held.get() - memory.shared.get() - cache.stats().parked.get(), alone);
     let used: u64 = sequences.map(|s| s.memory().used.get()).sum();
-    assert_eq!(memory.used.get(), used);
-    let live = cache.bank().device().live();
-    assert_eq!(live.granules as u64 * bank.granule.get(), bank.held.get() + bank.cached.get());
+    let live = cache.bank().device().live().granules as u64 * bank.granule.get();
+    [
+        (memory.held.get(), bank.held.get()),
+        (memory.held.get() - memory.shared.get() - cache.stats().parked.get(), alone),
+        (memory.used.get(), used),
+        (live, bank.held.get() + bank.cached.get()),
+    ]
+}
+
+pub(crate) fn is_reported<'a>(
+    cache: &KvCache,
+    sequences: impl Iterator<Item = &'a Sequence> + Clone,
+) -> bool {
+    report(cache, sequences).iter().all(|(a, b)| a == b)
+}
+
+pub(crate) fn assert_reported<'a>(cache: &KvCache, sequences: impl Iterator<Item = &'a Sequence> + Clone) {
+    for (index, (a, b)) in report(cache, sequences).into_iter().enumerate() {
+        assert_eq!(a, b, "number {index} of the report");
+    }
+    let bank = cache.bank().stats();
+    assert!(bank.held.get() + bank.cached.get() <= bank.budget.get());
 }
 
 /// Waits until something is so, a few seconds at most.
