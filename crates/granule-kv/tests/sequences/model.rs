@@ -77,6 +77,7 @@ fn run(
     options: KvOptions,
 ) -> Result<(), TestCaseError> {
     let is_exact = options.ahead == 0;
+    let all = is_host(&open(1));
     let bank = bank(open, granules, cached);
     let device = bank.device().clone();
     let cache = cache(&bank, layers_per_row, sinks, options);
@@ -157,7 +158,9 @@ fn run(
             };
             prop_assert!(live.iter().zip(&bases).all(same));
         }
-        live.iter().for_each(|(sequence, model)| assert_holds(sequence, model));
+        // A GPU is slow to be looked at token by token.
+        let seen = if all { 0..live.len() } else { which.min(live.len())..(which + 1).min(live.len()) };
+        live[seen].iter().for_each(|(sequence, model)| assert_holds(sequence, model));
         let sequences = live.iter().map(|(sequence, _)| sequence);
         if is_exact {
             assert_reported(&cache, sequences);
@@ -167,6 +170,7 @@ fn run(
         let all: HashSet<_> = live.iter().flat_map(|(sequence, _)| sequence.bases()).collect();
         prop_assert_eq!(all.len(), live.len() * cache.layout().groups());
     }
+    live.iter().for_each(|(sequence, model)| assert_holds(sequence, model));
     drop(live);
     cache.trim();
     prop_assert_eq!(bank.stats().held, Bytes::ZERO);

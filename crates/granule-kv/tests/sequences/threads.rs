@@ -6,7 +6,7 @@ use granule_kv::KvOptions;
 use crate::support::{Model, Open, append, assert_holds, bank, cache, is_host};
 
 pub(crate) fn forks_go_their_ways_on_threads(open: Open<'_>) {
-    let bank = bank(open, 200, 8);
+    let bank = bank(open, 100, 8);
     let rounds = if is_host(bank.device()) { 12 } else { 2 };
     let cache = cache(&bank, 2, 4, KvOptions::new().ahead(10));
     let mut parent = cache.sequence(60).unwrap();
