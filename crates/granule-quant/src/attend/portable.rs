@@ -1,6 +1,7 @@
 //! The products on queries and values in f32, written so that compilers make vectors of them: compiled once for each
 //! instruction set that has no way of its own, with that set's decoder.
 
+use super::portable_softmax::fma;
 pub(crate) use super::portable_softmax::softmax;
 use super::{ATTEND_TILE, HeadRows};
 use crate::DType;
@@ -21,7 +22,7 @@ pub(crate) fn prepare(head_dim: usize, q: &[f32], words: &mut [f32]) {
 
 /// [`crate::Isa::scores`], which has checked the lengths.
 #[inline(always)]
-pub(crate) fn scores<D: Fn(DType, &[u8], &[u8], &mut [f32])>(
+pub(crate) fn scores<const FMA: bool, D: Fn(DType, &[u8], &[u8], &mut [f32])>(
     keys: &HeadRows<'_>,
     words: &[f32],
     rows: usize,
@@ -41,7 +42,7 @@ pub(crate) fn scores<D: Fn(DType, &[u8], &[u8], &mut [f32])>(
                 let mut sums = [0f32; LANES];
                 for (x, q) in part.as_chunks::<LANES>().0.iter().zip(q.as_chunks::<LANES>().0) {
                     for l in 0..LANES {
-                        sums[l] += x[l] * q[l];
+                        sums[l] = fma::<FMA>(x[l], q[l], sums[l]);
                     }
                 }
                 let sum: f32 = sums.into_iter().sum();
@@ -54,7 +55,7 @@ pub(crate) fn scores<D: Fn(DType, &[u8], &[u8], &mut [f32])>(
 
 /// [`crate::Isa::weighted_sums`], which has checked the lengths.
 #[inline(always)]
-pub(crate) fn sums<D: Fn(DType, &[u8], &[u8], &mut [f32])>(
+pub(crate) fn sums<const FMA: bool, D: Fn(DType, &[u8], &[u8], &mut [f32])>(
     values: &HeadRows<'_>,
     weights: &[f32],
     factors: &[[f32; 2]],
@@ -74,7 +75,7 @@ pub(crate) fn sums<D: Fn(DType, &[u8], &[u8], &mut [f32])>(
             for (row, [grow, _]) in factors.iter().enumerate() {
                 let weight = weights[row * ATTEND_TILE + key] * grow;
                 for (sum, x) in sums[row * width + d..][..n].iter_mut().zip(&part[..n]) {
-                    *sum += weight * x;
+                    *sum = fma::<FMA>(weight, *x, *sum);
                 }
             }
         }

@@ -9,13 +9,13 @@ pub(crate) fn prepare(_: DType, head_dim: usize, q: &[f32], words: &mut [f32]) {
 }
 
 pub(crate) fn scores(keys: &HeadRows<'_>, words: &[f32], rows: usize, scores: &mut [f32]) {
-    portable::scores(keys, words, rows, scores, decode_planar);
+    portable::scores::<false, _>(keys, words, rows, scores, decode_planar);
 }
 
 pub(crate) fn softmax(shape: TileShape, add: &[f32], scores: &mut [f32], running: &mut RunningSoftmax<'_>) {
-    portable::softmax(shape, add, scores, running);
+    portable::softmax::<false>(shape, add, scores, running);
 }
 
 pub(crate) fn sums(values: &HeadRows<'_>, weights: &[f32], factors: &[[f32; 2]], sums: &mut [f32]) {
-    portable::sums(values, weights, factors, sums, decode_planar);
+    portable::sums::<false, _>(values, weights, factors, sums, decode_planar);
 }

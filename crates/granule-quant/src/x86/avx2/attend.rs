@@ -11,19 +11,19 @@ pub(crate) fn prepare(_: DType, head_dim: usize, q: &[f32], words: &mut [f32]) {
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn scores(keys: &HeadRows<'_>, words: &[f32], rows: usize, scores: &mut [f32]) {
-    portable::scores(keys, words, rows, scores, |dtype, quants, scales, out| {
+    portable::scores::<true, _>(keys, words, rows, scores, |dtype, quants, scales, out| {
         decode_planar(dtype, quants, scales, out);
     });
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn softmax(shape: TileShape, add: &[f32], scores: &mut [f32], running: &mut RunningSoftmax<'_>) {
-    portable::softmax(shape, add, scores, running);
+    portable::softmax::<true>(shape, add, scores, running);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(crate) fn sums(values: &HeadRows<'_>, weights: &[f32], factors: &[[f32; 2]], sums: &mut [f32]) {
-    portable::sums(values, weights, factors, sums, |dtype, quants, scales, out| {
+    portable::sums::<true, _>(values, weights, factors, sums, |dtype, quants, scales, out| {
         decode_planar(dtype, quants, scales, out);
     });
 }

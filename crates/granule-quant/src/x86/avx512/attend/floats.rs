@@ -33,9 +33,11 @@ unsafe fn scores<F: Float, const R: usize>(keys: &HeadRows<'_>, words: &[f32], o
     let width = words.len() / 4;
     let whole = keys.head_dim / LANES * LANES;
     let mask = first(keys.head_dim - whole);
+    let mut start = keys.bytes.as_ptr().wrapping_add(keys.quants);
     for key in (0..keys.len).step_by(4) {
-        let rows: [*const u8; 4] = rows_at(keys, key);
-        fetch(keys, key, 4);
+        let rows: [*const u8; 4] = rows_at(start, keys.stride, keys.len - key);
+        fetch::<4>(keys, start);
+        start = start.wrapping_add(4 * keys.stride);
         let mut sums = [[_mm512_setzero_ps(); 4]; 4];
         // SAFETY: elements below `head_dim` of rows that there are; queries are padded to whole chunks.
         unsafe {
@@ -115,7 +117,7 @@ unsafe fn columns<F: Float, const R: usize, const C: usize>(
     unsafe {
         let mut row = values.bytes.as_ptr().add(values.quants + d * F::BYTES);
         for key in 0..values.len {
-            fetch(values, key, 1);
+            fetch::<1>(values, row.wrapping_sub(d * F::BYTES));
             let mut x = [_mm512_setzero_ps(); C];
             for (c, x) in x.iter_mut().enumerate() {
                 let p = row.add(c * LANES * F::BYTES);

@@ -2,13 +2,15 @@
 
 mod floats;
 mod quants;
+mod softmax;
 
 use std::arch::x86_64::*;
 
+pub(crate) use self::softmax::softmax;
 use super::first;
 use super::float::{BF16, F16, F32};
 use crate::DType;
-use crate::attend::{ATTEND_TILE, HeadRows, QUAD, RunningSoftmax, TileShape, portable};
+use crate::attend::{ATTEND_TILE, HeadRows, QUAD, portable};
 
 /// [`crate::Isa::prepare_queries`], which has checked the lengths.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -46,12 +48,6 @@ pub(crate) fn scores(keys: &HeadRows<'_>, words: &[f32], rows: usize, scores: &m
         // Once is enough.
         keys.ahead.lines = 0;
     }
-}
-
-/// [`crate::Isa::softmax_tile`], which has checked the lengths.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(crate) fn softmax(shape: TileShape, add: &[f32], scores: &mut [f32], running: &mut RunningSoftmax<'_>) {
-    portable::softmax(shape, add, scores, running);
 }
 
 /// [`crate::Isa::weighted_sums`], which has checked the lengths.
@@ -102,20 +98,23 @@ unsafe fn sums_of<const R: usize>(
     }
 }
 
-/// The first quants of the `N` rows from `i` on; of the last row where there are fewer.
+/// Where `N` rows are, from one on; where there are fewer, the last one again.
 #[inline(always)]
-fn rows_at<const N: usize>(rows: &HeadRows<'_>, i: usize) -> [*const u8; N] {
-    let start = rows.bytes.as_ptr().wrapping_add(rows.quants);
-    std::array::from_fn(|j| start.wrapping_add((i + j).min(rows.len - 1) * rows.stride))
+fn rows_at<const N: usize>(p: *const u8, stride: usize, left: usize) -> [*const u8; N] {
+    if left >= N {
+        std::array::from_fn(|j| p.wrapping_add(j * stride))
+    } else {
+        std::array::from_fn(|j| p.wrapping_add(j.min(left - 1) * stride))
+    }
 }
 
-/// Asks for what is wanted while rows `i..i + n` are read.
+/// Asks for what is wanted while `N` rows are read, the first quants of the first of which are at `p`.
 #[inline(always)]
-fn fetch(rows: &HeadRows<'_>, i: usize, n: usize) {
-    for j in i..i + n {
-        let line = rows.bytes.as_ptr().wrapping_add(j * rows.stride + rows.ahead.at);
-        for k in 0..rows.ahead.lines {
-            crate::x86::prefetch_line(line.wrapping_add(64 * k));
+fn fetch<const N: usize>(rows: &HeadRows<'_>, p: *const u8) {
+    for k in 0..rows.ahead.lines {
+        let line = p.wrapping_sub(rows.quants).wrapping_add(rows.ahead.at + 64 * k);
+        for j in 0..N {
+            crate::x86::prefetch_line(line.wrapping_add(j * rows.stride));
         }
     }
 }

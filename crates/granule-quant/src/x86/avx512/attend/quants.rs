@@ -155,20 +155,27 @@ pub(super) fn prepare(dtype: DType, head_dim: usize, q: &[f32], words: &mut [f32
             let inverse = if max > 0.0 { QUERY_MAX / max } else { 0.0 };
             let blocks = quants.chunks_exact_mut(QUANT_BLOCK_WORDS).zip(q.as_chunks::<BLOCK_LEN>().0);
             for (words, q) in blocks {
-                let mut sum = 0;
+                let mut sum = 0i32;
                 let bytes: &mut [i8] = bytemuck::cast_slice_mut(&mut words[..64]);
                 for (i, x) in q.iter().enumerate() {
-                    let x = (x * inverse).round_ties_even() as i32;
-                    let hi = (x + 128) >> 8;
+                    let x = whole(x * inverse);
+                    let hi = x.wrapping_add(128) >> 8;
                     let at = i / 16 * 64 + lane * 16 + i % 16;
-                    (bytes[at], bytes[128 + at]) = (hi as i8, (x - (hi << 8)) as i8);
-                    sum += x;
+                    (bytes[at], bytes[128 + at]) = (hi as i8, x.wrapping_sub(hi << 8) as i8);
+                    sum = x.wrapping_add(sum);
                 }
                 let sums: &mut [i32] = bytemuck::cast_slice_mut(&mut words[64..]);
-                sums[lane * 4..][..4].fill(-raised * sum);
+                sums[lane * 4..][..4].fill(sum.wrapping_mul(-raised));
             }
         }
     }
+}
+
+/// The whole number nearest to `x`, which is below 2^22: adding 1.5 * 2^23 leaves it in the low bits.
+#[inline(always)]
+fn whole(x: f32) -> i32 {
+    const ROUND: f32 = 12_582_912.0;
+    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed()
 }
 
 /// Scores of four queries against all keys.
@@ -188,13 +195,15 @@ pub(super) unsafe fn scores<Q: Quants>(keys: &HeadRows<'_>, words: &[f32], score
             let load = |i: usize| _mm512_loadu_si512(word.add(16 * i).cast());
             let (hi, lo, raised) = ([load(0), load(1)], [load(2), load(3)], load(4));
             let d = scales(keys, b);
+            let mut start = keys.bytes.as_ptr().add(keys.quants + b * Q::BYTES);
             for (group, partial) in partial[..keys.len.div_ceil(4)].iter_mut().enumerate() {
-                let rows: [*const u8; 4] = rows_at(keys, group * 4);
+                let rows: [*const u8; 4] = rows_at(start, keys.stride, keys.len - group * 4);
                 if b == 0 {
-                    fetch(keys, group * 4, 4);
+                    fetch::<4>(keys, start);
                 }
+                start = start.wrapping_add(4 * keys.stride);
                 let sums = rows.map(|row| {
-                    let [x, y] = Q::bytes(row.add(b * Q::BYTES));
+                    let [x, y] = Q::bytes(row);
                     let sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, hi[0]);
                     let sum = _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(sum, y, hi[1]));
                     _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(sum, x, lo[0]), y, lo[1])
@@ -304,14 +313,16 @@ unsafe fn tile_sums<Q: Quants, const R: usize>(
     weights: &[[i16; ATTEND_TILE]; R],
 ) -> [[__m512i; 2]; R] {
     let mut sums = [[_mm512_setzero_si512(); 2]; R];
+    let mut start = values.bytes.as_ptr().wrapping_add(values.quants + b * Q::BYTES);
     for key in (0..values.len).step_by(2) {
-        let rows: [*const u8; 2] = rows_at(values, key);
+        let rows: [*const u8; 2] = rows_at(start, values.stride, values.len - key);
         if b == 0 {
-            fetch(values, key, 2);
+            fetch::<2>(values, start);
         }
+        start = start.wrapping_add(2 * values.stride);
         // SAFETY: the block's quants; a pair of weights, 0 where there is no second row.
         unsafe {
-            let pairs = Q::pairs(rows[0].add(b * Q::BYTES), rows[1].add(b * Q::BYTES));
+            let pairs = Q::pairs(rows[0], rows[1]);
             for (sums, weights) in sums.iter_mut().zip(weights) {
                 let two = _mm512_set1_epi32(weights.as_ptr().add(key).cast::<i32>().read_unaligned());
                 sums[0] = _mm512_dpwssd_epi32(sums[0], pairs[0], two);
