@@ -150,7 +150,8 @@ pub(super) fn prepare(dtype: DType, head_dim: usize, q: &[f32], words: &mut [f32
                 // NaN comes and stays.
                 max = if x.abs() > max || x.is_nan() { x.abs() } else { max };
             }
-            let scale = max / QUERY_MAX;
+            // Of an infinite element nothing is left but that.
+            let scale = if max.is_finite() { max / QUERY_MAX } else { f32::NAN };
             scales[lane * 4..][..4].fill(scale);
             let inverse = if max > 0.0 { QUERY_MAX / max } else { 0.0 };
             let blocks = quants.chunks_exact_mut(QUANT_BLOCK_WORDS).zip(q.as_chunks::<BLOCK_LEN>().0);
