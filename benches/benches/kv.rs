@@ -9,7 +9,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use granule_bank::{Bank, BankOptions};
 use granule_device::Device;
 use granule_kv::{KvCache, KvLayout, KvOptions, KvShape, KvType, Sequence};
-use granule_ops::{AttentionShape, Threads, attention, attention_scratch_len, kv_store};
+use granule_ops::kv_append::{self, AppendShape};
+use granule_ops::{AttentionItem, AttentionShape, Threads, attention};
 
 const SHAPE: KvShape = KvShape { n_layers: 16, n_kv_heads: 8, head_dim: 64 };
 const WIDTH: usize = 512;
@@ -27,12 +28,14 @@ fn sequence(bank: &Bank, kv: KvType, layers_per_row: usize, depth: usize) -> Seq
     let mut sequence = KvCache::new(bank, layout, KvOptions::new()).unwrap().sequence(N_CTX).unwrap();
     let threads = Threads::new(NonZero::<usize>::MIN).unwrap();
     let numbers: Vec<f32> = (0..STEP * WIDTH).map(|i| (i % 101) as f32 / 101.0 - 0.5).collect();
+    let shape = AppendShape { rope_dims: 0, angles: &[], transform: None };
     for start in (0..depth).step_by(STEP) {
         let n = STEP.min(depth - start);
         sequence.prepare(n).unwrap();
         for layer in 0..SHAPE.n_layers {
-            let numbers = &numbers[..n * WIDTH];
-            kv_store(&threads, &mut sequence.rows_mut(layer).unwrap(), 0, numbers, numbers).unwrap();
+            let (mut k, mut v) = (numbers[..n * WIDTH].to_vec(), numbers[..n * WIDTH].to_vec());
+            let mut rows = sequence.rows_mut(layer).unwrap();
+            kv_append::cpu(&threads, &shape, &mut rows, &mut k, &mut v).unwrap();
         }
         sequence.commit(n).unwrap();
     }
@@ -51,15 +54,16 @@ fn layouts(criterion: &mut Criterion) {
                 let sequence = sequence(&bank, kv, layers_per_row, depth);
                 let bytes = sequence.cache().layout().token_bytes().get() * depth as u64;
                 let (_, row) = sequence.cache().layout().layer(0).unwrap();
-                let mut scratch = vec![0f32; attention_scratch_len(&threads, &row, N_HEADS, 1)];
-                let shape = AttentionShape { n_heads: N_HEADS, n_tokens: 1, first: depth - 1, scale: 0.125 };
+                let mut scratch = vec![0f32; attention::scratch_len(&threads, &row, N_HEADS, 1)];
+                let shape = AttentionShape { n_heads: N_HEADS, scale: 0.125, transform: None, rope: None };
                 group.throughput(Throughput::Bytes(bytes));
                 let id = BenchmarkId::new(kv.to_string(), format!("{layers_per_row} layers a row"));
                 group.bench_function(id, |bencher| {
                     bencher.iter(|| {
                         for layer in 0..SHAPE.n_layers {
-                            let view = sequence.view(layer, depth).unwrap();
-                            attention(&threads, &shape, &q, &view, &mut out, &mut scratch).unwrap();
+                            let cache = sequence.view(layer, depth).unwrap();
+                            let item = AttentionItem { cache, n_tokens: 1 };
+                            attention::cpu(&threads, &shape, &q, &[item], &mut out, &mut scratch).unwrap();
                         }
                         out[0]
                     });
