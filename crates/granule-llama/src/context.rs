@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use granule_device::Bytes;
 use granule_kv::{KvCache, KvLayout, KvOptions, KvType, Sequence};
+use granule_ops::KvTransforms;
 use granule_pool::PoolSlice;
 
 use crate::activations::{Activations, Heaps, Lengths};
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::forward::{forward, output};
+use crate::kv_transform::{KvTransformMode, SINKS, Tables};
 use crate::memory::MemoryInfo;
 use crate::model::Model;
 use crate::tokenizer::TokenId;
@@ -34,11 +36,20 @@ pub struct ContextOptions {
     pub type_v: KvType,
     /// Layers whose rows lie together in the cache; None: the cache's default.
     pub layers_per_row: Option<usize>,
+    /// Whether keys and values are transformed before they are stored.
+    pub kv_transform: KvTransformMode,
 }
 
 impl Default for ContextOptions {
     fn default() -> Self {
-        Self { n_ctx: None, n_batch: 512, type_k: KvType::F16, type_v: KvType::F16, layers_per_row: None }
+        Self {
+            n_ctx: None,
+            n_batch: 512,
+            type_k: KvType::F16,
+            type_v: KvType::F16,
+            layers_per_row: None,
+            kv_transform: KvTransformMode::Auto,
+        }
     }
 }
 
@@ -50,6 +61,7 @@ pub struct Context {
     model: Arc<Model>,
     options: ContextOptions,
     sequence: Sequence,
+    tables: Option<Arc<Tables>>,
     tokens: Vec<TokenId>,
     n_batch: usize,
     lengths: Lengths,
@@ -64,22 +76,28 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::InvalidOption`] for a size of zero, [`Error::Kv`] if the model's heads do not fit the cache's types,
-    /// [`Error::Pool`] if there is no memory for a row of logits.
+    /// [`Error::Pool`] if there is no memory for a row of logits, and where a transform has yet to be made what
+    /// [`Context::eval`] can fail with.
     pub fn new(model: Arc<Model>, options: ContextOptions) -> Result<Self> {
+        let tables = match options.kv_transform {
+            KvTransformMode::Auto => model.kv_tables(options.type_k, options.type_v)?,
+            KvTransformMode::None => None,
+        };
         let sequence = {
-            let config = model.config();
-            let layout =
-                KvLayout::new(config.kv_shape(), options.type_k, options.type_v, options.layers_per_row, 0)?;
+            let (config, ContextOptions { type_k, type_v, layers_per_row, .. }) = (model.config(), options);
+            let sinks = if tables.is_some() { SINKS } else { 0 };
+            let layout = KvLayout::new(config.kv_shape(), type_k, type_v, layers_per_row, sinks)?;
             let n_ctx = positive("the context size", options.n_ctx.unwrap_or(config.n_ctx_train))?;
             KvCache::new(model.bank(), layout, KvOptions::new())?.sequence(n_ctx)?
         };
-        Self::over(model, options, sequence, Vec::new())
+        Self::over(model, options, sequence, tables, Vec::new())
     }
 
     fn over(
         model: Arc<Model>,
         options: ContextOptions,
         sequence: Sequence,
+        tables: Option<Arc<Tables>>,
         mut tokens: Vec<TokenId>,
     ) -> Result<Self> {
         // Room for all of them from the start, so that none of them makes the list move; pages nobody writes cost nothing.
@@ -90,7 +108,7 @@ impl Context {
         let heaps = Heaps::new(model.bank())?;
         let logits = heaps.activations.alloc_slice(model.config().n_vocab)?;
         let cancel = CancelToken::default();
-        Ok(Self { model, options, sequence, tokens, n_batch, lengths, heaps, logits, cancel })
+        Ok(Self { model, options, sequence, tables, tokens, n_batch, lengths, heaps, logits, cancel })
     }
 
     /// The model.
@@ -115,6 +133,12 @@ impl Context {
     #[must_use]
     pub fn sequence(&self) -> &Sequence {
         &self.sequence
+    }
+
+    /// What keys and values are turned by before they are stored: where there is something, its id is part of what the bytes mean.
+    #[must_use]
+    pub fn kv_transforms(&self) -> Option<&KvTransforms> {
+        self.tables.as_ref().map(|tables| &tables.transforms)
     }
 
     /// A flag that stops a computation of this context, from any thread or a signal handler.
@@ -250,7 +274,8 @@ impl Context {
     fn step(&mut self, batch: &[TokenId]) -> Result<Activations> {
         let mut activations =
             Activations::new(&self.heaps, &self.lengths, self.model.threads(), batch.len())?;
-        forward(&self.model, &mut self.sequence, &mut activations.step()?, batch, &self.cancel)?;
+        let (transforms, step) = (self.tables.as_ref().map(|t| &t.transforms), &mut activations.step()?);
+        forward(&self.model, &mut self.sequence, transforms, step, batch, &self.cancel, None)?;
         self.sequence.commit(batch.len())?;
         self.tokens.extend_from_slice(batch);
         Ok(activations)
@@ -307,7 +332,8 @@ impl Context {
     /// [`Error::Kv`], [`Error::Pool`] if there is no memory for its logits.
     pub fn fork(&mut self) -> Result<Self> {
         let sequence = self.sequence.fork()?;
-        Self::over(Arc::clone(&self.model), self.options, sequence, self.tokens.clone())
+        let tables = self.tables.clone();
+        Self::over(Arc::clone(&self.model), self.options, sequence, tables, self.tokens.clone())
     }
 
     /// Gives back memory that the present tokens do not need.
@@ -326,17 +352,19 @@ impl Context {
         let (activations, scratch) =
             (self.heaps.activations.stats().reserved, self.heaps.scratch.stats().reserved);
         let model = self.model.bytes();
+        let kv_transform = self.tables.as_ref().map_or(Bytes::ZERO, |tables| tables.bytes());
         MemoryInfo {
             model,
             kv: kv.held,
             kv_shared: kv.shared,
             kv_used: kv.used,
             kv_reserved: kv.reserved,
+            kv_transform,
             activations,
             scratch,
             n_tokens: self.tokens.len(),
             n_ctx: self.n_ctx(),
-            total: [model, kv.held, activations, scratch]
+            total: [model, kv.held, kv_transform, activations, scratch]
                 .into_iter()
                 .fold(Bytes::ZERO, Bytes::saturating_add),
         }

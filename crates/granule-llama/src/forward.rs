@@ -1,9 +1,10 @@
 //! The Llama forward pass (Touvron et al., 2023), composed of `granule-ops` over the weights and the cache.
 
 use granule_kv::Sequence;
+use granule_ops::kv_append::{self, AppendShape};
 use granule_ops::{
-    Activations, AttentionItem, AttentionShape, Matrix, QuantScratch, Threads, add, attention, embed,
-    kv_store, matmul, rms_norm, rotate, swiglu,
+    Activations, AttentionItem, AttentionShape, KvTransforms, Matrix, QuantScratch, Threads, add, attention,
+    embed, matmul, rms_norm, rotate, swiglu,
 };
 
 use crate::activations::Step;
@@ -12,24 +13,24 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::tokenizer::TokenId;
 
+/// Is shown each layer's queries, rotated, and its keys and values, as the projections gave them.
+pub(crate) type Observer<'a> = &'a mut dyn FnMut(usize, &[f32], &[f32], &[f32]) -> Result<()>;
+
 /// Runs `tokens` through all layers and stores their keys and values behind the sequence's rows, which have to be
 /// prepared; the caller commits them. The hidden states are left in `step.x`.
 pub(crate) fn forward(
     model: &Model,
     sequence: &mut Sequence,
+    transforms: Option<&KvTransforms>,
     step: &mut Step<'_>,
     tokens: &[TokenId],
     cancel: &CancelToken,
+    mut observe: Option<Observer<'_>>,
 ) -> Result<()> {
     let (config, weights, threads) = (model.config(), model.weights(), model.threads());
     let (n, first) = (tokens.len(), sequence.len());
     let Step { x, h, q, k, v, attended, gate, up, angles, attention: scratch, quant } = step;
-    let shape = AttentionShape {
-        n_heads: config.n_heads,
-        scale: 1.0 / (config.head_dim as f32).sqrt(),
-        transform: None,
-        rope: Some(model.rope()),
-    };
+    let scale = 1.0 / (config.head_dim as f32).sqrt();
     embed(&weights.matrix(&weights.embedding)?, tokens.iter().map(|t| t.get()), x)?;
     model.rope().angles(sequence.position(), n, angles)?;
     for (index, layer) in weights.layers.iter().enumerate() {
@@ -41,8 +42,13 @@ pub(crate) fn forward(
             [weights.matrix(&layer.attn_q)?, weights.matrix(&layer.attn_k)?, weights.matrix(&layer.attn_v)?];
         project(threads, h, n, quant, &mut [(wq, q), (wk, k), (wv, v)])?;
         rotate(q, config.n_heads, config.head_dim, config.rope_dims, angles)?;
-        rotate(k, config.n_kv_heads, config.head_dim, config.rope_dims, angles)?;
-        kv_store(threads, &mut sequence.rows_mut(index)?, 0, k, v)?;
+        if let Some(observe) = &mut observe {
+            observe(index, q, k, v)?;
+        }
+        let transform = transforms.and_then(|transforms| transforms.layer(index));
+        let append = AppendShape { rope_dims: config.rope_dims, angles, transform };
+        kv_append::cpu(threads, &append, &mut sequence.rows_mut(index)?, k, v)?;
+        let shape = AttentionShape { n_heads: config.n_heads, scale, transform, rope: Some(model.rope()) };
         let item = AttentionItem { cache: sequence.view(index, first + n)?, n_tokens: n };
         attention::cpu(threads, &shape, q, &[item], attended, scratch)?;
         project(threads, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;

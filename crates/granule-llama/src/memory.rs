@@ -16,6 +16,8 @@ pub struct MemoryInfo {
     pub kv_used: Bytes,
     /// What the cache would hold at the full context size. Address space, not memory.
     pub kv_reserved: Bytes,
+    /// Tables of the transform that keys and values go through, if there is one. Shared by all contexts of the model.
+    pub kv_transform: Bytes,
     /// Hidden states and logits.
     pub activations: Bytes,
     /// Temporaries of single operations.
@@ -24,6 +26,6 @@ pub struct MemoryInfo {
     pub n_tokens: usize,
     /// Tokens that the context can hold.
     pub n_ctx: usize,
-    /// All of the above: model, kv, activations, scratch.
+    /// All of the above: model, kv, kv_transform, activations, scratch.
     pub total: Bytes,
 }

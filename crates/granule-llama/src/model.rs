@@ -7,12 +7,14 @@ use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device};
+use granule_kv::KvType;
 use granule_ops::{Rope, Threads};
 
 use crate::chat::ChatTemplate;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
+use crate::kv_transform::{Kept, Tables};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Files, Source, Weights};
 
@@ -45,6 +47,7 @@ pub struct Model {
     weights: Weights,
     threads: Threads,
     bank: Bank,
+    tables: Kept,
 }
 
 impl std::fmt::Debug for Model {
@@ -95,7 +98,7 @@ impl Model {
             weights.rope_factors.as_deref(),
         )?;
         weights.check()?;
-        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, bank }))
+        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, bank, tables: Kept::default() }))
     }
 
     /// The model's shape.
@@ -153,6 +156,11 @@ impl Model {
     #[must_use]
     pub fn threads(&self) -> &Threads {
         &self.threads
+    }
+
+    /// What keys and values of these types are transformed by; made now if it was not needed before.
+    pub(crate) fn kv_tables(&self, k: KvType, v: KvType) -> Result<Option<Arc<Tables>>> {
+        self.tables.tables(self, k, v)
     }
 
     pub(crate) fn weights(&self) -> &Weights {

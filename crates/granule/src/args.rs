@@ -8,6 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use granule_device::Bytes;
 use granule_kv::KvType;
+use granule_llama::KvTransformMode;
 
 /// Runs GGUF language models. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
@@ -69,6 +70,18 @@ pub(crate) struct ContextArgs {
     /// Both of the above at once
     #[arg(long, value_name = "TYPE")]
     kv_cache_type: Option<KvType>,
+    /// Turn 4-bit keys and values into what 4 bits hold better before they are stored; none stores plain ggml blocks
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    kv_transform: KvTransformArg,
+}
+
+/// When keys and values are transformed.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum KvTransformArg {
+    /// Where the type gains from it
+    Auto,
+    /// Never
+    None,
 }
 
 impl ContextArgs {
@@ -78,6 +91,13 @@ impl ContextArgs {
 
     pub(crate) fn type_v(&self) -> KvType {
         self.cache_type_v.or(self.kv_cache_type).unwrap_or(KvType::F16)
+    }
+
+    pub(crate) fn kv_transform(&self) -> KvTransformMode {
+        match self.kv_transform {
+            KvTransformArg::Auto => KvTransformMode::Auto,
+            KvTransformArg::None => KvTransformMode::None,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Where the memory went, as a table and as JSON.
 
+use granule_device::Bytes;
 use granule_llama::MemoryInfo;
 use serde_json::{Value, json};
 
@@ -18,6 +19,10 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
     );
     table.row(["model".to_owned(), info.model.to_string(), "weights, shared by every context".to_owned()]);
     table.row(["kv cache".to_owned(), info.kv.to_string(), kv]);
+    if info.kv_transform > Bytes::ZERO {
+        let what = "tables of keys and values, shared by every context".to_owned();
+        table.row(["kv transform".to_owned(), info.kv_transform.to_string(), what]);
+    }
     table.row([
         "activations".to_owned(),
         info.activations.to_string(),
@@ -40,6 +45,7 @@ pub(crate) fn json(info: &MemoryInfo) -> Value {
         "kv_shared": info.kv_shared.get(),
         "kv_used": info.kv_used.get(),
         "kv_reserved": info.kv_reserved.get(),
+        "kv_transform": info.kv_transform.get(),
         "activations": info.activations.get(),
         "scratch": info.scratch.get(),
         "total": info.total.get(),

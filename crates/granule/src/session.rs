@@ -143,6 +143,7 @@ pub(crate) fn context(
         n_batch: args.batch_size.get(),
         type_k: args.type_k(),
         type_v: args.type_v(),
+        kv_transform: args.kv_transform(),
         ..ContextOptions::default()
     };
     let mut context = Context::new(Arc::clone(model), options)?;

@@ -1,0 +1,253 @@
+//! The transforms of a model's keys and values ([`granule_ops::KvTransform`]), made from what the model makes of a short text.
+//!
+//! They are made when the first context needs them, from the first [`TOKENS`] tokens of a text that is built in, in batches of one
+//! size, so that they are the same for every context, sequence, fork and number of threads; they are kept with the model
+//! from then on. What is computed in between is given back.
+//!
+//! For each channel of each KV head, over the text's tokens but the sinks:
+//!
+//! | | constant | scale |
+//! | --- | --- | --- |
+//! | keys | mean of `k` | `(mean q^2 / variance of k)^(1/4)` |
+//! | values | mean of `v` | the same for all |
+//!
+//! The scale is the one for which scores suffer least: a block's quantization error grows with the size of what is stored, `sum
+//! a^2 var(k)`, and is met by queries of the size `sum q^2 / a^2`; the product of the two is least, by Cauchy and Schwarz, where
+//! each channel has the same part in both.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use granule_bank::{Charge, Owner};
+use granule_device::Bytes;
+use granule_kv::{KvCache, KvLayout, KvOptions, KvType};
+use granule_ops::{KvFold, KvTransform, KvTransforms, rotate};
+
+use crate::activations::{Activations, Heaps, Lengths};
+use crate::cancel::CancelToken;
+use crate::config::Config;
+use crate::error::Result;
+use crate::forward::forward;
+use crate::model::Model;
+
+/// Prose, numbers, code, and a few words in other languages.
+const TEXT: &str = include_str!("calibration.txt");
+/// Tokens of the text that are looked at.
+const TOKENS: usize = 256;
+/// Computed in one go.
+const BATCH: usize = 64;
+/// Tokens at the start whose keys and values are kept in 16 bits beside a transform, and are not counted for it: they are unlike
+/// all others, and are attended to more than any.
+pub(crate) const SINKS: usize = 4;
+/// What a channel's mean square counts as, at least, in parts of its head's: a text this short may leave it unused.
+const LEAST: f64 = 1e-4;
+
+/// Whether keys and values are transformed before they are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KvTransformMode {
+    /// Where the type gains from it: keys and values of 4 bits. The tables are made when a model's first such context is, which
+    /// takes as long as a prompt of 256 tokens.
+    #[default]
+    Auto,
+    /// Nothing is: the stored bytes are plain ggml blocks of the rotated keys and the values.
+    None,
+}
+
+/// A model's transforms, for as long as a context uses them.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    pub(crate) transforms: KvTransforms,
+    charge: Charge,
+}
+
+impl Tables {
+    /// Bytes that they take.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.charge.size()
+    }
+}
+
+/// What a model keeps: the tables of keys alone, of values alone, and of both, each once it was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(Mutex<[Option<Arc<Tables>>; 3]>);
+
+impl Kept {
+    /// The tables for a cache of these types, made now if they are needed and were not made yet.
+    ///
+    /// # Errors
+    /// [`Error::Kv`](crate::Error::Kv), [`Error::Pool`](crate::Error::Pool) and [`Error::Bank`](crate::Error::Bank) if
+    /// there is no memory to make them, [`Error::Op`](crate::Error::Op) if the model's keys or values are not finite.
+    pub(crate) fn tables(&self, model: &Model, k: KvType, v: KvType) -> Result<Option<Arc<Tables>>> {
+        let (keys, values) = (gains(k), gains(v));
+        let place = match (keys, values) {
+            (false, false) => return Ok(None),
+            (true, false) => 0,
+            (false, true) => 1,
+            (true, true) => 2,
+        };
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tables) = &kept[place] {
+            return Ok(Some(Arc::clone(tables)));
+        }
+        let transforms = make(model, keys, values)?;
+        let bytes = Bytes::from_usize(transforms.bytes());
+        let charge = model.bank().charge(&Owner::new("kv transform"), bytes)?;
+        let tables = Arc::new(Tables { transforms, charge });
+        kept[place] = Some(Arc::clone(&tables));
+        Ok(Some(tables))
+    }
+}
+
+/// Whether a type loses less with a transform than the transform costs.
+fn gains(kv_type: KvType) -> bool {
+    kv_type == KvType::Q4_0
+}
+
+/// Computes the text and makes tables from its keys, queries and values.
+fn make(model: &Model, keys: bool, values: bool) -> Result<KvTransforms> {
+    let config = model.config();
+    let mut tokens = model.tokenizer().encode(TEXT, Default::default())?;
+    tokens.truncate(TOKENS.min(config.n_ctx_train));
+    let layout = KvLayout::new(config.kv_shape(), KvType::F32, KvType::F32, None, 0)?;
+    let options = KvOptions::new().ahead(0).parked(Bytes::ZERO);
+    let mut sequence = KvCache::new(model.bank(), layout, options)?.sequence(tokens.len())?;
+    let lengths = Lengths::new(config, layout.layer(0)?.1);
+    let heaps = Heaps::new(model.bank())?;
+    let mut sums = vec![Sums::new(config); config.n_layers];
+    let mut rest = &tokens[..];
+    while !rest.is_empty() {
+        let first = sequence.len();
+        let (batch, behind) = rest.split_at(sequence.prepare(rest.len().min(BATCH))?);
+        rest = behind;
+        let mut activations = Activations::new(&heaps, &lengths, model.threads(), batch.len())?;
+        let mut angles = vec![0.0; batch.len() * config.rope_dims];
+        model.rope().angles(first, batch.len(), &mut angles)?;
+        let mut observe = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| -> Result<()> {
+            let mut k = k.to_vec();
+            rotate(&mut k, config.n_kv_heads, config.head_dim, config.rope_dims, &angles)?;
+            sums[layer].add(config, SINKS.saturating_sub(first), q, &k, v);
+            Ok(())
+        };
+        let cancel = CancelToken::default();
+        forward(model, &mut sequence, None, &mut activations.step()?, batch, &cancel, Some(&mut observe))?;
+        sequence.commit(batch.len())?;
+    }
+    let layer = |sums: &Sums| -> Result<KvTransform> {
+        let keys = keys.then(|| sums.keys(config)).transpose()?;
+        let values = values.then(|| sums.values(config)).transpose()?;
+        Ok(KvTransform::new(config.n_kv_heads, config.head_dim, keys, values)?)
+    };
+    Ok(KvTransforms::new(sums.iter().map(layer).collect::<Result<_>>()?))
+}
+
+/// Sums over tokens for each channel of a layer's KV heads.
+#[derive(Clone)]
+struct Sums {
+    tokens: f64,
+    k: Vec<f64>,
+    k_squares: Vec<f64>,
+    v: Vec<f64>,
+    /// Of all queries that read the head, divided by how many they are.
+    q_squares: Vec<f64>,
+}
+
+impl Sums {
+    fn new(config: &Config) -> Self {
+        let zeros = vec![0.0; config.kv_width()];
+        Self { tokens: 0.0, k: zeros.clone(), k_squares: zeros.clone(), v: zeros.clone(), q_squares: zeros }
+    }
+
+    /// Adds a batch but its first `skip` tokens.
+    fn add(&mut self, config: &Config, skip: usize, q: &[f32], k: &[f32], v: &[f32]) {
+        let (width, group) = (config.kv_width(), config.n_heads / config.n_kv_heads);
+        let rows = q.chunks_exact(config.q_width()).zip(k.chunks_exact(width)).zip(v.chunks_exact(width));
+        for ((q, k), v) in rows.skip(skip) {
+            self.tokens += 1.0;
+            for at in 0..width {
+                let (k, v) = (f64::from(k[at]), f64::from(v[at]));
+                self.k[at] += k;
+                self.k_squares[at] += k * k;
+                self.v[at] += v;
+            }
+            for (head, q) in q.chunks_exact(config.head_dim).enumerate() {
+                let sums = &mut self.q_squares[head / group * config.head_dim..];
+                for (sum, &q) in sums.iter_mut().zip(q) {
+                    *sum += f64::from(q) * f64::from(q) / group as f64;
+                }
+            }
+        }
+    }
+
+    fn keys(&self, config: &Config) -> Result<KvFold> {
+        let n = self.tokens.max(1.0);
+        let (mut constants, mut scales) = (Vec::new(), Vec::new());
+        for head in 0..config.n_kv_heads {
+            let at = head * config.head_dim..(head + 1) * config.head_dim;
+            let means: Vec<f64> = self.k[at.clone()].iter().map(|sum| sum / n).collect();
+            let squares = self.k_squares[at.clone()].iter().map(|sum| sum / n);
+            let variances = squares.zip(&means).map(|(square, mean)| square - mean * mean).collect();
+            scales.extend(balance(variances, self.q_squares[at].iter().map(|sum| sum / n).collect()));
+            constants.extend(means.iter().map(|&mean| mean as f32));
+        }
+        Ok(KvFold::new(config.n_kv_heads, config.head_dim, constants, scales)?)
+    }
+
+    fn values(&self, config: &Config) -> Result<KvFold> {
+        let constants = self.v.iter().map(|sum| (sum / self.tokens.max(1.0)) as f32).collect();
+        Ok(KvFold::new(config.n_kv_heads, config.head_dim, constants, vec![1.0; self.v.len()])?)
+    }
+}
+
+/// The scale of each channel of a head from the mean squares of what is stored and of what it meets; what is stored keeps its
+/// size as a whole.
+fn balance(mut stored: Vec<f64>, mut met: Vec<f64>) -> Vec<f32> {
+    for squares in [&mut stored, &mut met] {
+        let mean = squares.iter().sum::<f64>() / squares.len() as f64;
+        // Where nothing is known of any channel, all are alike.
+        let least = if mean > 0.0 { mean * LEAST } else { 1.0 };
+        squares.iter_mut().for_each(|square| *square = square.max(least));
+    }
+    let scales: Vec<f64> = stored.iter().zip(&met).map(|(k, q)| (q / k).powf(0.25)).collect();
+    let after: f64 = stored.iter().zip(&scales).map(|(k, a)| k * a * a).sum();
+    let norm = (stored.iter().sum::<f64>() / after).sqrt();
+    scales.iter().map(|a| (a * norm) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No other scales make the product of what is stored and what it meets smaller.
+    #[test]
+    fn balanced_scales_are_the_best() {
+        let (k, q) = (vec![4.0, 0.25, 1.0, 9.0], vec![1.0, 16.0, 0.5, 2.0]);
+        let scales: Vec<f64> = balance(k.clone(), q.clone()).iter().map(|&a| f64::from(a)).collect();
+        let cost = |scales: &[f64]| {
+            let stored: f64 = k.iter().zip(scales).map(|(k, a)| k * a * a).sum();
+            stored * q.iter().zip(scales).map(|(q, a)| q / (a * a)).sum::<f64>()
+        };
+        let best = cost(&scales);
+        let bound: f64 = k.iter().zip(&q).map(|(k, q)| (k * q).sqrt()).sum();
+        assert!((best - bound * bound).abs() < 1e-5 * best, "{best} for {}", bound * bound);
+        for channel in 0..4 {
+            for factor in [0.9, 1.1] {
+                let mut other = scales.clone();
+                other[channel] *= factor;
+                assert!(cost(&other) > best);
+            }
+        }
+        let size: f64 = k.iter().zip(&scales).map(|(k, a)| k * a * a).sum();
+        assert!((size - k.iter().sum::<f64>()).abs() < 1e-5);
+    }
+
+    #[test]
+    fn channels_that_are_never_used_get_scales_too() {
+        for (k, q) in [
+            (vec![0.0; 4], vec![0.0; 4]),
+            (vec![0.0, 1.0], vec![1.0, 0.0]),
+            (vec![-1e-18, 0.0], vec![1.0, 1.0]),
+        ] {
+            assert!(balance(k, q).iter().all(|a| a.is_normal() && (1e-3..1e3).contains(a)));
+        }
+    }
+}
