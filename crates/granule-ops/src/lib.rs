@@ -11,7 +11,6 @@
 //! | [`Rope`], [`rotate`] | rotary positions over adjacent pairs |
 //! | [`matmul`] | activations with one to four weights of any type |
 //! | [`kv_append`] | new keys and values: rotated, transformed, encoded into the cache, in one pass |
-//! | [`kv_store`] | new keys and values, encoded into the cache |
 //! | [`KvTransform`] | what makes four bits enough, before keys and values are stored |
 //! | [`attention`] | causal attention of a batch of sequences that reads the cache's types directly through a [`KvView`] |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
@@ -51,7 +50,6 @@ pub mod fill;
 #[cfg(feature = "cuda")]
 mod kernels;
 pub mod kv_append;
-mod kv_store;
 mod kv_transform;
 mod kv_view;
 #[cfg(feature = "cuda")]
@@ -73,7 +71,6 @@ pub use embed::embed;
 pub use error::Error;
 #[cfg(feature = "cuda")]
 pub use kernels::Kernels;
-pub use kv_store::kv_store;
 pub use kv_transform::{KvFold, KvTransform, KvTransforms};
 pub use kv_view::{KvRowLayout, KvSegment, KvSinks, KvView, KvViewMut};
 pub use matmul::{Activations, QuantScratch, matmul};

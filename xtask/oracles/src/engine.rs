@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use granule_kv::KvType;
 use granule_llama::gguf::Gguf;
 use granule_llama::{
-    Context, ContextOptions, EncodeOptions, GenerateOptions, LoadOptions, Model, SamplingOptions, TokenId,
+    Context, ContextOptions, EncodeOptions, GenerateOptions, KvTransformMode, LoadOptions, Model,
+    SamplingOptions, TokenId,
 };
 
 /// A pair of types, as the oracles write it: "q8_0/q4_0".
@@ -20,6 +21,8 @@ pub(crate) struct Pair {
 impl Pair {
     pub(crate) const F32: Pair = Pair { k: KvType::F32, v: KvType::F32 };
     pub(crate) const F16: Pair = Pair { k: KvType::F16, v: KvType::F16 };
+    pub(crate) const Q8_0: Pair = Pair { k: KvType::Q8_0, v: KvType::Q8_0 };
+    pub(crate) const Q4_0: Pair = Pair { k: KvType::Q4_0, v: KvType::Q4_0 };
 
     /// `None` where the name says that the cache was rotated: transforms are off here.
     pub(crate) fn parse(name: &str) -> Result<Option<Pair>> {
@@ -48,9 +51,20 @@ pub(crate) fn load(path: &Path) -> Result<Arc<Model>> {
     Model::load(path, LoadOptions::default()).with_context(|| path.display().to_string())
 }
 
+/// A context that stores what the oracles' implementations store: plain blocks.
 pub(crate) fn context(model: &Arc<Model>, pair: Pair, n_ctx: usize) -> Result<Context> {
+    context_with(model, pair, n_ctx, KvTransformMode::None)
+}
+
+pub(crate) fn context_with(
+    model: &Arc<Model>,
+    pair: Pair,
+    n_ctx: usize,
+    kv_transform: KvTransformMode,
+) -> Result<Context> {
+    let (type_k, type_v) = (pair.k, pair.v);
     let options =
-        ContextOptions { n_ctx: Some(n_ctx), type_k: pair.k, type_v: pair.v, ..ContextOptions::default() };
+        ContextOptions { n_ctx: Some(n_ctx), type_k, type_v, kv_transform, ..ContextOptions::default() };
     Ok(Context::new(Arc::clone(model), options)?)
 }
 

@@ -10,6 +10,7 @@ mod recall;
 mod report;
 mod smollm2;
 mod third_party;
+mod transforms;
 mod vocabulary;
 
 use std::path::{Path, PathBuf};
@@ -90,6 +91,7 @@ fn compare(args: &Args) -> Result<()> {
         let file: PathBuf =
             args.smollm2.as_deref().map_or_else(smollm2::fetch, |file| Ok(Path::to_owned(file)))?;
         smollm2::compare(&oracles, &file, &mut report)?;
+        transforms::compare(&oracles, &file, &mut report)?;
     }
     report.end()
 }

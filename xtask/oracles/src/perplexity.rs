@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use anyhow::Result;
-use granule_llama::Model;
+use anyhow::{Context as _, Result};
+use granule_llama::{Context, Model};
 use serde::Deserialize;
 
 use crate::Oracles;
@@ -28,9 +28,23 @@ pub(crate) fn measure(
     n_ctx: usize,
     chunks: usize,
 ) -> Result<f64> {
-    let tokens = model.tokenizer().encode(text, Default::default())?;
     let mut context = context(model, pair, n_ctx)?;
-    Ok(granule_llama::perplexity(&mut context, &tokens, n_ctx, Some(chunks), &mut |_| {})?.ppl)
+    let so_far = measure_each(&mut context, text, n_ctx, chunks)?;
+    so_far.last().copied().context("no window was measured")
+}
+
+/// As [`measure`], over the first window, the first two, and so on.
+pub(crate) fn measure_each(
+    context: &mut Context,
+    text: &str,
+    n_ctx: usize,
+    chunks: usize,
+) -> Result<Vec<f64>> {
+    let tokens = context.model().tokenizer().encode(text, Default::default())?;
+    let mut all = Vec::new();
+    let mut report = |so_far: &granule_llama::Perplexity| all.push(so_far.ppl);
+    granule_llama::perplexity(context, &tokens, n_ctx, Some(chunks), &mut report)?;
+    Ok(all)
 }
 
 pub(crate) fn compare(oracles: &Oracles, report: &mut Report) -> Result<()> {

@@ -15,6 +15,7 @@ mod files;
 mod generation;
 mod memory;
 mod same_result;
+mod transform;
 mod twin;
 
 use std::num::NonZeroUsize;

@@ -1,12 +1,12 @@
 //! Random models of every shape that the engine takes, against the naive twin; and the twin against a third party.
 
 use granule_kv::KvType;
-use granule_llama::TokenId;
+use granule_llama::{Context, ContextOptions, KvTransformMode, TokenId};
 use granule_quant::DType;
 
 use crate::support::make::{Dice, Made, Shape, Vocab};
 use crate::support::naive::Naive;
-use crate::{context, distance, encode, load, tales};
+use crate::{distance, encode, load, options, tales};
 
 /// The distance (see [`distance`]) of each position's logits from the twin's, ascending.
 fn distances(shape: &Shape, kv: KvType) -> Vec<f64> {
@@ -17,8 +17,10 @@ fn distances(shape: &Shape, kv: KvType) -> Vec<f64> {
     let numbers: Vec<u32> = (0..41).map(|_| dice.below(model.config().n_vocab) as u32).collect();
     let want = Naive::read(&path).with_cache(kv.name()).forward(&numbers);
     let tokens: Vec<TokenId> = numbers.into_iter().map(TokenId::new).collect();
-    let mut context = context(&model, 64, 16, kv);
-    let n_vocab = model.config().n_vocab;
+    // The twin's cache is of plain blocks.
+    let options = ContextOptions { kv_transform: KvTransformMode::None, ..options(64, 16, kv) };
+    let mut context = Context::new(model, options).unwrap();
+    let n_vocab = context.model().config().n_vocab;
     let got = context.eval_all(&tokens).unwrap();
     assert_eq!(got.len(), tokens.len() * n_vocab);
     let rows = got.chunks(n_vocab).zip(&want);

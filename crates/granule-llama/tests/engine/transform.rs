@@ -1,0 +1,113 @@
+//! Transforms of keys and values: made once, the same for everybody, and worth it.
+
+use std::sync::Arc;
+
+use granule_bank::{Bank, BankOptions};
+use granule_device::{Bytes, Device};
+use granule_kv::KvType;
+use granule_llama::{Context, ContextOptions, Error, KvTransformMode, LoadOptions, Model};
+
+use crate::{context, encode, load, load_with_threads, options, tales};
+
+fn with_mode(model: &Arc<Model>, kv: KvType, kv_transform: KvTransformMode) -> Context {
+    Context::new(Arc::clone(model), ContextOptions { kv_transform, ..options(256, 64, kv) }).unwrap()
+}
+
+/// What the bank counts as an owner's.
+fn held(bank: &Bank, owner: &str) -> Bytes {
+    let stats = bank.stats();
+    let found = stats.owners.iter().find(|stats| stats.owner.to_string() == owner);
+    found.map_or(Bytes::ZERO, |stats| stats.current)
+}
+
+fn id(context: &Context) -> Option<u64> {
+    context.kv_transforms().map(|transforms| transforms.id())
+}
+
+#[test]
+fn the_same_for_every_context_fork_and_number_of_threads() {
+    let model = load(tales());
+    let mut first = context(&model, 256, 64, KvType::Q4_0);
+    let known = id(&first).unwrap();
+    first.eval(&encode(&model, "Once upon a time")).unwrap();
+    assert_eq!(id(&first.fork().unwrap()), Some(known));
+    assert_eq!(id(&context(&model, 64, 1, KvType::Q4_0)), Some(known));
+    for threads in [1, 3] {
+        assert_eq!(id(&context(&load_with_threads(tales(), threads), 256, 64, KvType::Q4_0)), Some(known));
+    }
+}
+
+#[test]
+fn only_what_gains_is_transformed() {
+    let model = load(tales());
+    for kv in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
+        let plain = context(&model, 256, 64, kv);
+        assert_eq!(id(&plain), None, "{kv}");
+        assert_eq!(plain.memory_info().kv_transform, Bytes::ZERO);
+    }
+    assert_eq!(id(&with_mode(&model, KvType::Q4_0, KvTransformMode::None)), None);
+    let both = context(&model, 256, 64, KvType::Q4_0);
+    let mixed = |type_k, type_v| {
+        let options = ContextOptions { type_k, type_v, ..options(256, 64, KvType::F16) };
+        Context::new(Arc::clone(&model), options).unwrap()
+    };
+    let (keys, values) = (mixed(KvType::Q4_0, KvType::F16), mixed(KvType::Q8_0, KvType::Q4_0));
+    let sides = |context: &Context| {
+        let layer = context.kv_transforms().unwrap().layer(5).unwrap();
+        (layer.key_fold().is_some(), layer.value_fold().is_some())
+    };
+    assert_eq!([sides(&both), sides(&keys), sides(&values)], [(true, true), (true, false), (false, true)]);
+    let ids = [id(&both), id(&keys), id(&values)];
+    assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
+}
+
+/// Six layers of two heads of 64, keys and values, three tables each.
+#[test]
+fn the_tables_are_counted_once_and_stay_with_the_model() {
+    let bank = Bank::new(Device::host().unwrap(), BankOptions::default()).unwrap();
+    let options = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
+    let model = Model::load(tales(), options).unwrap();
+    let tables = Bytes::from_usize(6 * 2 * 3 * 128 * 4);
+    let (a, b) = (context(&model, 64, 64, KvType::Q4_0), context(&model, 64, 64, KvType::Q4_0));
+    for context in [&a, &b] {
+        let info = context.memory_info();
+        assert_eq!(info.kv_transform, tables);
+        let parts = [info.model, info.kv, info.kv_transform, info.activations, info.scratch];
+        assert_eq!(info.total.get(), parts.iter().map(|part| part.get()).sum::<u64>());
+    }
+    assert_eq!(held(&bank, "kv transform"), tables);
+    drop((a, b));
+    assert_eq!(held(&bank, "kv transform"), tables);
+    assert_eq!(bank.stats().held.get(), model.bytes().get() + tables.get());
+    drop(model);
+    assert_eq!(bank.stats().held, Bytes::ZERO);
+}
+
+/// How far logits are off a 32-bit cache's, in the mean over a text: what four bits lose.
+#[test]
+fn four_bits_lose_less_with_transforms() {
+    let model = load(tales());
+    let text = "Long ago the doctor Nora, the farmer Egon and the tailor Kofi lived near the mill Kingsport. Nora loved \
+                the pony Rusty and the ladder Tempest. In her bag there were buns, seven of them.";
+    let tokens = encode(&model, text);
+    let want = context(&model, 256, 64, KvType::F32).eval_all(&tokens).unwrap();
+    let lost = |mode| {
+        let got = with_mode(&model, KvType::Q4_0, mode).eval_all(&tokens).unwrap();
+        got.iter().zip(&want).map(|(got, want)| f64::from(got - want).powi(2)).sum::<f64>()
+    };
+    let (auto, none) = (lost(KvTransformMode::Auto), lost(KvTransformMode::None));
+    assert!(auto < 0.5 * none, "squares of {auto} with transforms, {none} without");
+}
+
+#[test]
+fn no_memory_for_the_text_is_an_error_and_no_harm() {
+    let model = load(tales());
+    let needed = model.bytes();
+    let options =
+        LoadOptions { memory_limit: Some(needed.saturating_add(Bytes::mib(3))), ..LoadOptions::default() };
+    let small = Model::load(tales(), options).unwrap();
+    let refused = Context::new(Arc::clone(&small), crate::options(64, 16, KvType::Q4_0));
+    assert!(matches!(refused, Err(Error::Kv(_) | Error::Pool(_) | Error::Bank(_))), "{:?}", refused.err());
+    assert_eq!(small.bank().stats().held, needed);
+    assert_eq!(held(small.bank(), "weights"), needed);
+}
