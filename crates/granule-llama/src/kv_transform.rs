@@ -53,6 +53,15 @@ pub enum KvTransformMode {
     None,
 }
 
+impl std::fmt::Display for KvTransformMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::None => "none",
+        })
+    }
+}
+
 /// A model's transforms, for as long as a context uses them.
 #[derive(Debug)]
 pub(crate) struct Tables {

@@ -20,6 +20,7 @@ struct Measurement {
     depth: usize,
     cache_type_k: String,
     cache_type_v: String,
+    kv_transform: String,
     threads: usize,
     n_batch: usize,
     /// The median of `runs`.
@@ -79,6 +80,7 @@ fn measure(
                 depth,
                 cache_type_k: args.context.type_k().to_string(),
                 cache_type_v: args.context.type_v().to_string(),
+                kv_transform: args.context.kv_transform().to_string(),
                 threads: model.threads().count(),
                 n_batch,
                 tokens_per_second: median(&runs),

@@ -35,6 +35,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
             "ctx_size": n_ctx,
             "cache_type_k": args.context.type_k().to_string(),
             "cache_type_v": args.context.type_v().to_string(),
+            "kv_transform": args.context.kv_transform().to_string(),
         });
         writeln!(out, "{json}")?;
     } else {
