@@ -108,13 +108,23 @@ fn rows_at<const N: usize>(p: *const u8, stride: usize, left: usize) -> [*const 
     }
 }
 
+/// Asks for the cache line at `p`, which need not exist, in the second-level cache: a tile is more than the first holds.
+#[inline(always)]
+fn prefetch_l2(p: *const u8) {
+    #[allow(unused_unsafe, reason = "needed up to Rust 1.89")]
+    // SAFETY: a prefetch does not fault, wherever it points.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+}
+
 /// Asks for what is wanted while `N` rows are read, the first quants of the first of which are at `p`.
 #[inline(always)]
 fn fetch<const N: usize>(rows: &HeadRows<'_>, p: *const u8) {
     for k in 0..rows.ahead.lines {
         let line = p.wrapping_sub(rows.quants).wrapping_add(rows.ahead.at + 64 * k);
         for j in 0..N {
-            crate::x86::prefetch_line(line.wrapping_add(j * rows.stride));
+            prefetch_l2(line.wrapping_add(j * rows.stride));
         }
     }
 }
