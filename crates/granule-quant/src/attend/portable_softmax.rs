@@ -21,7 +21,7 @@ fn exp<const FMA: bool>(x: f32) -> f32 {
     // ln 2 in two parts, the first of them short, so that its product is exact.
     let f = fma::<FMA>(n, 2.121_944_4e-4, fma::<FMA>(n, -0.693_359_4, x));
     let mut p = 1.987_569_1e-4_f32;
-    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1_f32] {
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
         p = fma::<FMA>(p, f, c);
     }
     let power = f32::from_bits(t.to_bits().wrapping_add(127) << 23);

@@ -43,19 +43,19 @@ unsafe fn scores<F: Float, const R: usize>(keys: &HeadRows<'_>, words: &[f32], o
         unsafe {
             for d in (0..whole).step_by(LANES) {
                 let x = rows.map(|row| F::load(row.add(d * F::BYTES)));
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().take(R).enumerate() {
                     let q = _mm512_loadu_ps(words.as_ptr().add(r * width + d));
-                    for k in 0..4 {
-                        sums[r][k] = _mm512_fmadd_ps(q, x[k], sums[r][k]);
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = _mm512_fmadd_ps(q, x, *sum);
                     }
                 }
             }
             if mask != 0 {
                 let x = rows.map(|row| F::load_part(row.add(whole * F::BYTES), mask));
-                for r in 0..R {
+                for (r, sums) in sums.iter_mut().take(R).enumerate() {
                     let q = _mm512_loadu_ps(words.as_ptr().add(r * width + whole));
-                    for k in 0..4 {
-                        sums[r][k] = _mm512_fmadd_ps(q, x[k], sums[r][k]);
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = _mm512_fmadd_ps(q, x, *sum);
                     }
                 }
             }
