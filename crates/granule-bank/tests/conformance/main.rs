@@ -9,6 +9,7 @@ mod faults;
 mod kept;
 #[cfg(feature = "cuda")]
 mod kernel;
+mod lent;
 mod limits;
 mod model;
 mod pinned;
@@ -56,6 +57,11 @@ granule_sim::conformance! {
         a_full_device_has_what_its_banks_keep,
         banks_of_one_budget_ask_each_others_owners,
         what_is_given_back_after_work_is_waited_for;
+    lent:
+        lent_places_are_filled_elsewhere,
+        a_loan_that_ends_gives_back,
+        claims_and_clears_are_all_or_nothing,
+        a_failing_loan_leaves_nothing;
     watches:
         low_and_enough_in_turn,
         a_watch_of_what_is_low_already_hears_it,
