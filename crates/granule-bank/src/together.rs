@@ -45,6 +45,9 @@ impl<'a> Claim<'a> {
     }
 }
 
+/// What [`Range::take_out`] answers.
+type TakenOut = Vec<(Piece, Access)>;
+
 /// The steps for one range, and how far they went.
 struct Plan {
     gaps: Vec<Span<usize>>,
@@ -147,7 +150,8 @@ pub fn claim_together(claims: &mut [Claim<'_>]) -> Result<Bytes, Error> {
 /// # Errors
 /// [`Error::Device`].
 pub fn clear_together(clears: &mut [(&mut Range, Vec<Span<usize>>)]) -> Result<(), Error> {
-    let mut out: Vec<(usize, usize, Vec<(Piece, Access)>)> = Vec::new();
+    // Of which range, from which place on, and what was there.
+    let mut out: Vec<(usize, usize, TakenOut)> = Vec::new();
     for index in 0..clears.len() {
         let (range, spans) = &mut clears[index];
         let taken = spans.iter().try_for_each(|span| {
@@ -215,7 +219,7 @@ fn plan(growth: &Growth<'_>) -> Result<Plan, Error> {
 /// # Errors
 /// [`Error::Device`].
 pub fn shrink_together(shrinks: &mut [(&mut Growable, Bytes)]) -> Result<(), Error> {
-    let mut out: Vec<(usize, Vec<(Piece, Access)>)> = Vec::with_capacity(shrinks.len());
+    let mut out: Vec<(usize, TakenOut)> = Vec::with_capacity(shrinks.len());
     for index in 0..shrinks.len() {
         let (growable, len) = &mut shrinks[index];
         let keep = len.pieces_of(growable.bank().granule()).unwrap_or(usize::MAX);

@@ -266,7 +266,7 @@ mod tests {
                         let room = segments.room(ROWS, SINKS);
                         let taken = |row: usize| model.iter().any(|token| token.0 == row);
                         prop_assert!(!room.clone().any(taken), "{room:?}");
-                        let is_free = |row: usize| row >= SINKS && row < ROWS && !taken(row);
+                        let is_free = |row: usize| (SINKS..ROWS).contains(&row) && !taken(row);
                         prop_assert_eq!(room.is_empty(), !model.is_empty() && !(0..ROWS).any(is_free), "{:?}", &room);
                         let last = model.last().map(|last| last.0);
                         if let Some(next) = last.map(|row| row + 1).filter(|&row| row >= SINKS && is_free(row)) {
@@ -299,11 +299,9 @@ mod tests {
                         prop_assert_eq!(rows, expected);
                         segments = Segments::packed(segments.as_slice(), SINKS).unwrap();
                         // Sinks stay, the others follow one another.
-                        let mut next = SINKS.min(model.iter().map(|token| token.0 + 1).max().unwrap_or(0));
-                        for token in model.iter_mut().filter(|token| token.0 >= SINKS) {
-                            token.0 = next;
-                            next += 1;
-                        }
+                        let first = SINKS.min(model.iter().map(|token| token.0 + 1).max().unwrap_or(0));
+                        let others = model.iter_mut().filter(|token| token.0 >= SINKS);
+                        others.zip(first..).for_each(|(token, row)| token.0 = row);
                     }
                 }
                 check(&segments, &model)?;

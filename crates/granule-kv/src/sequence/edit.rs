@@ -192,7 +192,7 @@ impl Sequence {
         let mut next = 0;
         let mut dead = Vec::new();
         let all = self.ranges[group].places();
-        for live in self.live(group, &self.segments).into_iter().chain([all..all]) {
+        for live in self.live(group, &self.segments).into_iter().chain(std::iter::once(all..all)) {
             if next < live.start {
                 dead.push(next..live.start);
             }
