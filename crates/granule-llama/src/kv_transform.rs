@@ -4,7 +4,9 @@
 //! size, so that they are the same for every context, sequence, fork and number of threads; they are kept with the model
 //! from then on. What is computed in between is given back.
 //!
-//! For each channel of each KV head, over the text's tokens but the sinks:
+//! For each channel of each KV head, over the text's tokens but the sinks, keys and queries as if they stood at up to [`PLACES`]
+//! positions each, their own and every [`TOKENS`] further on: slow channels turn by less than a round in the text, and what they have in
+//! common there is wrong a thousand tokens later.
 //!
 //! | | constant | scale |
 //! | --- | --- | --- |
@@ -33,6 +35,8 @@ use crate::model::Model;
 const TEXT: &str = include_str!("calibration.txt");
 /// Tokens of the text that are looked at.
 const TOKENS: usize = 256;
+/// Positions that each key and query counts at, at most: enough for 2,048 tokens, and none that the model was not trained for.
+const PLACES: usize = 8;
 /// Computed in one go.
 const BATCH: usize = 64;
 /// Tokens at the start whose keys and values are kept in 16 bits beside a transform, and are not counted for it: they are unlike
@@ -129,13 +133,12 @@ fn make(model: &Model, keys: bool, values: bool) -> Result<KvTransforms> {
         let (batch, behind) = rest.split_at(sequence.prepare(rest.len().min(BATCH))?);
         rest = behind;
         let mut activations = Activations::new(&heaps, &lengths, model.threads(), batch.len())?;
-        let mut angles = vec![0.0; batch.len() * config.rope_dims];
-        model.rope().angles(first, batch.len(), &mut angles)?;
+        let skip = SINKS.saturating_sub(first);
+        let mut places = Places::new(model, first, batch.len())?;
         let mut observe = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| -> Result<()> {
-            let mut k = k.to_vec();
-            rotate(&mut k, config.n_kv_heads, config.head_dim, config.rope_dims, &angles)?;
-            sums[layer].add(config, SINKS.saturating_sub(first), q, &k, v);
-            Ok(())
+            let sums = &mut sums[layer];
+            sums.add_values(config, skip, v);
+            places.visit(q, k, &mut |q, k| sums.add_scores(config, skip, q, k))
         };
         let cancel = CancelToken::default();
         forward(model, &mut sequence, None, &mut activations.step()?, batch, &cancel, Some(&mut observe))?;
@@ -149,34 +152,82 @@ fn make(model: &Model, keys: bool, values: bool) -> Result<KvTransforms> {
     Ok(KvTransforms::new(sums.iter().map(layer).collect::<Result<_>>()?))
 }
 
-/// Sums over tokens for each channel of a layer's KV heads.
+/// A batch's keys and queries at all the positions that they count at.
+struct Places<'a> {
+    config: &'a Config,
+    /// For each place, cosines and sines of all tokens: for keys, which are not rotated yet, and for queries, which are rotated
+    /// to the first one.
+    turns: Vec<[Vec<f32>; 2]>,
+    k: Vec<f32>,
+    q: Vec<f32>,
+}
+
+impl<'a> Places<'a> {
+    fn new(model: &'a Model, first: usize, tokens: usize) -> Result<Self> {
+        let (config, rope) = (model.config(), model.rope());
+        let turns = |place: usize| -> Result<[Vec<f32>; 2]> {
+            let mut keys = vec![0.0; tokens * config.rope_dims];
+            rope.angles(first + place * TOKENS, tokens, &mut keys)?;
+            let mut further = vec![0.0; config.rope_dims];
+            rope.angles(place * TOKENS, 1, &mut further)?;
+            Ok([keys, further.repeat(tokens)])
+        };
+        let places = (config.n_ctx_train / TOKENS).clamp(1, PLACES);
+        let turns = (0..places).map(turns).collect::<Result<_>>()?;
+        Ok(Self { config, turns, k: Vec::new(), q: Vec::new() })
+    }
+
+    /// Shows queries and keys at each place.
+    fn visit(&mut self, q: &[f32], k: &[f32], look: &mut dyn FnMut(&[f32], &[f32])) -> Result<()> {
+        let Config { n_heads, n_kv_heads, head_dim, rope_dims, .. } = *self.config;
+        for [for_keys, for_queries] in &self.turns {
+            k.clone_into(&mut self.k);
+            q.clone_into(&mut self.q);
+            rotate(&mut self.k, n_kv_heads, head_dim, rope_dims, for_keys)?;
+            rotate(&mut self.q, n_heads, head_dim, rope_dims, for_queries)?;
+            look(&self.q, &self.k);
+        }
+        Ok(())
+    }
+}
+
+/// Sums for each channel of a layer's KV heads.
 #[derive(Clone)]
 struct Sums {
+    /// Values that were added.
     tokens: f64,
+    v: Vec<f64>,
+    /// Keys that were added, a token's once for each place.
+    keys: f64,
     k: Vec<f64>,
     k_squares: Vec<f64>,
-    v: Vec<f64>,
     /// Of all queries that read the head, divided by how many they are.
     q_squares: Vec<f64>,
 }
 
 impl Sums {
     fn new(config: &Config) -> Self {
-        let zeros = vec![0.0; config.kv_width()];
-        Self { tokens: 0.0, k: zeros.clone(), k_squares: zeros.clone(), v: zeros.clone(), q_squares: zeros }
+        let zeros = || vec![0.0; config.kv_width()];
+        Self { tokens: 0.0, v: zeros(), keys: 0.0, k: zeros(), k_squares: zeros(), q_squares: zeros() }
     }
 
-    /// Adds a batch but its first `skip` tokens.
-    fn add(&mut self, config: &Config, skip: usize, q: &[f32], k: &[f32], v: &[f32]) {
-        let (width, group) = (config.kv_width(), config.n_heads / config.n_kv_heads);
-        let rows = q.chunks_exact(config.q_width()).zip(k.chunks_exact(width)).zip(v.chunks_exact(width));
-        for ((q, k), v) in rows.skip(skip) {
+    /// Adds a batch's values but those of its first `skip` tokens.
+    fn add_values(&mut self, config: &Config, skip: usize, v: &[f32]) {
+        for v in v.chunks_exact(config.kv_width()).skip(skip) {
             self.tokens += 1.0;
-            for at in 0..width {
-                let (k, v) = (f64::from(k[at]), f64::from(v[at]));
-                self.k[at] += k;
-                self.k_squares[at] += k * k;
-                self.v[at] += v;
+            self.v.iter_mut().zip(v).for_each(|(sum, &v)| *sum += f64::from(v));
+        }
+    }
+
+    /// Adds a batch's queries and keys but those of its first `skip` tokens.
+    fn add_scores(&mut self, config: &Config, skip: usize, q: &[f32], k: &[f32]) {
+        let group = config.n_heads / config.n_kv_heads;
+        let rows = q.chunks_exact(config.q_width()).zip(k.chunks_exact(config.kv_width()));
+        for (q, k) in rows.skip(skip) {
+            self.keys += 1.0;
+            for ((sum, squares), &k) in self.k.iter_mut().zip(&mut self.k_squares).zip(k) {
+                *sum += f64::from(k);
+                *squares += f64::from(k) * f64::from(k);
             }
             for (head, q) in q.chunks_exact(config.head_dim).enumerate() {
                 let sums = &mut self.q_squares[head / group * config.head_dim..];
@@ -188,7 +239,7 @@ impl Sums {
     }
 
     fn keys(&self, config: &Config) -> Result<KvFold> {
-        let n = self.tokens.max(1.0);
+        let n = self.keys.max(1.0);
         let (mut constants, mut scales) = (Vec::new(), Vec::new());
         for head in 0..config.n_kv_heads {
             let at = head * config.head_dim..(head + 1) * config.head_dim;
