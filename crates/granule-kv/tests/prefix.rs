@@ -107,6 +107,26 @@ fn remembering_copies_nothing_and_the_sequence_goes_on() {
 }
 
 #[test]
+fn what_was_computed_in_sight_of_tokens_that_are_gone_is_not_remembered() {
+    let bank = bank(400);
+    let cache = cache(&bank, 3);
+    let prefixes = PrefixCache::new(&bank, PrefixOptions::new());
+    let mut tokens = prompt(1, 100);
+    let mut one = sequence(&cache, N_CTX, &tokens).unwrap();
+    one.remove(30..40).unwrap();
+    tokens.drain(30..40);
+    assert!(!prefixes.insert(&key(&cache), &tokens, &mut one).unwrap());
+    assert_eq!(known(&prefixes, &cache, &tokens), 30);
+    let hit = prefixes.lookup(&key(&cache), &tokens).unwrap().unwrap();
+    assert!(hit.matched == 30 && holds(&hit.sequence, &tokens[..30]));
+    assert_eq!(hit.sequence.position(), 30);
+    assert!(prefixes.insert(&key(&cache), &tokens[..30], &mut one).unwrap());
+    one.keep(10..90).unwrap();
+    assert!(!prefixes.insert(&key(&cache), &tokens[10..], &mut one).unwrap());
+    assert_eq!(prefixes.stats().inserted, 1);
+}
+
+#[test]
 fn whatever_changes_the_bytes_is_another_key() {
     let bank = bank(400);
     let cache = cache(&bank, 3);

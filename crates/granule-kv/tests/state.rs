@@ -1,6 +1,6 @@
 //! State files: what is restored is what was saved, byte for byte; every flipped bit and every cut is refused; and whatever
 //! fails leaves everything as it was.
-#![expect(clippy::unwrap_used, reason = "a test may panic")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod support;
 
@@ -89,6 +89,56 @@ fn any_types_and_layers_per_row_restore_to_any_layers_per_row() {
         assert!(files[0] == files[1] && files[1] == files[2]);
         assert_eq!(bank.stats().held, Bytes::ZERO);
     }
+}
+
+/// Two tokens of four that are sinks gone, a window that slid, a shift; then more tokens behind.
+fn edited(cache: &KvCache) -> Sequence {
+    let mut all = tokens(90);
+    let mut one = sequence(cache, N_CTX, &all).unwrap();
+    one.remove(1..3).unwrap();
+    one.remove(40..60).unwrap();
+    one.shift(0..10, -2).unwrap();
+    all.truncate(one.len());
+    append(&mut one, &mut all, &tokens(30)).unwrap();
+    one
+}
+
+#[test]
+fn segments_turns_and_sinks_are_restored_wherever_their_rows_come_to_lie() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = ["one", "two"].map(|name| folder.path().join(name));
+    let bank = bank(400);
+    for layout_of in [support::layout_with_sinks, |rows| layout(KvType::F16, KvType::Q4_0, rows)] {
+        for layers_per_row in 1..=3 {
+            let cache = cache_of(&bank, layout_of(layers_per_row));
+            let whole = sequence(&cache, N_CTX, &tokens(50)).unwrap();
+            let mut without_sinks = sequence(&cache, N_CTX, &tokens(50)).unwrap();
+            without_sinks.keep(20..45).unwrap();
+            let mut some = sequence(&cache, N_CTX, &tokens(3)).unwrap();
+            some.keep(1..3).unwrap();
+            for saved in [edited(&cache), whole, without_sinks, some] {
+                // Its tokens' names are the engine's, here any.
+                let names = tokens(u32::try_from(saved.len()).unwrap());
+                save(&paths[0], &identity(), &one(&saved, &names)).unwrap();
+                for other in 1..=3 {
+                    let cache = cache_of(&bank, layout_of(other));
+                    let file = StateFile::open(&paths[0]).unwrap();
+                    let mut restored = file.restore(0, &cache, saved.len() + 3, &identity()).unwrap();
+                    assert!(support::seen(&restored) == support::seen(&saved));
+                    assert_eq!(restored.position(), saved.position());
+                    save(&paths[1], &identity(), &one(&restored, &names)).unwrap();
+                    assert!(fs::read(&paths[0]).unwrap() == fs::read(&paths[1]).unwrap());
+                    append(&mut restored, &mut names.clone(), &[1, 2, 3]).unwrap();
+                }
+            }
+        }
+    }
+    let sinks = cache_of(&bank, support::layout_with_sinks(1));
+    let plain = KvLayout::new(support::SHAPE, KvType::Q4_0, KvType::Q8_0, None, 0).unwrap();
+    save(&paths[0], &identity(), &one(&sinks.sequence(9).unwrap(), &[])).unwrap();
+    let file = StateFile::open(&paths[0]).unwrap();
+    assert!(matches!(file.check(&identity(), &plain), Err(StateError::WrongTransform)));
+    file.restore(0, &sinks, 9, &identity()).unwrap();
 }
 
 #[test]

@@ -65,6 +65,30 @@ impl PrefixOptions {
 
 /// Remembers the beginnings of finished sequences. Cheap to clone; every clone is the same cache. It serves sequences of any
 /// number of caches and layouts on one bank: [`PrefixKey`] keeps them apart.
+///
+/// ```
+/// # use granule_bank::*; use granule_device::*; use granule_kv::*;
+/// # let device = Device::host_with(HostOptions::new().granule(Bytes::kib(16)).capacity(Bytes::mib(1)))?;
+/// # let bank = Bank::new(device, BankOptions::new())?;
+/// # let shape = KvShape { n_layers: 2, n_kv_heads: 2, head_dim: 64 };
+/// # let layout = KvLayout::new(shape, KvType::Q8_0, KvType::F16, None, 0)?;
+/// let cache = KvCache::new(&bank, layout, KvOptions::new())?;
+/// let prefixes = PrefixCache::new(&bank, PrefixOptions::new());
+/// let identity = Identity { model: b"digest of the weights".to_vec(), ..Identity::default() };
+/// let key = PrefixKey::new(&identity, &layout, 4096);
+///
+/// let prompt = [1, 15043, 29892, 920];
+/// let mut sequence = cache.sequence(4096)?;
+/// sequence.prepare(prompt.len())?; // and each layer's rows are written
+/// sequence.commit(prompt.len())?;
+/// prefixes.insert(&key, &prompt, &mut sequence)?;
+/// drop(sequence);
+///
+/// let next = [1, 15043, 29892, 3186, 29991];
+/// let hit = prefixes.lookup(&key, &next[..4])?.ok_or("begins as the prompt did")?;
+/// assert_eq!((hit.matched, hit.sequence.len()), (3, 3));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct PrefixCache {
     core: Arc<Core>,

@@ -356,3 +356,7 @@ impl<'a> Reader<'a> {
         KvType::ALL.iter().copied().find(|kv_type| kv_type.dtype() == dtype)
     }
 }
+
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -38,6 +38,30 @@
 //!
 //! **Saving** writes `FILE.part`, under a lock, has the system put it onto the disk, and then gives it the name: whatever happens,
 //! `FILE` is the old one or the new one. A file that is no state file is not replaced.
+//!
+//! ```
+//! # use granule_bank::*; use granule_device::*; use granule_kv::*;
+//! use granule_kv::state::{SaveSequence, StateFile, save};
+//! # let device = Device::host_with(HostOptions::new().granule(Bytes::kib(16)).capacity(Bytes::mib(1)))?;
+//! # let bank = Bank::new(device, BankOptions::new())?;
+//! # let shape = KvShape { n_layers: 2, n_kv_heads: 2, head_dim: 64 };
+//! # let layout = |layers_per_row| KvLayout::new(shape, KvType::Q8_0, KvType::F16, layers_per_row, 0);
+//! # let cache = KvCache::new(&bank, layout(None)?, KvOptions::new())?;
+//! # let identity = Identity::default();
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("state");
+//! # let mut sequence = cache.sequence(4096)?;
+//! # sequence.prepare(3)?;
+//! # sequence.commit(3)?;
+//! let saved = SaveSequence { sequence: &sequence, tokens: &[1, 15043, 29892], extra: b"" };
+//! save(&path, &identity, &[saved])?;
+//!
+//! let file = StateFile::open(&path)?; // the whole file is verified
+//! let other = KvCache::new(&bank, layout(Some(1))?, KvOptions::new())?;
+//! let restored = file.restore(0, &other, 8192, &identity)?;
+//! assert_eq!((restored.len(), file.tokens(0)?), (3, &[1, 15043, 29892][..]));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod error;
 mod file;

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::error::StateError;
@@ -40,9 +39,7 @@ impl PartFile {
                 Err(TryLockError::Error(source)) => return Err(failed(source)),
             }
             // Whoever had the lock until now may have moved the file into its place, or removed it.
-            let mine = file.metadata().map_err(failed)?;
-            let there = fs::symlink_metadata(&part);
-            if there.is_ok_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino())) {
+            if is_at(&file, &part).map_err(failed)? {
                 let this = PartFile { file, part: part.clone(), target, like, placed: false };
                 // What a program that was ended has left.
                 this.file.set_len(0).map_err(failed)?;
@@ -65,11 +62,36 @@ impl PartFile {
         self.file.sync_all().map_err(&failed)?;
         fs::rename(&self.part, &self.target).map_err(&failed)?;
         self.placed = true;
-        // The folder's entry is data of the folder.
-        let folder = self.target.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(&failed)
+        sync_entry(&self.target).map_err(&failed)
     }
+}
+
+/// Whether the open file is the one of that name.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let open = file.metadata()?;
+    let there = fs::symlink_metadata(path);
+    Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (open.dev(), open.ino())))
+}
+
+/// An open file keeps its name there.
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> io::Result<bool> {
+    path.try_exists()
+}
+
+/// Puts the name of a file onto the disk: it is data of its folder.
+#[cfg(unix)]
+fn sync_entry(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Folders cannot be opened as files there.
+#[cfg(not(unix))]
+fn sync_entry(_: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 impl Drop for PartFile {
