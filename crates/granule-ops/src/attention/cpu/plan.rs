@@ -1,7 +1,7 @@
 //! How a call's work is cut up: pure arithmetic on shapes.
 //!
-//! A *unit* is some query tokens of a sequence, some KV heads, and a stretch of the context. What was measured (the record
-//! of 2026-11-22 has the figures):
+//! A *unit* is some query tokens of a sequence, some KV heads, and a stretch of the context. Tiles of 64 rows were measured
+//! against 48 and 32 (the record of 2026-11-22); the other numbers are reckoned:
 //!
 //! - All KV heads of a row lie next to each other, rows may lie pages apart: a unit takes all heads of a tile of rows while
 //!   their pages are known, as long as the queries and sums of these heads fit into a part of the second-level cache.
