@@ -12,46 +12,8 @@
 // a block: with a NaN or an infinity in it, the scale is the NaN 0x7fff and every quant that of zero (0 in Q8_0, 8 in
 // Q4_0), so all of it decodes to NaN; with a scale beyond f16, the scale is infinity with the scale's sign and the
 // quants are those of the f32 scale. The planes' padding is not touched.
+#include "encode.cuh"
 #include "rows.cuh"
-
-constexpr u32 NOT_FINITE = 1;
-constexpr u32 OVERFLOW = 2;
-
-// The larger of two magnitudes with its sign, the first of equal ones; NaN and infinity lie above all the rest.
-__device__ inline u32 larger(u32 first, u32 second)
-{
-    return (second & 0x7fffffff) > (first & 0x7fffffff) ? second : first;
-}
-
-// The first element of largest magnitude among the COUNT that each of GROUP neighbouring lanes has, by its bits, for all
-// of them; a NaN where there is one. Lower lanes have earlier elements. All lanes of the warp take part.
-template <u32 COUNT, u32 GROUP> __device__ inline u32 first_largest(const float *x)
-{
-    float found = x[0], magnitude = x[0];
-    UNROLLED for (u32 i = 1; i < COUNT; i++) {
-        // False for a NaN, which the magnitude does not lose.
-        if (magnitude_of(x[i]) > magnitude_of(found)) found = x[i];
-        magnitude = larger_magnitude(magnitude, x[i]);
-    }
-    u32 largest = magnitude == magnitude ? bits_of(found) : bits_of(magnitude);
-    UNROLLED for (u32 step = 1; step < GROUP; step *= 2) {
-        const u32 other = __shfl_xor_sync(ALL_LANES, largest, step);
-        largest = (threadIdx.x & step) == 0 ? larger(largest, other) : larger(other, largest);
-    }
-    return largest;
-}
-
-// The largest magnitude among the COUNT elements of each of GROUP neighbouring lanes, as above.
-template <u32 COUNT, u32 GROUP> __device__ inline u32 largest_magnitude(const float *x)
-{
-    float magnitude = larger_magnitude(x[0], x[1]);
-    UNROLLED for (u32 i = 2; i < COUNT; i++) magnitude = larger_magnitude(magnitude, x[i]);
-    u32 largest = bits_of(magnitude) & 0x7fffffff;
-    UNROLLED for (u32 step = 1; step < GROUP; step *= 2) {
-        largest = larger(largest, __shfl_xor_sync(ALL_LANES, largest, step));
-    }
-    return largest;
-}
 
 template <typename Block, typename Rows, typename Float>
 __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, u64 blocks, u32 *flag)
@@ -83,23 +45,13 @@ __device__ inline void quantize(const Float *x, u64 x_stride, Rows y, u64 rows, 
             float v[2 * COUNT];
             UNROLLED for (u32 k = 0; k < 2 * COUNT; k++) v[k] = Floats<Float>::get(held[round][k / COUNT], k % COUNT);
 
-            u32 largest;
-            if constexpr (Format<Block>::SIGNED) {
-                largest = larger(first_largest<COUNT, GROUP>(v), first_largest<COUNT, GROUP>(v + COUNT));
-            } else {
-                largest = largest_magnitude<2 * COUNT, GROUP>(v);
-            }
-            const bool finite = (largest & 0x7fffffff) < 0x7f800000;
-            const float scale = finite ? Format<Block>::scale(float_of(largest)) : 0.0f;
-            const float inverse = inverse_of(scale);
-            const f16 d = finite ? to_f16(scale) : f16{0x7fff};
+            const Scale scale = scale_of<Block, COUNT, GROUP>(v);
             if (at == 0) {
-                tile.set_scale(block, d);
-                if ((d.bits & 0x7fff) >= 0x7c00) raised |= finite ? OVERFLOW : NOT_FINITE;
+                tile.set_scale(block, scale.d);
+                raised |= scale.raised;
             }
             UNROLLED for (u32 k = 0; k < COUNT; k += 4) {
-                u32 low = Format<Block>::quants(v + k, inverse), high = Format<Block>::quants(v + COUNT + k, inverse);
-                if (!finite) low = high = Format<Block>::ZEROS;
+                const u32 low = quants_of<Block>(v + k, scale), high = quants_of<Block>(v + COUNT + k, scale);
                 if constexpr (Format<Block>::NIBBLES) {
                     tile.set_quants(block, at + k, low | high << 4);
                 } else {

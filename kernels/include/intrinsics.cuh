@@ -258,3 +258,73 @@ __device__ inline u32 to_bf16_pair(float low, float high)
     return pair;
 #endif
 }
+
+// The larger number; the other one where one of the two is NaN.
+__device__ inline float larger_of(float x, float y)
+{
+#ifdef GRANULE_EMULATED
+    return __builtin_fmaxf(x, y);
+#else
+    return fmaxf(x, y);
+#endif
+}
+
+// 2^x to about 2 units in the last place, and 0 where that is below 2^-126: what spares the three instructions around the one
+// that keep subnormal numbers. Not the same bits here and there.
+__device__ inline float approximate_exp2(float x)
+{
+#ifdef GRANULE_EMULATED
+    const float y = __builtin_exp2f(x);
+    return y < 0x1p-126f ? 0.0f : y;
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// The nearest whole number, the even one of two; 0 for NaN. |x| is below 2^22.
+__device__ inline i32 nearest(float x)
+{
+#ifdef GRANULE_EMULATED
+    return x != x ? 0 : static_cast<i32>(__builtin_rintf(x));
+#else
+    return __float2int_rn(x);
+#endif
+}
+
+// Of the eight bytes of `a` (0 to 3) and `b` (4 to 7) those that the digits of SELECT name, the last digit the lowest byte.
+template <u32 SELECT> __device__ inline u32 permuted(u32 a, u32 b)
+{
+#ifdef GRANULE_EMULATED
+    const u64 bytes = a | u64{b} << 32;
+    u32 word = 0;
+    for (u32 i = 0; i < 4; i++) word |= static_cast<u32>(bytes >> (8 * (SELECT >> (4 * i) & 7)) & 0xff) << (8 * i);
+    return word;
+#else
+    return __byte_perm(a, b, SELECT);
+#endif
+}
+
+// Sums of two pairs of bf16; each sum is a bf16.
+__device__ inline u32 exact_sum_bf16(u32 a, u32 b)
+{
+#ifdef GRANULE_EMULATED
+    const auto value = [](u32 bits) { return float_of(bits << 16); };
+    return to_bf16_pair(value(a) + value(b), value(a >> 16) + value(b >> 16));
+#else
+    u32 sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(0x3f803f80), "r"(b));
+    return sum;
+#endif
+}
+
+// The same number, which the compiler takes for another: what is computed from it is computed again, and does not lie in
+// registers from the last time on.
+__device__ inline u32 again(u32 x)
+{
+#ifndef GRANULE_EMULATED
+    asm volatile("" : "+r"(x));
+#endif
+    return x;
+}

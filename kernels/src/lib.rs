@@ -18,8 +18,21 @@ pub const TILE_BLOCKS: u32 = 128;
 /// has one for each; a smaller one does all of the work too.
 pub const PIECE_BYTES: u32 = 16 << 10;
 
-/// Bit of the flag word that `quantize` sets where an element is NaN or infinite.
+/// Keys that a warp of `attention` works on at a time.
+pub const TILE_KEYS: u32 = 16;
+
+/// Queries that a warp of `attention` has.
+pub const COLUMNS: u32 = 8;
+
+/// Tiles in the ring of shared memory that each warp of `attention` has.
+pub const STAGES: u32 = 3;
+
+/// Bytes between the rows of a tile there.
+pub const ROW_PAD: u32 = 16;
+
+/// Bit of the flag word that `quantize` and `kv_append` set where an element is NaN or infinite.
 pub const FLAG_NOT_FINITE: u32 = 1;
 
-/// Bit of the flag word that `quantize` sets where a block's scale rounds to infinity in f16.
+/// Bit of the flag word that they set where a block's scale, or an element that `kv_append` stores in 16 bits, rounds to
+/// infinity.
 pub const FLAG_OVERFLOW: u32 = 2;

@@ -41,6 +41,19 @@ const SM_80: Target = Target { compute_capability: (8, 0), exact: false };
 /// Every module, sorted by operation; those of one operation, the most demanding target first.
 pub const MODULES: &[Module] = &[
     Module {
+        op: "attention",
+        image: include_str!("../ptx/attention.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &[
+            "attention_128",
+            "attention_64",
+            "attention_any",
+            "attention_combine",
+            "attention_queries",
+        ],
+    },
+    Module {
         op: "compare",
         image: include_str!("../ptx/compare.ptx"),
         target: SM_80,
@@ -73,6 +86,13 @@ pub const MODULES: &[Module] = &[
         target: SM_80,
         ptx_version: (8, 4),
         entries: &["fill_bytes"],
+    },
+    Module {
+        op: "kv_append",
+        image: include_str!("../ptx/kv_append.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &["kv_append"],
     },
     Module {
         op: "quantize",
@@ -158,8 +178,12 @@ mod tests {
         let sources = [
             (include_str!("../include/intrinsics.cuh"), "u32 THREADS = 256;", crate::THREADS, 256),
             (include_str!("../include/rows.cuh"), "u32 TILE = 128;", crate::TILE_BLOCKS, 128),
-            (include_str!("../quantize.cu"), "u32 NOT_FINITE = 1;", crate::FLAG_NOT_FINITE, 1),
-            (include_str!("../quantize.cu"), "u32 OVERFLOW = 2;", crate::FLAG_OVERFLOW, 2),
+            (include_str!("../include/encode.cuh"), "u32 NOT_FINITE = 1;", crate::FLAG_NOT_FINITE, 1),
+            (include_str!("../include/encode.cuh"), "u32 OVERFLOW = 2;", crate::FLAG_OVERFLOW, 2),
+            (include_str!("../include/attend.cuh"), "u32 TILE_KEYS = 16;", crate::TILE_KEYS, 16),
+            (include_str!("../include/attend.cuh"), "u32 COLUMNS = 8;", crate::COLUMNS, 8),
+            (include_str!("../include/attend.cuh"), "u32 ROW_PAD = 16;", crate::ROW_PAD, 16),
+            (include_str!("../attention.cu"), "u32 STAGES = 3;", crate::STAGES, 3),
             (include_str!("../fill.cu"), "u32 ROUNDS = 4;", crate::PIECE_BYTES, 4 * 256 * 16),
             (include_str!("../compare.cu"), "u32 ROUNDS = 4;", crate::PIECE_BYTES, 4 * 256 * 16),
         ];

@@ -19,6 +19,7 @@ pub struct Kernels {
     device: Device,
     compute_capability: (u32, u32),
     driver_version: u32,
+    multiprocessors: u32,
     loaded: Mutex<Loaded>,
     /// One word of device memory. Not of the host's: there, an atomic access from behind a bus need not be one to the host.
     flag: Mutex<Buffer>,
@@ -48,6 +49,7 @@ impl Kernels {
             device: device.clone(),
             compute_capability: (info.compute_capability.major, info.compute_capability.minor),
             driver_version: info.driver_version,
+            multiprocessors: info.multiprocessors,
             loaded: Mutex::default(),
             flag_address: flag.ptr().addr(),
             flag: Mutex::new(flag),
@@ -80,6 +82,11 @@ impl Kernels {
             not_finite: bits & granule_kernels::FLAG_NOT_FINITE != 0,
             overflow: bits & granule_kernels::FLAG_OVERFLOW != 0,
         })
+    }
+
+    /// The device's multiprocessors, at least one.
+    pub(crate) fn multiprocessors(&self) -> usize {
+        self.multiprocessors.max(1) as usize
     }
 
     /// Where kernels find the flag.

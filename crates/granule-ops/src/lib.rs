@@ -50,6 +50,8 @@ pub mod fill;
 #[cfg(feature = "cuda")]
 mod kernels;
 pub mod kv_append;
+#[cfg(feature = "cuda")]
+mod kv_table;
 mod kv_transform;
 mod kv_view;
 #[cfg(feature = "cuda")]
@@ -71,6 +73,8 @@ pub use embed::embed;
 pub use error::Error;
 #[cfg(feature = "cuda")]
 pub use kernels::Kernels;
+#[cfg(feature = "cuda")]
+pub use kv_table::{KvCounts, KvTable, KvTableView, KvTransformTables};
 pub use kv_transform::{KvFold, KvTransform, KvTransforms};
 pub use kv_view::{KvRowLayout, KvSegment, KvSinks, KvView, KvViewMut};
 pub use matmul::{Activations, QuantScratch, matmul};

@@ -23,7 +23,7 @@ use self::toolchain::Toolchain;
 use crate::steps::Steps;
 
 /// What all PTX together may have, in bytes: it is part of every program that links `granule-kernels`.
-const PTX_BUDGET: usize = 512 << 10;
+const PTX_BUDGET: usize = 1 << 20;
 
 /// Operations that compute, where the others carry or encode numbers: they promise a bound on their error and no bits, and
 /// may contract (`fma`) and approximate (`ex2.approx`).

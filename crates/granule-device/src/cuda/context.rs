@@ -39,6 +39,7 @@ const SPARE_EVENTS: usize = 256;
 pub(super) mod attribute {
     use std::ffi::c_int;
 
+    pub(crate) const MULTIPROCESSORS: c_int = 16;
     pub(crate) const COMPUTE_CAPABILITY_MAJOR: c_int = 75;
     pub(crate) const COMPUTE_CAPABILITY_MINOR: c_int = 76;
     pub(crate) const MANAGED_MEMORY: c_int = 83;

@@ -43,6 +43,8 @@ pub struct CudaInfo {
     pub driver: String,
     /// The same as the driver counts: 12040 is CUDA 12.4.
     pub driver_version: u32,
+    /// Its multiprocessors: how many thread blocks run side by side, times what each of them takes at once.
+    pub multiprocessors: u32,
     /// All of its memory.
     pub total: Bytes,
     /// The least that can be mapped: a granule; `None` where there is no virtual memory.
@@ -124,6 +126,7 @@ fn describe(library: &Library, driver: &Driver, ordinal: usize, all: &[c_int]) -
         },
         driver: library::words(library.version),
         driver_version: u32::try_from(library.version).unwrap_or(0),
+        multiprocessors: number(attribute::MULTIPROCESSORS)?.unwrap_or(0),
         total: Bytes::from_usize(total),
         granularity: granularity.map(Bytes::from_usize),
         host_granules: number(attribute::HOST_NUMA_VIRTUAL_MEMORY)?.map(|value| value == 1),

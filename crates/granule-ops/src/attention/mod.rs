@@ -7,8 +7,12 @@
 //! results are too: see [`KvTransform`].
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 pub use cpu::{cpu, scratch_len};
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaAttention, cuda, cuda_scratch_len};
 
 use crate::{Error, KvTransform, KvView, Rope};
 

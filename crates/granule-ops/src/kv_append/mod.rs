@@ -3,8 +3,12 @@
 //! where the layout has [sinks](crate::KvSinks).
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 pub use cpu::cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaAppend, cuda};
 
 use crate::KvTransform;
 

@@ -1,0 +1,382 @@
+//! Attention of a few query tokens on a CUDA device: decode, and short steps.
+
+use granule_device::{Bytes, DeviceSlice, DeviceSliceMut, KernelArgument, Launch, LaunchShape, Stream};
+use granule_kernels::THREADS;
+use granule_quant::{DType, planar_bytes};
+
+use crate::kv_table::{
+    FoldPointers, KvCounts, KvTableView, KvTransformTables, RowsArgument, floats, floats_mut, warp_grid,
+};
+use crate::launch::{check_kind, check_multiple, check_stream};
+use crate::{Error, Kernels, KvRowLayout};
+
+/// Keys of a tile, queries of a warp, tiles of a warp's ring, bytes between rows in it.
+const TILE_KEYS: usize = granule_kernels::TILE_KEYS as usize;
+const COLUMNS: usize = granule_kernels::COLUMNS as usize;
+const STAGES: usize = granule_kernels::STAGES as usize;
+const ROW_PAD: usize = granule_kernels::ROW_PAD as usize;
+/// Lanes of a warp, and warps of the largest block.
+const WARP: u32 = 32;
+const WARPS: usize = (THREADS / WARP) as usize;
+/// Shared memory of a block at most: what every device of compute capability 8.0 and later gives to one that asks.
+const SHARED: usize = 96 << 10;
+/// Warps that a multiprocessor is given, as registers allow.
+const WARPS_A_MULTIPROCESSOR: usize = 16;
+/// Keys that make a split worth its scratch; and how many tensor cores may sum up: they cut what hangs over at each addition
+/// (`kernels/include/tensor.cuh`), which after 256 tiles is 2^-14 of the sum at most.
+const LEAST_KEYS: usize = 64;
+const MOST_KEYS: usize = 4096;
+
+/// What the sequences of one call have in common, on a device.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaAttention<'a> {
+    /// Where the layer's planes are.
+    pub layout: KvRowLayout,
+    /// Query heads; a multiple of the layout's KV heads.
+    pub n_heads: usize,
+    /// Factor on the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// How keys and values were transformed before they were stored.
+    pub transform: KvTransformTables<'a>,
+}
+
+/// How a call's work is cut up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    /// Groups of 8 queries (token x query head) that share a KV head, of the sequence with most tokens.
+    column_groups: usize,
+    /// Parts that each sequence's keys are cut into.
+    splits: usize,
+    /// Bytes of a tile in shared memory, and warps of a block; 0 and 8 for head dimensions without a kernel of their own.
+    stage_bytes: usize,
+    warps: usize,
+}
+
+impl Plan {
+    /// The rule: as many splits as it takes for every multiprocessor to have 16 warps, rounded down so that they are all there
+    /// at once; none of fewer than 64 keys of the longest sequence, and none of more than 4096. A block has as many warps (8, 4, 2 or 1) as 96 KiB of shared
+    /// memory have room for the rings of. It depends on shapes and on the device alone, never on what runs beside it.
+    fn of(
+        layout: &KvRowLayout,
+        n_heads: usize,
+        counts: &KvCounts,
+        multiprocessors: usize,
+    ) -> Result<Plan, Error> {
+        if layout.n_kv_heads == 0 || n_heads == 0 || !n_heads.is_multiple_of(layout.n_kv_heads) {
+            let must = "a multiple of the number of key-value heads";
+            return Err(Error::Dimension { what: "the number of query heads", must, got: n_heads });
+        }
+        let group = n_heads / layout.n_kv_heads;
+        let column_groups = (counts.most_tokens * group).div_ceil(COLUMNS).max(1);
+        let parts = counts.sequences.max(1) * layout.n_kv_heads * column_groups;
+        let (least, most) =
+            (counts.most_rows.div_ceil(MOST_KEYS).max(1), counts.most_rows.div_ceil(LEAST_KEYS).max(1));
+        let splits = (multiprocessors * WARPS_A_MULTIPROCESSOR / parts).clamp(least, most);
+        let mut plan = Plan { column_groups, splits, stage_bytes: 0, warps: WARPS };
+        if matches!(layout.head_dim, 64 | 128) {
+            let row = |dtype: DType| planar_bytes(dtype, layout.head_dim).map(|bytes| bytes.quants + ROW_PAD);
+            let scales =
+                if layout.k_type.is_quantized() || layout.v_type.is_quantized() { 2 * 16 } else { 0 };
+            plan.stage_bytes = TILE_KEYS * (row(layout.k_type)? + row(layout.v_type)? + scales);
+            while plan.warps > 1 && plan.shared() > SHARED {
+                plan.warps /= 2;
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Dynamic shared memory of a block.
+    fn shared(&self) -> usize {
+        self.warps * STAGES * self.stage_bytes
+    }
+
+    /// A warp for each part, heads innermost.
+    fn grid(&self, n_kv_heads: usize, sequences: usize) -> LaunchShape {
+        let units = n_kv_heads * self.column_groups * self.splits;
+        LaunchShape {
+            grid: [units.div_ceil(self.warps) as u32, sequences as u32, 1],
+            block: [self.warps as u32 * WARP, 1, 1],
+            shared: Bytes::from_usize(self.shared()),
+        }
+    }
+}
+
+/// Where the parts of scratch begin, in floats, each at a multiple of 4: turned queries, their constants, the splits' states
+/// and their sums; and the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Parts {
+    constants: usize,
+    states: usize,
+    sums: usize,
+    end: usize,
+}
+
+impl Parts {
+    fn of(plan: &Plan, head_dim: usize, n_heads: usize, counts: &KvCounts, prepares: bool) -> Parts {
+        let turned = if prepares { counts.turned * n_heads } else { 0 };
+        let constants = (turned * head_dim).next_multiple_of(4);
+        let states = constants + turned.next_multiple_of(4);
+        let rows = counts.tokens * n_heads * plan.splits;
+        let sums = states + (rows * 2).next_multiple_of(4);
+        Parts { constants, states, sums, end: sums + rows * head_dim }
+    }
+}
+
+/// Bytes of scratch that [`cuda`] needs for a call with these counts, with or without a transform.
+///
+/// # Errors
+/// [`Error::Dimension`] if the query heads are no multiple of the key-value heads; [`Error::Quant`] for a head that is no whole
+/// number of blocks.
+pub fn cuda_scratch_len(
+    kernels: &Kernels,
+    layout: &KvRowLayout,
+    n_heads: usize,
+    counts: &KvCounts,
+) -> Result<usize, Error> {
+    let plan = Plan::of(layout, n_heads, counts, kernels.multiprocessors())?;
+    Ok(Parts::of(&plan, layout.head_dim, n_heads, counts, true).end * size_of::<f32>())
+}
+
+/// `Attention` of `kernels/attention.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Arguments {
+    sequences: u64,
+    segments: u64,
+    q: u64,
+    constants: u64,
+    sums: u64,
+    states: u64,
+    rows: RowsArgument,
+    n_sequences: u32,
+    n_heads: u32,
+    splits: u32,
+    column_groups: u32,
+    stage_bytes: u32,
+    scale: f32,
+}
+
+/// `AttentionQueries` of `kernels/attention.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct QueryArguments {
+    sequences: u64,
+    segments: u64,
+    q: u64,
+    turns: u64,
+    keys: FoldPointers,
+    turned: u64,
+    constants: u64,
+    rows: RowsArgument,
+    n_sequences: u32,
+    n_heads: u32,
+}
+
+/// `AttentionCombine` of `kernels/attention.cu`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CombineArguments {
+    sums: u64,
+    states: u64,
+    out: u64,
+    values: FoldPointers,
+    rows: u32,
+    splits: u32,
+    n_heads: u32,
+    n_kv_heads: u32,
+    head_dim: u32,
+    padding: u32,
+}
+
+// SAFETY: the struct of the kernel, field by field, without padding between them.
+unsafe impl KernelArgument for Arguments {}
+// SAFETY: as above.
+unsafe impl KernelArgument for QueryArguments {}
+// SAFETY: as above.
+unsafe impl KernelArgument for CombineArguments {}
+
+/// Attention of a step's queries over the caches that `table` names, when the stream's turn comes. `q` and `out` are query
+/// tokens x heads x head dim, f32, `q` rotated at the tokens' positions; `scratch` has at least [`cuda_scratch_len`] bytes.
+/// Two launches, or three where queries have to be turned or transformed; the host is not asked in between.
+///
+/// The twin of [`attention::cpu`](crate::attention::cpu). Within
+///
+/// ```text
+/// |out - exact| <= 2^-12 * (1 + max |q| |k| * scale) * max |v|
+/// ```
+///
+/// of the exact result on the cache as it is stored (Euclidean lengths of the query and of the longest key that it sees; the
+/// largest value), by head dimensions 64 and 128 on tensor cores: queries and weights enter products as two 16-bit terms, or two 8-bit terms
+/// where keys are in blocks. Any other even head dimension up to 256 takes a slower kernel that works in f32
+/// throughout. Splits change nothing but the order of sums. A NaN in a query, or in a key or value that it
+/// sees, is one in its result.
+///
+/// # Errors
+/// [`Error::Shape`], [`Error::Dimension`], [`Error::Type`], [`Error::Alignment`], [`Error::Layouts`], [`Error::NotOnDevice`],
+/// [`Error::OtherDevice`], [`Error::NoKernel`], [`Error::Device`]: nothing is launched, or (where the driver refuses a later
+/// launch) `out` means nothing.
+///
+/// # Safety
+/// - The table's memory holds what it was made of when the kernels run, and the rows and sinks that it names are mapped,
+///   written, and of a cache with this layout.
+/// - All memory stays until the stream has passed this; until then nothing else writes what this reads or touches `out` and
+///   `scratch`.
+pub unsafe fn cuda(
+    kernels: &Kernels,
+    stream: &Stream,
+    shape: &CudaAttention<'_>,
+    table: &KvTableView<'_>,
+    q: DeviceSlice<'_>,
+    mut out: DeviceSliceMut<'_>,
+    mut scratch: DeviceSliceMut<'_>,
+) -> Result<(), Error> {
+    check_stream(kernels, stream)?;
+    let (layout, n_heads, counts) = (&shape.layout, shape.n_heads, table.counts());
+    let rows = RowsArgument::of(layout, table, counts.turn_dims)?;
+    let plan = Plan::of(layout, n_heads, counts, kernels.multiprocessors())?;
+    let elements = counts.tokens * n_heads * layout.head_dim;
+    let q = floats("queries", q, elements)?;
+    let (keys, values) =
+        (FoldPointers::of(shape.transform.keys, layout)?, FoldPointers::of(shape.transform.values, layout)?);
+    let out = floats_mut("attention output", &mut out, elements)?;
+    let prepares = shape.transform.keys.is_some() || table.turns() != 0;
+    let parts = Parts::of(&plan, layout.head_dim, n_heads, counts, prepares);
+    let at = scratch.ptr().addr();
+    check_kind("attention scratch", scratch.kind())?;
+    check_multiple("the address of attention scratch", at, 16)?;
+    if scratch.reborrow().len() < parts.end * size_of::<f32>() {
+        let want = parts.end * size_of::<f32>();
+        return Err(Error::Shape { what: "bytes of attention scratch", got: scratch.len(), want });
+    }
+    if counts.tokens == 0 {
+        return Ok(());
+    }
+    let float = |index: usize| at + (index * size_of::<f32>()) as u64;
+    let name = match layout.head_dim {
+        64 => "attention_64",
+        128 => "attention_128",
+        _ => "attention_any",
+    };
+    let work = kernels.function("attention", name)?;
+    let combine = kernels.function("attention", "attention_combine")?;
+    let (n_sequences, heads) = (counts.sequences as u32, n_heads as u32);
+    if prepares {
+        let prepare = kernels.function("attention", "attention_queries")?;
+        let arguments = QueryArguments {
+            sequences: table.sequences(),
+            segments: table.segments(),
+            q,
+            turns: table.turns(),
+            keys,
+            turned: at,
+            constants: float(parts.constants),
+            rows,
+            n_sequences,
+            n_heads: heads,
+        };
+        // Grids go on where they end: as if every segment were of the sequence with most tokens, in moderation.
+        let grid = warp_grid((counts.most_tokens * n_heads).min(1 << 14), counts.sequences);
+        // SAFETY: these are the kernel's arguments, of checked sizes and alignment; the rest is the caller's promise.
+        unsafe { stream.launch(Launch::new(&prepare, grid).value(arguments)) }?;
+    }
+    let arguments = Arguments {
+        sequences: table.sequences(),
+        segments: table.segments(),
+        q: if prepares { at } else { q },
+        constants: if prepares { float(parts.constants) } else { 0 },
+        sums: float(parts.sums),
+        states: float(parts.states),
+        rows,
+        n_sequences,
+        n_heads: heads,
+        splits: plan.splits as u32,
+        column_groups: plan.column_groups as u32,
+        stage_bytes: plan.stage_bytes as u32,
+        scale: shape.scale * std::f32::consts::LOG2_E,
+    };
+    let grid = plan.grid(layout.n_kv_heads, counts.sequences);
+    // SAFETY: as above.
+    unsafe { stream.launch(Launch::new(&work, grid).value(arguments)) }?;
+    let arguments = CombineArguments {
+        sums: float(parts.sums),
+        states: float(parts.states),
+        out,
+        values,
+        rows: (counts.tokens * n_heads) as u32,
+        splits: plan.splits as u32,
+        n_heads: heads,
+        n_kv_heads: layout.n_kv_heads as u32,
+        head_dim: layout.head_dim as u32,
+        padding: 0,
+    };
+    let grid = LaunchShape::row((counts.tokens * n_heads).min(1 << 20) as u32, THREADS);
+    // SAFETY: as above.
+    Ok(unsafe { stream.launch(Launch::new(&combine, grid).value(arguments)) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(k_type: DType, v_type: DType, head_dim: usize) -> KvRowLayout {
+        let places = [0; 5];
+        let [row_stride, k_quants, k_scales, v_quants, v_scales] = places;
+        KvRowLayout {
+            k_type,
+            v_type,
+            n_kv_heads: 8,
+            head_dim,
+            row_stride,
+            rows_at: 0,
+            k_quants,
+            k_scales,
+            v_quants,
+            v_scales,
+            sinks: None,
+        }
+    }
+
+    fn counts(sequences: usize, most_tokens: usize, most_rows: usize) -> KvCounts {
+        KvCounts { sequences, most_tokens, most_rows, ..KvCounts::default() }
+    }
+
+    #[test]
+    fn splits_fill_the_device_and_stay_between_their_bounds() {
+        let of = |counts| Plan::of(&layout(DType::F16, DType::F16, 128), 32, &counts, 132).unwrap();
+        // 132 x 16 warps, 8 heads: 264 splits of 125 keys.
+        let plan = of(counts(1, 1, 32768));
+        assert_eq!((plan.splits, plan.column_groups), (264, 1));
+        assert_eq!(of(counts(16, 1, 32768)).splits, 16);
+        assert_eq!(of(counts(1, 1, 100)).splits, 2);
+        assert_eq!(of(counts(1000, 1, 32768)).splits, 8);
+        // Four heads of a group, five tokens: 20 queries.
+        assert_eq!(of(counts(1, 5, 32768)).column_groups, 3);
+        assert_eq!(of(counts(1, 1, 0)).splits, 1);
+    }
+
+    #[test]
+    fn blocks_have_as_many_warps_as_there_is_room_for() {
+        let warps = |k, v, head_dim| {
+            let plan = Plan::of(&layout(k, v, head_dim), 32, &counts(1, 1, 512), 132).unwrap();
+            assert!(plan.shared() <= SHARED && plan.stage_bytes.is_multiple_of(16));
+            // Four rows of sinks, in f16, take no more.
+            assert!(4 * 2 * (2 * head_dim + ROW_PAD) <= plan.stage_bytes);
+            (plan.stage_bytes, plan.warps)
+        };
+        assert_eq!(warps(DType::Q4_0, DType::Q4_0, 64), (2048, 8));
+        assert_eq!(warps(DType::Q4_0, DType::Q4_0, 128), (3072, 8));
+        assert_eq!(warps(DType::Q8_0, DType::Q8_0, 64), (3072, 8));
+        assert_eq!(warps(DType::F16, DType::F16, 64), (4608, 4));
+        assert_eq!(warps(DType::F16, DType::F16, 128), (8704, 2));
+        assert_eq!(warps(DType::F32, DType::F32, 128), (16896, 1));
+    }
+
+    #[test]
+    fn scratch_has_room_for_all_its_parts() {
+        let plan = Plan { column_groups: 1, splits: 3, stage_bytes: 0, warps: 8 };
+        let counts = KvCounts { tokens: 2, turned: 5, ..KvCounts::default() };
+        let parts = Parts::of(&plan, 10, 3, &counts, true);
+        assert_eq!(parts, Parts { constants: 152, states: 168, sums: 204, end: 204 + 180 });
+        assert_eq!(Parts::of(&plan, 10, 3, &counts, false).states, 0);
+    }
+}
