@@ -19,7 +19,8 @@
 //! | [`relayout`] | rows of blocks between the plain and the planar layout |
 //! | [`fill`], [`compare`] | a pattern over memory; how two stretches of memory differ |
 //!
-//! The last five run on CUDA devices too (feature `cuda`): `quantize::cpu` and `quantize::cuda` are twins.
+//! The last five, [`kv_append`] and [`attention`] run on CUDA devices too (feature `cuda`): `quantize::cpu` and `quantize::cuda` are
+//! twins. What a step's sequences are, kernels read in a `KvTable`.
 //!
 //! ```
 //! use granule_ops::{Threads, rms_norm};

@@ -54,8 +54,9 @@ struct Plan {
 
 impl Plan {
     /// The rule: as many splits as it takes for every multiprocessor to have 16 warps, rounded down so that they are all there
-    /// at once; none of fewer than 64 keys of the longest sequence, and none of more than 4096. A block has as many warps (8, 4, 2 or 1) as 96 KiB of shared
-    /// memory have room for the rings of. It depends on shapes and on the device alone, never on what runs beside it.
+    /// at once; none of fewer than 64 keys of the longest sequence, and none of more than 4096. A block has as many warps (8, 4,
+    /// 2 or 1) as 96 KiB of shared memory have room for the rings of; of 128 dims at most 2, since with that kernel's registers
+    /// a multiprocessor takes 10 or 11 warps. It depends on shapes and on the device alone, never on what runs beside it.
     fn of(
         layout: &KvRowLayout,
         n_heads: usize,
@@ -78,6 +79,7 @@ impl Plan {
             let scales =
                 if layout.k_type.is_quantized() || layout.v_type.is_quantized() { 2 * 16 } else { 0 };
             plan.stage_bytes = TILE_KEYS * (row(layout.k_type)? + row(layout.v_type)? + scales);
+            plan.warps = if layout.head_dim == 128 { 2 } else { WARPS };
             while plan.warps > 1 && plan.shared() > SHARED {
                 plan.warps /= 2;
             }
@@ -364,7 +366,7 @@ mod tests {
             (plan.stage_bytes, plan.warps)
         };
         assert_eq!(warps(DType::Q4_0, DType::Q4_0, 64), (2048, 8));
-        assert_eq!(warps(DType::Q4_0, DType::Q4_0, 128), (3072, 8));
+        assert_eq!(warps(DType::Q4_0, DType::Q4_0, 128), (3072, 2));
         assert_eq!(warps(DType::Q8_0, DType::Q8_0, 64), (3072, 8));
         assert_eq!(warps(DType::F16, DType::F16, 64), (4608, 4));
         assert_eq!(warps(DType::F16, DType::F16, 128), (8704, 2));
