@@ -109,22 +109,37 @@ __device__ inline void multiply_add_bf16(MatrixC &c, const MatrixA &a, const Mat
 #endif
 }
 
-#ifndef GRANULE_EMULATED
-// An address of shared memory, as the instructions below take it.
-__device__ inline u32 shared_address(const void *at)
-{
-    u32 address;
-    asm("{ .reg .u64 wide; cvta.to.shared.u64 wide, %1; cvt.u32.u64 %0, wide; }" : "=r"(address) : "l"(at));
-    return address;
-}
+// A place in shared memory, as the instructions below take it: 32 bits on a GPU, where half of the arithmetic on addresses
+// is thus saved.
+struct SharedPlace {
+#ifdef GRANULE_EMULATED
+    u8 *at;
+#else
+    u32 at;
 #endif
+
+    __device__ SharedPlace(void *pointer)
+    {
+#ifdef GRANULE_EMULATED
+        at = static_cast<u8 *>(pointer);
+#else
+        asm("{ .reg .u64 wide; cvta.to.shared.u64 wide, %1; cvt.u32.u64 %0, wide; }" : "=r"(at) : "l"(pointer));
+#endif
+    }
+    __device__ SharedPlace operator+(u32 bytes) const
+    {
+        SharedPlace place = *this;
+        place.at += bytes;
+        return place;
+    }
+};
 
 // Loads COUNT (1, 2 or 4) matrices of 8 x 8 16-bit elements from shared memory, word i from matrix i: of row g the elements
 // 2t and 2t+1, or TRANSPOSED of column g those of rows 2t and 2t+1. Lane l says where row l % 8 of matrix l / 8 begins: 8
 // elements in a row, at a multiple of 16 bytes; what lanes from 8 * COUNT on say does not count. All lanes of the warp take
 // part. (PTX ISA, ldmatrix.)
 template <u32 COUNT, bool TRANSPOSED>
-__device__ inline void load_matrices(u32 (&to)[COUNT], const void *row GRANULE_WHERE)
+__device__ inline void load_matrices(u32 (&to)[COUNT], SharedPlace row GRANULE_WHERE)
 {
     static_assert(COUNT == 1 || COUNT == 2 || COUNT == 4, "as many as ldmatrix takes");
 #ifdef GRANULE_EMULATED
@@ -132,7 +147,7 @@ __device__ inline void load_matrices(u32 (&to)[COUNT], const void *row GRANULE_W
         u32 word[COUNT];
     };
     Wide mine{};
-    if (threadIdx.x % WARP < 8 * COUNT) mine = load<Wide>(row);
+    if (threadIdx.x % WARP < 8 * COUNT) mine = load<Wide>(row.at);
     const auto together = [](const void *inputs, void *outputs) {
         const Wide *rows = static_cast<const Wide *>(inputs);
         Words *words = static_cast<Words *>(outputs);
@@ -150,30 +165,29 @@ __device__ inline void load_matrices(u32 (&to)[COUNT], const void *row GRANULE_W
     granule_emu_warp_together(ALL_LANES, &mine, sizeof mine, &got, sizeof got, together, file, line);
     for (u32 i = 0; i < COUNT; i++) to[i] = got.word[i];
 #else
-    const u32 at = shared_address(row);
     if constexpr (COUNT == 1 && !TRANSPOSED) {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(at) : "memory");
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(row.at) : "memory");
     } else if constexpr (COUNT == 1) {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(at) : "memory");
+        asm volatile("ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%0}, [%1];" : "=r"(to[0]) : "r"(row.at) : "memory");
     } else if constexpr (COUNT == 2 && !TRANSPOSED) {
         asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                      : "=r"(to[0]), "=r"(to[1])
-                     : "r"(at)
+                     : "r"(row.at)
                      : "memory");
     } else if constexpr (COUNT == 2) {
         asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
                      : "=r"(to[0]), "=r"(to[1])
-                     : "r"(at)
+                     : "r"(row.at)
                      : "memory");
     } else if constexpr (!TRANSPOSED) {
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                     : "r"(at)
+                     : "r"(row.at)
                      : "memory");
     } else {
         asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-                     : "r"(at)
+                     : "r"(row.at)
                      : "memory");
     }
 #endif
@@ -181,12 +195,12 @@ __device__ inline void load_matrices(u32 (&to)[COUNT], const void *row GRANULE_W
 
 // Starts a copy of 16 bytes from global to shared memory, both at a multiple of 16, past the first-level cache. Nothing may
 // read or write the target until the thread has waited for it, and no other thread before a barrier behind that.
-__device__ inline void copy_async(void *shared, const void *global)
+__device__ inline void copy_async(SharedPlace to, const void *from)
 {
 #ifdef GRANULE_EMULATED
-    granule_emu_async_copy(shared, global, 16, 16);
+    granule_emu_async_copy(to.at, from, 16, 16);
 #else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to.at), "l"(from) : "memory");
 #endif
 }
 
@@ -222,14 +236,9 @@ __device__ inline float fused(float a, float b, float c)
 #endif
 }
 
-// 2^x within 2^-22 of it, relatively; 0 for minus infinity, and perhaps below 2^-126. (PTX ISA, ex2.approx.)
-__device__ inline float power_of_two(float x)
-{
+// Before a loop that is not to be unrolled.
 #ifdef GRANULE_EMULATED
-    return exp2f(x);
+#define ROLLED
 #else
-    float y;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
+#define ROLLED _Pragma("unroll 1")
 #endif
-}

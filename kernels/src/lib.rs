@@ -30,6 +30,15 @@ pub const STAGES: u32 = 3;
 /// Bytes between the rows of a tile there.
 pub const ROW_PAD: u32 = 16;
 
+/// Rows of queries (a head of a token each) that a thread block of `attention_prefill` has.
+pub const PREFILL_ROWS: u32 = 128;
+
+/// Keys in a tile of `attention_prefill`.
+pub const PREFILL_KEYS: u32 = 64;
+
+/// Elements of the largest head that `attention_prefill` takes.
+pub const PREFILL_DIM: u32 = 128;
+
 /// Bit of the flag word that `quantize` and `kv_append` set where an element is NaN or infinite.
 pub const FLAG_NOT_FINITE: u32 = 1;
 

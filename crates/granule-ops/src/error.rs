@@ -46,6 +46,12 @@ pub enum Error {
         /// What it is.
         got: usize,
     },
+    /// A factor on attention's scores with which the largest product is not the largest score.
+    #[error("the factor on scores must be a normal number above 0, not {got}")]
+    Scale {
+        /// The factor.
+        got: f32,
+    },
     /// Rows of a type that the layout or the operation is not for.
     #[error("{what} must be {must}, not {got}")]
     Type {

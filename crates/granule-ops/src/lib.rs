@@ -13,6 +13,7 @@
 //! | [`kv_append`] | new keys and values: rotated, transformed, encoded into the cache, in one pass |
 //! | [`KvTransform`] | what makes four bits enough, before keys and values are stored |
 //! | [`attention`] | causal attention of a batch of sequences that reads the cache's types directly through a [`KvView`] |
+//! | `attention_prefill` | the same for the many query tokens of prompts, on the tensor cores of a CUDA device (feature `cuda`) |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
 //! | [`softmax`] | probabilities |
 //! | [`quantize`], [`dequantize`] | [rows](Rows) of floats into rows of blocks, and back |
@@ -43,6 +44,8 @@ struct Readme;
 
 mod add;
 pub mod attention;
+#[cfg(feature = "cuda")]
+pub mod attention_prefill;
 pub mod compare;
 pub mod dequantize;
 mod embed;

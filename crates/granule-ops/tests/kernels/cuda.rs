@@ -2,6 +2,7 @@
 
 mod launchers;
 mod numeric;
+mod prefill;
 
 use granule_device::{Buffer, Bytes, Device, DeviceSlice, DeviceSliceMut, Stream};
 use granule_ops::compare::{self, Difference};

@@ -13,4 +13,5 @@ mod host;
 mod machine;
 mod numbers;
 mod oracle;
+mod prefill;
 mod properties;

@@ -4,7 +4,7 @@ use std::ffi::{CString, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-use granule_sim::emulator_abi::{ABI, Find, Hooks, Launch, Outcome, Run, Where};
+use granule_sim::emulator_abi::{ABI, Find, Hooks, Kernel, Launch, Outcome, Run, Where};
 use granule_sim::emulator_build::{self, Mode};
 use libloading::Library;
 
@@ -90,21 +90,55 @@ impl Emulated {
         params: &[Param],
         allowed: Option<&[Allowed]>,
     ) -> Result<(), String> {
-        let c_name = CString::new(name).unwrap();
-        // SAFETY: the name ends with a zero.
-        let kernel = unsafe { (self.find)(c_name.as_ptr()).as_ref() }.ok_or("no such kernel")?;
+        let kernel = self.kernel(name)?;
         // SAFETY: the kernel's description lives as long as the library.
         let sizes = unsafe { std::slice::from_raw_parts(kernel.param_sizes, kernel.n_params as usize) };
         assert_eq!(sizes, vec![8; params.len()], "{name}: every parameter has 8 bytes");
-        let mut values: Vec<u64> = params.iter().map(|Param::U64(value)| *value).collect();
-        let mut pointers: Vec<*mut c_void> =
-            values.iter_mut().map(|value| ptr::from_mut(value).cast()).collect();
+        let values: Vec<u64> = params.iter().map(|Param::U64(value)| *value).collect();
+        let pointers: Vec<*const u8> = values.iter().map(|value| ptr::from_ref(value).cast()).collect();
+        self.run(name, kernel, (grid, 0), seed, pointers, allowed)
+    }
+
+    /// [`Emulated::launch`] of a kernel whose one parameter is a struct, with dynamic shared memory.
+    pub(crate) fn launch_struct(
+        &self,
+        name: &str,
+        grid: [u32; 3],
+        shared: u32,
+        seed: u64,
+        param: &[u8],
+        allowed: Option<&[Allowed]>,
+    ) -> Result<(), String> {
+        let kernel = self.kernel(name)?;
+        // SAFETY: as above.
+        let sizes = unsafe { std::slice::from_raw_parts(kernel.param_sizes, kernel.n_params as usize) };
+        assert_eq!(sizes, [param.len() as u32], "{name}: one struct");
+        self.run(name, kernel, (grid, shared), seed, vec![param.as_ptr()], allowed)
+    }
+
+    fn kernel(&self, name: &str) -> Result<&'static Kernel, String> {
+        let c_name = CString::new(name).unwrap();
+        // SAFETY: the name ends with a zero; a kernel lives as long as the library, which is kept.
+        unsafe { (self.find)(c_name.as_ptr()).as_ref() }.ok_or_else(|| "no such kernel".to_owned())
+    }
+
+    /// The parameters are as many and as large as the kernel says.
+    fn run(
+        &self,
+        name: &str,
+        kernel: &Kernel,
+        (grid, shared_bytes): ([u32; 3], u32),
+        seed: u64,
+        params: Vec<*const u8>,
+        allowed: Option<&[Allowed]>,
+    ) -> Result<(), String> {
+        let mut pointers: Vec<*mut c_void> = params.into_iter().map(|at| at.cast_mut().cast()).collect();
         let mut watching = Watch { allowed: allowed.unwrap_or_default(), strayed: None };
         let hooks = Hooks { context: ptr::from_mut(&mut watching).cast(), access: watch };
         let launch = Launch {
             grid,
             block: [granule_kernels::THREADS, 1, 1],
-            shared_bytes: 0,
+            shared_bytes,
             seed,
             params: pointers.as_mut_ptr(),
             hooks: if allowed.is_some() { &hooks } else { ptr::null() },

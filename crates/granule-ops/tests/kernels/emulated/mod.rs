@@ -1,6 +1,7 @@
 //! The kernels by themselves, on the host's processor: the same `.cu` files through a C++ compiler.
 
 mod library;
+mod prefill;
 
 use std::sync::LazyLock;
 

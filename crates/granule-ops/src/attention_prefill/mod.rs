@@ -1,0 +1,6 @@
+//! Attention for prompts, where many query tokens of a sequence are there at once, on tensor cores. A CUDA device's alone: on
+//! the host [`attention::cpu`](crate::attention::cpu) takes prompts and single tokens alike.
+
+mod cuda;
+
+pub use cuda::{cuda, suits};
