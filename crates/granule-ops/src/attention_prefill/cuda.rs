@@ -80,11 +80,12 @@ fn shared_bytes(layout: &KvRowLayout) -> Result<usize, Error> {
 /// every range inside f16's. With `e = scale * max_j sum_i |q_i k_ji| * 2^-10`, a result is off by at most
 ///
 /// ```text
-/// (2 e + 2^-9) * sum_j w_j |v_j|
+/// (exp(2 e) - 1 + 2^-9) * sum_j w_j |v_j|
 /// ```
 ///
-/// over weights `w` and values `v`, and in practice by a fiftieth of that. Neither splits nor batches change it. A NaN in a
-/// query, or in a key or value that it sees, is one in its result, and an infinity in a tile may make all its rows NaN.
+/// over weights `w` and values `v`, and at random by a fiftieth of that. Nothing changes with what else is in the batch. A NaN
+/// in a query, or in a key or value that it sees, is one in its result; a value that is NaN or infinite may also reach queries
+/// of the same step that do not see it.
 ///
 /// # Errors
 /// [`Error::Dimension`] for head dimensions that it does not take, which [`attention::cuda`](crate::attention::cuda) does;
