@@ -352,7 +352,7 @@ impl Prompt {
 /// The product with the Hadamard matrix of entries 1 and -1, from its definition; `of` is applied to each entry.
 fn hadamard(x: &[f64], width: usize, of: fn(f64) -> f64) -> Vec<f64> {
     let part = |part: &[f64]| -> Vec<f64> {
-        let entry = |i: usize, j: usize| of(if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 });
+        let entry = |i: usize, j: usize| of(if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 });
         (0..width).map(|i| part.iter().enumerate().map(|(j, x)| entry(i, j) * x).sum()).collect()
     };
     x.chunks_exact(width).flat_map(part).collect()

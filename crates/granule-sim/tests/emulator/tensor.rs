@@ -145,7 +145,7 @@ fn copies_that_are_read_or_overwritten_too_early_are_found() {
 
 #[test]
 fn lanes_that_miss_a_matrix_instruction_are_found() {
-    let mut to = vec![0_u32; 32];
+    let mut to = [0_u32; 32];
     let to = Param::from(&mut to[..]);
     for mode in MODES {
         library(mode).run("lane_goes_round", Shape::new(1, 32), &[to, 32_u32.into()]).unwrap();
