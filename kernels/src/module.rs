@@ -192,8 +192,8 @@ mod tests {
             (include_str!("../include/attend.cuh"), "u32 ROW_PAD = 16;", crate::ROW_PAD, 16),
             (include_str!("../attention.cu"), "u32 STAGES = 3;", crate::STAGES, 3),
             (include_str!("../attention_prefill.cu"), "u32 ROWS = 128;", crate::PREFILL_ROWS, 128),
-            (include_str!("../attention_prefill.cu"), "u32 KEYS = 64;", crate::PREFILL_KEYS, 64),
-            (include_str!("../attention_prefill.cu"), "u32 DIM = 128;", crate::PREFILL_DIM, 128),
+            (include_str!("../include/kv_tile.cuh"), "u32 KEYS = 64;", crate::PREFILL_KEYS, 64),
+            (include_str!("../include/kv_tile.cuh"), "u32 DIM = 128;", crate::PREFILL_DIM, 128),
             (include_str!("../fill.cu"), "u32 ROUNDS = 4;", crate::PIECE_BYTES, 4 * 256 * 16),
             (include_str!("../compare.cu"), "u32 ROUNDS = 4;", crate::PIECE_BYTES, 4 * 256 * 16),
         ];
