@@ -16,6 +16,18 @@
 //! The scale is the one for which scores suffer least: a block's quantization error grows with the size of what is stored, `sum
 //! a^2 var(k)`, and is met by queries of the size `sum q^2 / a^2`; the product of the two is least, by Cauchy and Schwarz, where
 //! each channel has the same part in both.
+//!
+//! What the parts buy: the perplexity that 4 bits cost SmolLM2-135M-Instruct (7.83, 16 windows of 512 tokens), measured with one side
+//! quantized and the other in f16, the tables from 512 tokens:
+//!
+//! | keys | cost | values | cost |
+//! | --- | --- | --- | --- |
+//! | constant, scale, rotation over 64 channels, 4 sinks in f16 | 1.3% | constant, rotation over 64, sinks | 0.2% |
+//! | without sinks | 3.3% | a scale besides | 0.5% |
+//! | without the rotation | 3.1% | constant, order by size, rotation over 32, sinks | 0.5% |
+//! | constant, order by size, rotation over 32, sinks | 3.5% | rotation over 32, sinks | 0.9% |
+//!
+//! Plain blocks on both sides cost 31%.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
