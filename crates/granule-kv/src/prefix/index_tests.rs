@@ -253,7 +253,7 @@ fn of_equal_cost_the_least_recently_used_goes_and_a_dear_one_stays_until_it_is_o
 
 #[test]
 fn long_lists_are_walked_and_not_recursed_into() {
-    let count = if cfg!(miri) { 200 } else { 20_000 };
+    let count = if cfg!(miri) { 30 } else { 20_000 };
     let tokens: Vec<u32> = (0..count).collect();
     let mut index = Index::new();
     let ids: Vec<Id> = (1..=tokens.len()).map(|n| index.insert(&(), &tokens[..n], n).unwrap()).collect();
