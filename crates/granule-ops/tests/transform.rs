@@ -95,7 +95,8 @@ fn what_is_stored_is_the_hadamard_matrix_times_shifted_and_scaled_channels() {
             let part = i / width * width;
             let want: f64 = (part..part + width)
                 .map(|j| {
-                    let sign = if ((i - part) & (j - part)).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                    let even = ((i - part) & (j - part)).count_ones().is_multiple_of(2);
+                    let sign = if even { 1.0 } else { -1.0 };
                     let at = head_dim + j;
                     sign * (f64::from(x[j]) - f64::from(fold.constants()[at])) * f64::from(fold.scales()[at])
                 })

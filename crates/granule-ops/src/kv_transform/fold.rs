@@ -113,11 +113,9 @@ impl KvFold {
     /// A query into the form in which it meets stored keys; answers its product with the constants.
     #[inline]
     pub(super) fn meet(&self, head: usize, query: &mut [f32]) -> f32 {
-        let at = head * self.head_dim;
-        let mut sum = 0.0;
-        let tables = self.constants[at..].iter().zip(&self.inverses[at..]);
-        for (q, (constant, inverse)) in query.iter_mut().zip(tables) {
-            sum += *q * constant;
+        let at = head * self.head_dim..(head + 1) * self.head_dim;
+        let sum = dot(query, &self.constants[at.clone()]);
+        for (q, inverse) in query.iter_mut().zip(&self.inverses[at]) {
             *q *= inverse;
         }
         hadamard::rotate(query, self.width);
@@ -134,4 +132,18 @@ impl KvFold {
             *x = *x * inverse + constant;
         }
     }
+}
+
+/// A product in eight sums, so that it does not wait for one addition after the other.
+#[inline]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut sums = [0f32; 8];
+    for (a, b) in a.iter().zip(b) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
 }
