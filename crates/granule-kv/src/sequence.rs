@@ -233,9 +233,10 @@ impl Sequence {
         }
     }
 
-    /// The granules behind it. Nothing is being mapped ahead for a sequence that was only copied.
-    pub(crate) fn granules(&self) -> impl Iterator<Item = PieceId> + '_ {
-        self.ranges.iter().flat_map(Range::pieces).map(|(_, id, _)| id)
+    /// The granules behind it, and whether somebody else has them too: for reports over several sequences, in which each counts
+    /// once. What is being mapped ahead at this moment is not among them.
+    pub fn granules(&self) -> impl Iterator<Item = (PieceId, bool)> + '_ {
+        self.ranges.iter().flat_map(Range::pieces).map(|(_, id, is_shared)| (id, is_shared))
     }
 
     fn grid(&self, group: usize) -> Grid {

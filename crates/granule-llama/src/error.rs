@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use thiserror::Error as ThisError;
 
+use crate::context::SequenceId;
+
 /// An error of the engine: a bad file, an unsupported model, a bad option, or no room.
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
@@ -405,6 +407,21 @@ pub enum Error {
         /// The context's size.
         n_ctx: usize,
     },
+    /// A sequence that the context does not have: it was removed, or is another context's.
+    #[error("sequence {} is not one of this context's, or was removed", id.get())]
+    NoSuchSequence {
+        /// The name given.
+        id: SequenceId,
+    },
+    /// One sequence occurs twice in a batch.
+    #[error("sequence {} occurs twice in one batch: give all of its tokens at once", id.get())]
+    SequenceTwice {
+        /// The name given.
+        id: SequenceId,
+    },
+    /// The first sequence of a context stays.
+    #[error("the first sequence of a context cannot be removed: clear it instead")]
+    FirstSequence,
     /// The computation was stopped from outside, through a [`crate::CancelToken`].
     #[error("cancelled")]
     Cancelled,
@@ -420,6 +437,9 @@ pub enum Error {
     /// The KV cache has no room, or cannot hold this model in this type.
     #[error(transparent)]
     Kv(#[from] granule_kv::Error),
+    /// A state was not saved or not loaded.
+    #[error(transparent)]
+    State(#[from] granule_kv::state::StateError),
     /// An operation was refused.
     #[error(transparent)]
     Ops(#[from] granule_ops::Error),

@@ -1,5 +1,7 @@
 //! The Llama forward pass (Touvron et al., 2023), composed of `granule-ops` over the weights and the cache.
 
+use std::borrow::BorrowMut;
+
 use granule_kv::Sequence;
 use granule_ops::kv_append::{self, AppendShape};
 use granule_ops::{
@@ -16,23 +18,41 @@ use crate::tokenizer::TokenId;
 /// Is shown each layer's queries, rotated, and its keys and values, as the projections gave them.
 pub(crate) type Observer<'a> = &'a mut dyn FnMut(usize, &[f32], &[f32], &[f32]) -> Result<()>;
 
-/// Runs `tokens` through all layers and stores their keys and values behind the sequence's rows, which have to be
-/// prepared; the caller commits them. The hidden states are left in `step.x`.
-pub(crate) fn forward(
+/// What a step adds to one sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Which sequence, of those that the step is given; no two parts have the same.
+    pub(crate) sequence: usize,
+    /// How many tokens, at least one.
+    pub(crate) n: usize,
+}
+
+/// Runs `tokens`, those of each part one after the other, through all layers and stores their keys and values behind the
+/// sequences' rows, which have to be prepared; the caller commits them. The hidden states are left in `step.x`. `items` is
+/// room for a list, empty before and after.
+#[allow(clippy::too_many_arguments, reason = "what a step reads, what it writes, and what it works with")]
+pub(crate) fn forward<S: BorrowMut<Sequence>>(
     model: &Model,
-    sequence: &mut Sequence,
+    sequences: &mut [S],
+    parts: &[Part],
+    tokens: &[TokenId],
     transforms: Option<&KvTransforms>,
     step: &mut Step<'_>,
-    tokens: &[TokenId],
+    items: &mut Vec<AttentionItem<'static>>,
     cancel: &CancelToken,
     mut observe: Option<Observer<'_>>,
 ) -> Result<()> {
     let (config, weights, threads) = (model.config(), model.weights(), model.threads());
-    let (n, first) = (tokens.len(), sequence.len());
+    let (n, kv_width, dims) = (tokens.len(), config.kv_width(), config.rope_dims);
     let Step { x, h, q, k, v, attended, gate, up, angles, attention: scratch, quant } = step;
     let scale = 1.0 / (config.head_dim as f32).sqrt();
     embed(&weights.matrix(&weights.embedding)?, tokens.iter().map(|t| t.get()), x)?;
-    model.rope().angles(sequence.position(), n, angles)?;
+    let mut rest = &mut **angles;
+    for part in parts {
+        let (own, behind) = rest.split_at_mut(part.n * dims);
+        model.rope().angles(sequences[part.sequence].borrow().position(), part.n, own)?;
+        rest = behind;
+    }
     for (index, layer) in weights.layers.iter().enumerate() {
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
@@ -46,11 +66,25 @@ pub(crate) fn forward(
             observe(index, q, k, v)?;
         }
         let transform = transforms.and_then(|transforms| transforms.layer(index));
-        let append = AppendShape { rope_dims: config.rope_dims, angles, transform };
-        kv_append::cpu(threads, &append, &mut sequence.rows_mut(index)?, k, v)?;
+        let mut first = 0;
+        for part in parts {
+            let end = first + part.n;
+            let (k, v) = (&mut k[first * kv_width..end * kv_width], &mut v[first * kv_width..end * kv_width]);
+            let append =
+                AppendShape { rope_dims: dims, angles: &angles[first * dims..end * dims], transform };
+            let sequence = sequences[part.sequence].borrow_mut();
+            kv_append::cpu(threads, &append, &mut sequence.rows_mut(index)?, k, v)?;
+            first = end;
+        }
         let shape = AttentionShape { n_heads: config.n_heads, scale, transform, rope: Some(model.rope()) };
-        let item = AttentionItem { cache: sequence.view(index, first + n)?, n_tokens: n };
-        attention::cpu(threads, &shape, q, &[item], attended, scratch)?;
+        let mut attend = recycled(std::mem::take(items));
+        for part in parts {
+            let sequence = sequences[part.sequence].borrow();
+            let cache = sequence.view(index, sequence.len() + part.n)?;
+            attend.push(AttentionItem { cache, n_tokens: part.n });
+        }
+        attention::cpu(threads, &shape, q, &attend, attended, scratch)?;
+        *items = recycled(attend);
         project(threads, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
         add(x, h)?;
 
@@ -64,17 +98,31 @@ pub(crate) fn forward(
     Ok(())
 }
 
-/// The logits of the tokens whose hidden states are `x`: the last norm and the output layer.
+/// The logits of some of a step's tokens, whose hidden states it left: the last norm and the output layer.
 pub(crate) fn output(
     model: &Model,
-    x: &[f32],
-    h: &mut [f32],
-    quant: &mut QuantScratch<'_>,
+    step: &mut Step<'_>,
+    rows: impl Iterator<Item = usize>,
     logits: &mut [f32],
 ) -> Result<()> {
     let (config, weights) = (model.config(), model.weights());
-    rms_norm(x, &weights.output_norm, config.rms_eps, h)?;
-    project(model.threads(), h, x.len() / config.n_embd, quant, &mut [(weights.output_matrix()?, logits)])
+    let n_embd = config.n_embd;
+    let mut n = 0;
+    for (row, h) in rows.zip(step.h.chunks_exact_mut(n_embd)) {
+        rms_norm(&step.x[row * n_embd..(row + 1) * n_embd], &weights.output_norm, config.rms_eps, h)?;
+        n += 1;
+    }
+    if n == 0 {
+        return Ok(());
+    }
+    let products = &mut [(weights.output_matrix()?, logits)];
+    project(model.threads(), &step.h[..n * n_embd], n, &mut step.quant, products)
+}
+
+/// An empty list for items of another lifetime, in the memory of this one: collecting into the same layout takes none.
+fn recycled<'b>(mut items: Vec<AttentionItem<'_>>) -> Vec<AttentionItem<'b>> {
+    items.clear();
+    items.into_iter().filter_map(|_| None).collect()
 }
 
 /// Multiplies `n` rows of `x` with each weight, quantizing `x` first if one of the weights needs it.

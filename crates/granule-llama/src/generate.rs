@@ -107,13 +107,13 @@ impl Context {
     ) -> Result<Generation<'_>> {
         let mut sampler = Sampler::new(options.sampling)?;
         let start = Instant::now();
-        self.eval_reporting(prompt, progress)?;
+        let reused = self.eval_prompt(prompt, progress)?;
         for &token in self.tokens() {
             sampler.accept(token);
         }
         let text = if options.continues { TextStream::continuing() } else { TextStream::new() };
         let stats = GenerationStats {
-            n_prompt: prompt.len(),
+            n_prompt: prompt.len() - reused,
             prompt_time: start.elapsed(),
             ..GenerationStats::default()
         };
@@ -178,7 +178,7 @@ impl Generation<'_> {
         }
         // A padded table has rows that stand for no token.
         let n_vocab = self.context.model().tokenizer().n_vocab();
-        let logits = self.context.last_logits()?;
+        let logits = self.context.logits()?;
         let token = self.sampler.sample(logits.get(..n_vocab).unwrap_or(logits))?;
         self.stats.n_generated += 1;
         let tokenizer = self.context.model().tokenizer();

@@ -40,7 +40,7 @@ use crate::activations::{Activations, Heaps, Lengths};
 use crate::cancel::CancelToken;
 use crate::config::Config;
 use crate::error::Result;
-use crate::forward::forward;
+use crate::forward::{Observer, Part, forward};
 use crate::model::Model;
 
 /// Prose, numbers, code, and a few words in other languages.
@@ -153,7 +153,11 @@ fn make(model: &Model, keys: bool, values: bool) -> Result<KvTransforms> {
             places.visit(q, k, &mut |q, k| sums.add_scores(config, skip, q, k))
         };
         let cancel = CancelToken::default();
-        forward(model, &mut sequence, None, &mut activations.step()?, batch, &cancel, Some(&mut observe))?;
+        let (sequences, parts) =
+            (std::slice::from_mut(&mut sequence), [Part { sequence: 0, n: batch.len() }]);
+        let (mut step, mut items) = (activations.step()?, Vec::new());
+        let observe = Some(&mut observe as Observer<'_>);
+        forward(model, sequences, &parts, batch, None, &mut step, &mut items, &cancel, observe)?;
         sequence.commit(batch.len())?;
     }
     let layer = |sums: &Sums| -> Result<KvTransform> {

@@ -2,7 +2,7 @@
 //!
 //! It is composed from Granule's own crates and shows that they are enough: weights stay in the mapped file (or in
 //! memory that the bank pays for), keys and values in a growable [`granule_kv::Sequence`], activations in ranges of
-//! granules, arithmetic in [`granule_ops`]. A [`Model`] is loaded once and shared; each [`Context`] is one sequence.
+//! granules, arithmetic in [`granule_ops`]. A [`Model`] is loaded once and shared; a [`Context`] is one sequence, or many.
 //!
 //! ```no_run
 //! use granule_llama::{Context, ContextOptions, EncodeOptions, GenerateOptions, LoadOptions, Model};
@@ -24,7 +24,27 @@
 //! Invariants: a call that fails leaves its context as it was; a context's memory never moves; what
 //! [`Context::memory_info`] says is held is what the bank counts.
 //!
-//! Not for: training, other architectures, serving many users (a later crate).
+//! # Many sequences
+//!
+//! Sequences of one context are computed together, each weight read once for all of them; they may begin with the same tokens,
+//! whose memory they then share.
+//!
+//! ```no_run
+//! # use granule_llama::{Context, ContextOptions, LoadOptions, Model};
+//! # let model = Model::load("model.gguf", LoadOptions::default())?;
+//! # let prompt = model.tokenizer().encode("Once upon a time", Default::default())?;
+//! # let (yes, no) = (prompt[1], prompt[2]);
+//! let mut context = Context::new(model, ContextOptions::default())?;
+//! context.eval(&prompt)?;
+//! let one = context.first_sequence();
+//! let two = context.fork_sequence(one)?;
+//! for logits in context.eval_batch(&[(one, &[yes]), (two, &[no])])? {
+//!     println!("{} logits", logits.len());
+//! }
+//! # Ok::<(), granule_llama::Error>(())
+//! ```
+//!
+//! Not for: training, other architectures, deciding whose turn it is (a later crate).
 
 mod activations;
 mod cancel;
@@ -35,23 +55,25 @@ mod error;
 mod forward;
 mod generate;
 pub mod gguf;
+mod identity;
 mod kv_transform;
 mod memory;
 mod model;
 mod perplexity;
 pub mod sample;
+mod shared;
 pub mod tokenizer;
 mod weights;
 
 pub use cancel::CancelToken;
 pub use chat::{ChatMessage, ChatPrompt, ChatTemplate};
 pub use config::Config;
-pub use context::{Context, ContextOptions};
+pub use context::{Context, ContextOptions, SequenceId};
 pub use error::{Error, Result};
 pub use generate::{Finish, GenerateOptions, Generation, GenerationStats, Piece, PieceRef};
 pub use granule_kv::KvType;
 pub use kv_transform::KvTransformMode;
-pub use memory::MemoryInfo;
+pub use memory::{MemoryInfo, SequenceMemory};
 pub use model::{LoadOptions, Model, Progress};
 pub use perplexity::{Perplexity, perplexity};
 pub use sample::{Sampler, SamplingOptions};

@@ -1,31 +1,56 @@
 //! Where a context's memory went, in bytes.
 
 use granule_device::Bytes;
+use granule_kv::KvMemory;
 
-/// What a context and its model hold. Everything but the model is counted in whole granules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+use crate::context::SequenceId;
+
+/// What a context and its model hold. Everything but the model and the transform is counted in whole granules, each of which
+/// counts once.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryInfo {
     /// The weights: the mapped or read files. Shared by all contexts of the model.
     pub model: Bytes,
-    /// The KV cache of this context, granules shared with a fork included.
+    /// Keys and values of this context's sequences. Granules that several of them have count once; those that others have too,
+    /// another context or a remembered prompt, count in full.
     pub kv: Bytes,
-    /// Of `kv`: what a fork shares.
+    /// Of `kv`: what more than one sequence has, of this context or not.
     pub kv_shared: Bytes,
-    /// Bytes of the rows in use, a part of `kv`.
+    /// Bytes of the sequences' rows: tokens times the bytes of one, shared or not.
     pub kv_used: Bytes,
     /// What the cache would hold at the full context size. Address space, not memory.
     pub kv_reserved: Bytes,
+    /// Prompts that the model remembers, but for what is in `kv`. It goes back when somebody else needs it.
+    pub kv_prefixes: Bytes,
+    /// Memory of sequences that are gone, for the next ones; shared by all contexts of the model with the same types. It goes
+    /// back when somebody else needs it.
+    pub kv_parked: Bytes,
     /// Tables of the transform that keys and values go through, if there is one. Shared by all contexts of the model.
     pub kv_transform: Bytes,
     /// Hidden states and logits.
     pub activations: Bytes,
     /// Temporaries of single operations.
     pub scratch: Bytes,
-    /// Tokens in the context.
+    /// Tokens in the first sequence.
     pub n_tokens: usize,
-    /// Tokens that the context can hold.
+    /// Tokens that a sequence can hold.
     pub n_ctx: usize,
-    /// All of the above: model, kv, kv_transform, activations, scratch.
+    /// All of the above: model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch.
     pub total: Bytes,
+    /// Each sequence by itself, in the order of [`Context::sequences`](crate::Context::sequences): what several have is in
+    /// each.
+    pub sequences: Vec<SequenceMemory>,
+}
+
+/// What one sequence of a context holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SequenceMemory {
+    /// Which one.
+    pub id: SequenceId,
+    /// Its tokens.
+    pub n_tokens: usize,
+    /// Its keys and values.
+    pub kv: KvMemory,
 }

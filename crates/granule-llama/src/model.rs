@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device};
-use granule_kv::KvType;
+use granule_kv::{Identity, KvType, PrefixCache};
 use granule_ops::{Rope, Threads};
 
 use crate::chat::ChatTemplate;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
+use crate::identity::identity;
 use crate::kv_transform::{Kept, Tables};
+use crate::shared::Caches;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Files, Source, Weights};
 
@@ -46,6 +48,7 @@ pub struct Model {
     rope: Rope,
     weights: Weights,
     threads: Threads,
+    caches: Caches,
     bank: Bank,
     tables: Kept,
 }
@@ -98,7 +101,8 @@ impl Model {
             weights.rope_factors.as_deref(),
         )?;
         weights.check()?;
-        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, bank, tables: Kept::default() }))
+        let (caches, tables) = (Caches::default(), Kept::default());
+        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, caches, bank, tables }))
     }
 
     /// The model's shape.
@@ -156,6 +160,28 @@ impl Model {
     #[must_use]
     pub fn threads(&self) -> &Threads {
         &self.threads
+    }
+
+    /// What the model's keys and values can be told apart by from another model's: shapes, weights and rotation. The digest of
+    /// the weights is made when it is first asked for, from a sample of each tensor: other trainings, fine-tunes and
+    /// quantizations are told apart; a flipped bit, or an edit of a few numbers, may not be. Texts of the vocabulary, the chat
+    /// template and how many files the model comes in make no difference.
+    ///
+    /// # Errors
+    /// None in practice: a loaded model has its weights.
+    pub fn identity(&self) -> Result<&Identity> {
+        self.caches.identity(|| identity(&self.config, &self.weights))
+    }
+
+    /// The prompts that contexts with [`ContextOptions::prefix_cache`](crate::ContextOptions) have left: how many there are, what
+    /// they hold, and how to forget them.
+    #[must_use]
+    pub fn prefixes(&self) -> &PrefixCache {
+        self.caches.prefixes(&self.bank)
+    }
+
+    pub(crate) fn caches(&self) -> &Caches {
+        &self.caches
     }
 
     /// What keys and values of these types are transformed by; made now if it was not needed before.

@@ -153,6 +153,16 @@ impl Files {
         self.directories.iter().flat_map(|gguf| gguf.tensors())
     }
 
+    /// Every tensor with its bytes, in the files' order.
+    pub(crate) fn tensors_with_bytes(&self) -> Result<Vec<(&TensorInfo, &[u8])>> {
+        let mut all = Vec::new();
+        for (shard, gguf) in self.shards.iter().zip(&self.directories) {
+            let bytes = shard.bytes()?;
+            all.extend(gguf.tensors().iter().map(|t| (t, bytes.get(gguf.data_range(t)).unwrap_or_default())));
+        }
+        Ok(all)
+    }
+
     /// Bytes of all files: mapped or read, they are held as a whole.
     pub(crate) fn bytes(&self) -> Bytes {
         self.charges.iter().map(Charge::size).fold(Bytes::ZERO, |a, b| a.saturating_add(b))

@@ -56,7 +56,7 @@ pub(crate) struct LoadArgs {
 }
 
 /// How the context is made.
-#[derive(clap::Args)]
+#[derive(Clone, Copy, clap::Args)]
 pub(crate) struct ContextArgs {
     /// Tokens of a prompt that are computed in one go
     #[arg(short, long, value_name = "N", default_value = "512")]
@@ -77,7 +77,7 @@ pub(crate) struct ContextArgs {
 
 /// When keys and values are transformed.
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum KvTransformArg {
+pub(crate) enum KvTransformArg {
     /// Where the type gains from it
     Auto,
     /// Never
@@ -142,6 +142,10 @@ pub(crate) struct RunArgs {
     /// End with the speed and with where the memory went
     #[arg(short, long)]
     pub(crate) verbose: bool,
+    /// Keep the keys and values of the prompt in this file, and take from it what the next prompt begins with; written by the
+    /// first run, and again where a prompt has more than it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompt_cache: Option<PathBuf>,
     /// Record what happens to memory into this file, to be looked at with `granule trace`; FILE.part until it is whole
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -208,23 +212,91 @@ pub(crate) struct PerplexityArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) load: LoadArgs,
+    /// Compare the types of keys and values: speed at each depth, bytes of a token, and perplexity where there is a text
+    #[arg(long)]
+    pub(crate) kv: bool,
     /// Tokens of the prompt that is timed; 0 to leave it out
     #[arg(long = "prompt", value_name = "N", default_value = "512")]
     pub(crate) n_prompt: usize,
-    /// Tokens whose decoding is timed, one by one; 0 to leave it out
-    #[arg(long = "gen", value_name = "N", default_value = "128")]
-    pub(crate) n_gen: usize,
-    /// Tokens that are in the context before each measurement
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
-    pub(crate) depth: Vec<usize>,
-    /// How often each measurement is made
-    #[arg(long, value_name = "N", default_value = "5")]
-    pub(crate) repeat: NonZeroUsize,
-    #[command(flatten)]
-    pub(crate) context: ContextArgs,
+    /// Tokens whose decoding is timed, one by one; 0 to leave it out [default: 128, with --kv 32]
+    #[arg(long = "gen", value_name = "N")]
+    n_gen: Option<usize>,
+    /// Tokens that are in the context before each measurement [default: 0, with --kv 0,512,2048]
+    #[arg(long, alias = "depths", value_name = "N,…", value_delimiter = ',')]
+    depth: Vec<usize>,
+    /// How often each measurement is made [default: 5, with --kv 3]
+    #[arg(long, value_name = "N")]
+    repeat: Option<NonZeroUsize>,
+    /// With --kv: the text whose perplexity is measured with each pair of types, a UTF-8 file
+    #[arg(long, value_name = "FILE", requires = "kv")]
+    pub(crate) text: Option<PathBuf>,
+    /// Of the text: tokens of a window, of which the second half is scored
+    #[arg(short, long, value_name = "N", default_value = "512", requires = "text")]
+    pub(crate) ctx_size: NonZeroUsize,
+    /// Of the text: the most windows to measure [default: all]
+    #[arg(long, value_name = "N", requires = "text")]
+    pub(crate) chunks: Option<NonZeroUsize>,
+    /// Tokens of a prompt that are computed in one go
+    #[arg(short, long, value_name = "N", default_value = "512")]
+    batch_size: NonZeroUsize,
+    /// What keys are stored as; of several, each is measured [default: f16, with --kv every type that the model's heads allow]
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',')]
+    cache_type_k: Vec<KvType>,
+    /// What values are stored as [default: as for keys]
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',')]
+    cache_type_v: Vec<KvType>,
+    /// Both of the above at once
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',')]
+    kv_cache_type: Vec<KvType>,
+    /// Turn 4-bit keys and values into what 4 bits hold better before they are stored; none stores plain ggml blocks
+    #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
+    kv_transform: KvTransformArg,
     /// Write a JSON array instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl BenchArgs {
+    pub(crate) fn n_gen(&self) -> usize {
+        self.n_gen.unwrap_or(if self.kv { 32 } else { 128 })
+    }
+
+    /// Ascending, each once.
+    pub(crate) fn depths(&self) -> Vec<usize> {
+        let usual: &[usize] = if self.kv { &[0, 512, 2048] } else { &[0] };
+        let mut depths = if self.depth.is_empty() { usual.to_vec() } else { self.depth.clone() };
+        depths.sort_unstable();
+        depths.dedup();
+        depths
+    }
+
+    pub(crate) fn repeat(&self) -> usize {
+        self.repeat.map_or(if self.kv { 3 } else { 5 }, usize::from)
+    }
+
+    /// The contexts to measure: each type of keys with each of values. Whether a type was named; the usual ones may be ones that
+    /// a model cannot have.
+    pub(crate) fn contexts(&self) -> Vec<(ContextArgs, bool)> {
+        let usual: &[KvType] = if self.kv { &KvType::ALL } else { &[KvType::F16] };
+        let named = |own: &[KvType]| -> (Vec<KvType>, bool) {
+            match (own, &self.kv_cache_type[..]) {
+                ([], []) => (usual.to_vec(), false),
+                ([], both) => (both.to_vec(), true),
+                (own, _) => (own.to_vec(), true),
+            }
+        };
+        let ((k, k_named), (v, v_named)) = (named(&self.cache_type_k), named(&self.cache_type_v));
+        let (batch_size, kv_transform) = (self.batch_size, self.kv_transform);
+        let pairs = k.iter().flat_map(|&k| v.iter().map(move |&v| (k, v)));
+        let context = |(k, v)| ContextArgs {
+            batch_size,
+            cache_type_k: Some(k),
+            cache_type_v: Some(v),
+            kv_cache_type: None,
+            kv_transform,
+        };
+        pairs.map(|pair| (context(pair), k_named && v_named)).collect()
+    }
 }
 
 /// `granule tokenize`

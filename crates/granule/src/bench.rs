@@ -6,9 +6,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use granule_llama::{CancelToken, Context, Model, TokenId};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, ContextArgs};
 use crate::table::{Align, Table};
 use crate::{interrupt, progress, session};
 
@@ -34,7 +35,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let cancel = interrupt::install()?;
     let model = session::load(&args.load, &cancel)?;
     let mut measured = Vec::new();
-    let done = measure(args, &model, &cancel, &mut measured);
+    let mut contexts = args.contexts().into_iter();
+    let done = contexts.try_for_each(|(context, _)| measure(args, &context, &model, &cancel, &mut measured));
     if done.is_ok() || !measured.is_empty() {
         print(args, &measured)?;
     }
@@ -43,44 +45,33 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 
 fn measure(
     args: &BenchArgs,
+    with: &ContextArgs,
     model: &Arc<Model>,
     cancel: &CancelToken,
     measured: &mut Vec<Measurement>,
 ) -> Result<()> {
-    let deepest = args.depth.iter().max().copied().unwrap_or(0);
-    let n_ctx = deepest.checked_add(args.n_prompt.max(args.n_gen)).context("the depth is too large")?;
-    let mut context = session::context(model, &args.context, Some(n_ctx), cancel)?;
-    let n_batch = args.context.batch_size.get();
-    let kinds = usize::from(args.n_prompt > 0) + usize::from(args.n_gen > 0);
-    let bar = progress::counted("measuring", args.depth.len() * kinds * (args.repeat.get() + 1));
-    for &depth in &args.depth {
+    let (depths, n_gen, repeat) = (args.depths(), args.n_gen(), args.repeat());
+    let deepest = depths.last().copied().unwrap_or(0);
+    let n_ctx = deepest.checked_add(args.n_prompt.max(n_gen)).context("the depth is too large")?;
+    let mut context = session::context(model, with, Some(n_ctx), cancel)?;
+    let n_batch = with.batch_size.get();
+    let kinds = usize::from(args.n_prompt > 0) + usize::from(n_gen > 0);
+    let bar = progress::counted("measuring", depths.len() * kinds * (repeat + 1));
+    for depth in depths {
         let filled = depth.min(context.tokens().len());
         context.truncate(filled)?;
         append(&mut context, depth - filled, n_batch)?;
-        let tests = [("pp", args.n_prompt, n_batch), ("tg", args.n_gen, 1)];
+        let tests = [("pp", args.n_prompt, n_batch), ("tg", n_gen, 1)];
         for (kind, n, step) in tests.into_iter().filter(|&(_, n, _)| n > 0) {
             let test = format!("{kind}{n}");
-            let mut speed = || -> Result<f64> {
-                bar.set_message(test.clone());
-                context.truncate(depth)?;
-                let start = Instant::now();
-                append(&mut context, n, step)?;
-                let seconds = start.elapsed().as_secs_f64();
-                if cancel.is_cancelled() {
-                    return Err(granule_llama::Error::Cancelled.into());
-                }
-                bar.inc(1);
-                Ok(n as f64 / seconds)
-            };
-            // The first one is the warm-up, and is not counted.
-            speed()?;
-            let runs = (0..args.repeat.get()).map(|_| speed()).collect::<Result<Vec<f64>>>()?;
+            bar.set_message(test.clone());
+            let runs = speeds(&mut context, depth, n, step, repeat, &bar, cancel)?;
             measured.push(Measurement {
                 test,
                 depth,
-                cache_type_k: args.context.type_k().to_string(),
-                cache_type_v: args.context.type_v().to_string(),
-                kv_transform: args.context.kv_transform().to_string(),
+                cache_type_k: with.type_k().to_string(),
+                cache_type_v: with.type_v().to_string(),
+                kv_transform: with.kv_transform().to_string(),
                 threads: model.threads().count(),
                 n_batch,
                 tokens_per_second: median(&runs),
@@ -92,8 +83,34 @@ fn measure(
     Ok(())
 }
 
+/// Tokens per second of appending `n` tokens behind the first `depth`, in steps of `step`, time and again.
+pub(crate) fn speeds(
+    context: &mut Context,
+    depth: usize,
+    n: usize,
+    step: usize,
+    repeat: usize,
+    bar: &ProgressBar,
+    cancel: &CancelToken,
+) -> Result<Vec<f64>> {
+    let mut speed = || -> Result<f64> {
+        context.truncate(depth)?;
+        let start = Instant::now();
+        append(context, n, step)?;
+        let seconds = start.elapsed().as_secs_f64();
+        if cancel.is_cancelled() {
+            return Err(granule_llama::Error::Cancelled.into());
+        }
+        bar.inc(1);
+        Ok(n as f64 / seconds)
+    };
+    // The first one is the warm-up, and is not counted.
+    speed()?;
+    (0..repeat).map(|_| speed()).collect()
+}
+
 /// Appends `n` tokens in steps of `step`. Any tokens will do: the work does not depend on which they are.
-fn append(context: &mut Context, n: usize, step: usize) -> Result<()> {
+pub(crate) fn append(context: &mut Context, n: usize, step: usize) -> Result<()> {
     let n_vocab = context.model().tokenizer().n_vocab() as u64;
     let mut done = 0;
     while done < n {
@@ -107,7 +124,7 @@ fn append(context: &mut Context, n: usize, step: usize) -> Result<()> {
     Ok(())
 }
 
-fn median(runs: &[f64]) -> f64 {
+pub(crate) fn median(runs: &[f64]) -> f64 {
     let mut sorted = runs.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);

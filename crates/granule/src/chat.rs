@@ -80,7 +80,7 @@ impl<'a> Chat<'a> {
         let tokens = self.prompt()?;
         // What the conversation has in common with what is in the cache is not computed again.
         let kept = self.context.rewind_to(&tokens)?;
-        let answer = answer(self.args, self.context, &tokens[kept..], self.options.clone())?;
+        let answer = answer(self.args, self.context, &tokens, kept, self.options.clone())?;
         finish_line(self.args, self.context, &answer)?;
         self.messages.push(ChatMessage::new("assistant", answer.text));
         Ok(answer.finish)

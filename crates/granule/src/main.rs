@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod bench_kv;
 mod chat;
 mod devices;
 mod directory;
@@ -10,6 +11,7 @@ mod interrupt;
 mod memory_table;
 mod perplexity;
 mod progress;
+mod prompt_cache;
 mod run;
 mod session;
 mod table;
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
         Command::Run(args) => run::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
+        Command::Bench(args) if args.kv => bench_kv::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
         Command::Devices(args) => devices::run(&args),

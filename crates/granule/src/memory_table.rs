@@ -19,6 +19,21 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
     );
     table.row(["model".to_owned(), info.model.to_string(), "weights, shared by every context".to_owned()]);
     table.row(["kv cache".to_owned(), info.kv.to_string(), kv]);
+    if info.kv_shared > Bytes::ZERO {
+        table.row([
+            "  of it shared".to_owned(),
+            info.kv_shared.to_string(),
+            "by sequences, counted once".to_owned(),
+        ]);
+    }
+    if info.kv_prefixes > Bytes::ZERO {
+        let what = "remembered, and not in use: goes back when memory is short".to_owned();
+        table.row(["kv prompts".to_owned(), info.kv_prefixes.to_string(), what]);
+    }
+    if info.kv_parked > Bytes::ZERO {
+        let what = "for the next sequence: goes back when memory is short".to_owned();
+        table.row(["kv parked".to_owned(), info.kv_parked.to_string(), what]);
+    }
     if info.kv_transform > Bytes::ZERO {
         let what = "tables of keys and values, shared by every context".to_owned();
         table.row(["kv transform".to_owned(), info.kv_transform.to_string(), what]);
@@ -45,6 +60,8 @@ pub(crate) fn json(info: &MemoryInfo) -> Value {
         "kv_shared": info.kv_shared.get(),
         "kv_used": info.kv_used.get(),
         "kv_reserved": info.kv_reserved.get(),
+        "kv_prefixes": info.kv_prefixes.get(),
+        "kv_parked": info.kv_parked.get(),
         "kv_transform": info.kv_transform.get(),
         "activations": info.activations.get(),
         "scratch": info.scratch.get(),

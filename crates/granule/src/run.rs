@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::args::RunArgs;
 use crate::session::Recording;
 use crate::table::{Align, Table};
-use crate::{chat, interrupt, memory_table, progress, session};
+use crate::{chat, interrupt, memory_table, progress, prompt_cache, session};
 
 /// What one prompt gave.
 pub(crate) struct Answer {
@@ -64,8 +64,13 @@ fn write(
 ) -> Result<()> {
     let n_ctx = args.ctx_size.map(usize::from);
     tracer.mark("context");
-    let mut context = session::context(&model, &args.context, n_ctx, cancel)?;
+    // One prompt never comes a second time; in a chat, conversations begin alike.
+    let is_chat = args.prompt.is_none();
+    let mut context = session::context_remembering(&model, &args.context, n_ctx, cancel, is_chat)?;
     drop(model);
+    if let Some(path) = &args.prompt_cache {
+        prompt_cache::load(path, &mut context)?;
+    }
     let finish = match &args.prompt {
         Some(prompt) if !args.chat => raw(args, prompt, &mut context, options)?,
         Some(message) => chat::one(args, message, &mut context, &options)?,
@@ -117,7 +122,8 @@ fn raw(
         print(prompt)?;
     }
     options.continues = args.echo;
-    let mut answer = answer(args, context, &tokens, options)?;
+    let kept = context.rewind_to(&tokens)?;
+    let mut answer = answer(args, context, &tokens, kept, options)?;
     if args.echo {
         answer.text.insert_str(0, prompt);
     }
@@ -125,18 +131,20 @@ fn raw(
     Ok(Some(answer.finish))
 }
 
-/// Writes what the model has to say behind `prompt`; as it comes, unless it goes into a JSON object.
+/// Writes what the model has to say behind `prompt`, whose first `kept` tokens are in the context; as it comes, unless it goes
+/// into a JSON object.
 pub(crate) fn answer(
     args: &RunArgs,
     context: &mut Context,
     prompt: &[TokenId],
+    kept: usize,
     options: GenerateOptions,
 ) -> Result<Answer> {
-    let bar =
-        (prompt.len() > args.context.batch_size.get()).then(|| progress::counted("prompt", prompt.len()));
+    let left = prompt.len() - kept;
+    let bar = (left > args.context.batch_size.get()).then(|| progress::counted("prompt", left));
     let tracer = context.model().bank().tracer().clone();
     tracer.mark("prompt");
-    let generation = context.generate_reporting(prompt, options, &mut |done| {
+    let generation = context.generate_reporting(&prompt[kept..], options, &mut |done| {
         if let Some(bar) = &bar {
             bar.set_position(done as u64);
         }
@@ -145,6 +153,9 @@ pub(crate) fn answer(
         bar.finish_and_clear();
     }
     let mut generation = generation?;
+    if let Some(path) = &args.prompt_cache {
+        prompt_cache::save(path, generation.context(), kept)?;
+    }
     let (mut text, mut tokens) = (String::new(), Vec::new());
     while let Some(piece) = generation.next_piece() {
         let piece = piece?;

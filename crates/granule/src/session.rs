@@ -138,12 +138,24 @@ pub(crate) fn context(
     n_ctx: Option<usize>,
     cancel: &CancelToken,
 ) -> Result<Context> {
+    context_remembering(model, args, n_ctx, cancel, false)
+}
+
+/// As [`context`], and where it is to, remembers prompts for the next time they begin the same.
+pub(crate) fn context_remembering(
+    model: &Arc<Model>,
+    args: &ContextArgs,
+    n_ctx: Option<usize>,
+    cancel: &CancelToken,
+    prefix_cache: bool,
+) -> Result<Context> {
     let options = ContextOptions {
         n_ctx,
         n_batch: args.batch_size.get(),
         type_k: args.type_k(),
         type_v: args.type_v(),
         kv_transform: args.kv_transform(),
+        prefix_cache,
         ..ContextOptions::default()
     };
     let mut context = Context::new(Arc::clone(model), options)?;

@@ -176,7 +176,7 @@ impl PrefixCache {
             return Ok(known.len() == tokens.len());
         }
         let fork = sequence.copy(0..known.len())?;
-        let granules: Vec<PieceId> = fork.granules().collect();
+        let granules: Vec<PieceId> = fork.granules().map(|(id, _)| id).collect();
         let frozen = Arc::new(Frozen { sequence: Mutex::new(Some(fork)), granules });
         let (kept, gone) = self.core.remember(key, known, frozen);
         for frozen in gone {
@@ -227,6 +227,11 @@ impl PrefixCache {
         let state = self.core.state();
         let held = self.core.granule.saturating_mul(state.holders.len() as u64);
         PrefixStats { entries: state.index.len(), tokens: state.index.tokens(), held, ..state.counts }
+    }
+
+    /// The granules behind what it holds, each once.
+    pub fn granules(&self) -> Vec<PieceId> {
+        self.core.state().holders.keys().copied().collect()
     }
 
     fn find(&self, key: &PrefixKey, tokens: &[u32]) -> Option<(Pin, Arc<Frozen>, usize)> {

@@ -14,7 +14,10 @@ mod faults;
 mod files;
 mod generation;
 mod memory;
+mod prompts;
 mod same_result;
+mod sequences;
+mod states;
 mod transform;
 mod twin;
 

@@ -1,15 +1,19 @@
 //! The hot loop takes no memory: once a context is warm, a token costs no call for device memory and no allocation on the
-//! host's heap, on any thread; also while other contexts of the model come and go. Where the cache's rows begin another
-//! granule, that one is mapped.
+//! host's heap, on any thread; also while other contexts of the model come and go, and for many sequences at once. Where the
+//! cache's rows come near another granule, that one is lent to the thread that maps ahead: the decoding thread makes no call
+//! for it either, and allocates only the loan itself.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use granule_device::calls_made_here;
 use granule_kv::KvType;
 use granule_llama::{
-    Context, ContextOptions, EncodeOptions, GenerateOptions, LoadOptions, Model, SamplingOptions,
+    Context, ContextOptions, EncodeOptions, GenerateOptions, LoadOptions, Model, SamplingOptions, SequenceId,
+    TokenId,
 };
 
 /// The system's allocator, which counts what it is asked for.
@@ -17,22 +21,33 @@ struct Counting;
 
 static ASKED: AtomicUsize = AtomicUsize::new(0);
 
+thread_local! {
+    /// What this thread asked for.
+    static ASKED_HERE: Cell<usize> = const { Cell::new(0) };
+}
+
+fn asked() {
+    ASKED.fetch_add(1, Ordering::Relaxed);
+    // A thread that ends has none left.
+    let _ = ASKED_HERE.try_with(|asked| asked.set(asked.get() + 1));
+}
+
 // SAFETY: every call goes to the system's allocator as it came.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ASKED.fetch_add(1, Ordering::Relaxed);
+        asked();
         // SAFETY: the caller's promise.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        ASKED.fetch_add(1, Ordering::Relaxed);
+        asked();
         // SAFETY: the caller's promise.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ASKED.fetch_add(1, Ordering::Relaxed);
+        asked();
         // SAFETY: the caller's promise.
         unsafe { System.realloc(at, layout, size) }
     }
@@ -83,5 +98,59 @@ fn a_token_takes_no_memory() {
         let (calls, asked) = (device.calls_made() - calls, ASKED.load(Ordering::Relaxed) - asked);
         assert!(text.len() > 160, "{text:?}");
         assert_eq!((calls, asked), (0, 0), "device calls and heap allocations in 64 tokens, {kv}");
+        a_batch_of_sequences(&model, kv);
     }
+    across_granules(&model);
+}
+
+fn a_batch_of_sequences(model: &Arc<Model>, kv: KvType) {
+    let options = ContextOptions { n_ctx: Some(256), type_k: kv, type_v: kv, ..ContextOptions::default() };
+    let mut context = Context::new(Arc::clone(model), options).unwrap();
+    let prompt = model.tokenizer().encode("Once upon a time", EncodeOptions::default()).unwrap();
+    context.eval(&prompt).unwrap();
+    let first = context.first_sequence();
+    let names: Vec<SequenceId> = (0..5).map(|_| context.fork_sequence(first).unwrap()).collect();
+    let tokens = [300, 301, 302, 303, 304].map(|token| [TokenId::new(token)]);
+    let batch: Vec<(SequenceId, &[TokenId])> =
+        names.iter().zip(&tokens).map(|(&id, token)| (id, &token[..])).collect();
+    let mut step = || context.eval_batch(&batch).unwrap().map(|logits| logits[0]).sum::<f32>();
+    // The first steps copy the granule in which the sequences part.
+    (0..16).for_each(|_| assert!(step().is_finite()));
+    let device = model.bank().device();
+    let (calls, asked) = (device.calls_made(), ASKED.load(Ordering::Relaxed));
+    (0..64).for_each(|_| assert!(step().is_finite()));
+    let (calls, asked) = (device.calls_made() - calls, ASKED.load(Ordering::Relaxed) - asked);
+    assert_eq!((calls, asked), (0, 0), "device calls and heap allocations in 64 steps of 5 sequences, {kv}");
+}
+
+/// 6 KiB a token in granules of 2 MiB: the second begins at token 341, the third at 682.
+fn across_granules(model: &Arc<Model>) {
+    let options = ContextOptions {
+        n_ctx: Some(1024),
+        type_k: KvType::F32,
+        type_v: KvType::F32,
+        ..ContextOptions::default()
+    };
+    let mut context = Context::new(Arc::clone(model), options).unwrap();
+    context.eval(&[TokenId::new(300); 200]).unwrap();
+    for _ in 0..16 {
+        context.eval(&[TokenId::new(301)]).unwrap();
+    }
+    let before = context.sequence().cache().stats();
+    let calls = calls_made_here();
+    let mut with_memory = Vec::new();
+    for token in 216..900 {
+        let asked = ASKED_HERE.get();
+        context.eval(&[TokenId::new(302)]).unwrap();
+        if ASKED_HERE.get() > asked {
+            with_memory.push((token, ASKED_HERE.get() - asked));
+        }
+    }
+    let after = context.sequence().cache().stats();
+    let granules = after.mapped_ahead - before.mapped_ahead;
+    assert!(granules >= 2, "{before:?} {after:?}");
+    assert_eq!((after.mapped_now - before.mapped_now, after.waits - before.waits), (0, 0));
+    assert_eq!(calls_made_here() - calls, 0, "device calls of the decoding thread");
+    // One token lends a granule, another takes it back.
+    assert!(with_memory.len() as u64 <= 2 * granules, "{granules} granules: {with_memory:?}");
 }

@@ -12,6 +12,7 @@ mod chat;
 mod devices;
 mod interrupts;
 mod measures;
+mod prompt_cache;
 mod recording;
 mod run;
 mod trace;

@@ -1,6 +1,6 @@
 //! `info`, `tokenize`, `perplexity` and `bench`.
 
-use crate::{TALES, json, stdout, text_of};
+use crate::{TALES, json, output, stderr, stdout, text_of};
 
 #[test]
 fn ids_come_with_the_start_token_and_special_tokens() {
@@ -85,4 +85,68 @@ fn bench_measures_at_each_depth() {
         assert!(m["threads"].as_u64().unwrap() >= 1);
     }
     assert_eq!(stdout(&args).lines().count(), 5);
+}
+
+#[test]
+fn bench_takes_several_types() {
+    let args = ["bench", TALES, "--prompt", "0", "--gen", "2", "--repeat", "1", "--cache-type-k", "f16,q8_0"];
+    let all = json(&[&args[..], &["--kv-cache-type", "f32", "--json"]].concat());
+    let of = |m: &serde_json::Value, key: &str| m[key].as_str().unwrap().to_owned();
+    let pairs: Vec<_> =
+        all.as_array().unwrap().iter().map(|m| (of(m, "cache_type_k"), of(m, "cache_type_v"))).collect();
+    assert_eq!(pairs, [("f16".into(), "f32".into()), ("q8_0".into(), "f32".into())]);
+}
+
+#[test]
+fn bench_compares_pairs_of_types() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("text.txt");
+    let text = "Once upon a time the baker Mia lived near the harbor. Mia loved the dog Shadow. ";
+    std::fs::write(&file, text.repeat(20)).unwrap();
+    let quick = ["bench", TALES, "--kv", "--prompt", "8", "--gen", "2", "--depths", "16,0", "--repeat", "1"];
+    let types = ["--cache-type-k", "f16,q4_0", "--cache-type-v", "q8_0"];
+    let text = ["--text", text_of(&file), "--ctx-size", "64", "--chunks", "2"];
+    let args = [&quick[..], &types, &text].concat();
+    let all = json(&[&args[..], &["--json"]].concat());
+    let all = all.as_array().unwrap();
+    assert_eq!(all.len(), 2);
+    for (pair, (k, bytes, transformed)) in
+        all.iter().zip([("f16", 6 * (256 + 136), false), ("q4_0", 6 * (72 + 136), true)])
+    {
+        assert_eq!((pair["cache_type_k"].as_str(), pair["cache_type_v"].as_str()), (Some(k), Some("q8_0")));
+        // Planes start at multiples of 16 bytes.
+        let held = pair["bytes_per_token"].as_u64().unwrap();
+        assert!((bytes..bytes + 6 * 64).contains(&held), "{held}");
+        assert_eq!(pair["transformed"], transformed);
+        let depths = pair["depths"].as_array().unwrap();
+        assert_eq!(depths.iter().map(|d| d["depth"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 16]);
+        for depth in depths {
+            assert_eq!((&depth["prompt"]["n_tokens"], &depth["decode"]["n_tokens"]), (&8.into(), &2.into()));
+            assert!(depth["decode"]["tokens_per_second"].as_f64().unwrap() > 0.0);
+        }
+        assert_eq!(pair["perplexity"]["tokens"], 2 * 31);
+        let ppl = pair["perplexity"]["ppl"].as_f64().unwrap();
+        let types = ["--cache-type-k", k, "--cache-type-v", "q8_0", "--json"];
+        let alone = ["perplexity", TALES, text_of(&file), "--ctx-size", "64", "--chunks", "2"];
+        assert_eq!(json(&[&alone[..], &types].concat())["ppl"].as_f64().unwrap(), ppl);
+    }
+    let table = stdout(&args);
+    assert_eq!(table.lines().count(), 4, "{table}");
+    for word in ["bytes/token", "pp8 @ 0", "tg2 @ 16", "perplexity"] {
+        assert!(table.lines().next().unwrap().contains(word), "{table}");
+    }
+    // Every pair where none is named; and no perplexity where there is no text.
+    let every = json(&[&quick[..], &["--json"]].concat());
+    assert_eq!(every.as_array().unwrap().len(), 25);
+    assert!(every[0].get("perplexity").is_none());
+    for (more, word) in [
+        (&["--text", "no-such.txt"][..], "no-such.txt"),
+        (&["--cache-type-k", "q8_0,q5_9"], "q5_9"),
+        (&["--depths", "18446744073709551615"], "depth"),
+    ] {
+        let output = output(&[&quick[..], more].concat());
+        assert!(!output.status.success() && stderr(&output).contains(word), "{}", stderr(&output));
+    }
+    let no_kv = output(&["bench", TALES, "--text", text_of(&file)]);
+    assert!(stderr(&no_kv).contains("--kv"), "{}", stderr(&no_kv));
 }

@@ -1,0 +1,201 @@
+//! A context: sequences of tokens, their keys and values, and the memory to compute with.
+
+mod eval;
+mod info;
+mod options;
+mod prompt;
+mod sequences;
+mod slot;
+mod state;
+
+use std::sync::Arc;
+
+use granule_kv::{Identity, KvLayout, Sequence};
+use granule_ops::{AttentionItem, KvTransforms};
+use granule_pool::PoolSlice;
+
+use self::eval::Lane;
+use self::slot::Slot;
+use crate::activations::{Heaps, Lengths};
+use crate::cancel::CancelToken;
+use crate::error::{Error, Result};
+use crate::forward::Part;
+use crate::kv_transform::{KvTransformMode, SINKS};
+use crate::model::Model;
+use crate::shared::Shared;
+use crate::tokenizer::TokenId;
+
+pub use options::ContextOptions;
+pub use slot::SequenceId;
+
+/// Sequences of tokens over a shared model: one, until more are [added](Context::add_sequence). What names no sequence acts on
+/// the first, so that who needs one need not know of others.
+///
+/// A call that fails leaves the context as it was before.
+#[derive(Debug)]
+pub struct Context {
+    model: Arc<Model>,
+    options: ContextOptions,
+    /// Never empty; the first is there as long as the context.
+    slots: Vec<Slot>,
+    shared: Arc<Shared>,
+    lengths: Lengths,
+    heaps: Heaps,
+    /// What the last evaluation left: at least one row.
+    logits: PoolSlice<f32>,
+    cancel: CancelToken,
+    n_batch: usize,
+    // Lists that a call fills, kept so that the next one takes no memory.
+    lanes: Vec<Lane>,
+    parts: Vec<Part>,
+    batch: Vec<TokenId>,
+    attended: Vec<AttentionItem<'static>>,
+}
+
+impl Context {
+    /// A new context with one sequence, which is empty.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for a size of zero, [`Error::Kv`] if the model's heads do not fit the cache's types,
+    /// [`Error::Pool`] if there is no memory for a row of logits, and where a transform has yet to be made what
+    /// [`Context::eval`] can fail with.
+    pub fn new(model: Arc<Model>, options: ContextOptions) -> Result<Self> {
+        let ContextOptions { type_k, type_v, layers_per_row, .. } = options;
+        let n_ctx = positive("the context size", options.n_ctx.unwrap_or(model.config().n_ctx_train))?;
+        let tables = match options.kv_transform {
+            KvTransformMode::Auto => model.kv_tables(type_k, type_v)?,
+            KvTransformMode::None => None,
+        };
+        let sinks = if tables.is_some() { SINKS } else { 0 };
+        let layout = KvLayout::new(model.config().kv_shape(), type_k, type_v, layers_per_row, sinks)?;
+        let shared = model.caches().get(model.bank(), layout, tables)?;
+        let first = Slot::new(shared.cache.sequence(n_ctx)?, &[]);
+        Self::over(model, options, shared, first)
+    }
+
+    fn over(model: Arc<Model>, options: ContextOptions, shared: Arc<Shared>, first: Slot) -> Result<Self> {
+        let n_batch = positive("the batch size", options.n_batch)?;
+        let (_, layout) = shared.cache.layout().layer(0)?;
+        let lengths = Lengths::new(model.config(), layout);
+        let heaps = Heaps::new(model.bank())?;
+        let logits = heaps.activations.alloc_slice(model.config().n_vocab)?;
+        Ok(Self {
+            model,
+            options,
+            slots: vec![first],
+            shared,
+            lengths,
+            heaps,
+            logits,
+            cancel: CancelToken::default(),
+            n_batch,
+            lanes: Vec::new(),
+            parts: Vec::new(),
+            batch: Vec::new(),
+            attended: Vec::new(),
+        })
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// The most tokens that fit into one of its sequences.
+    #[must_use]
+    pub fn n_ctx(&self) -> usize {
+        self.sequence().n_ctx()
+    }
+
+    /// The tokens whose keys and values are in the cache.
+    #[must_use]
+    pub fn tokens(&self) -> &[TokenId] {
+        &self.slots[0].tokens
+    }
+
+    /// The cache behind it, to look at.
+    #[must_use]
+    pub fn sequence(&self) -> &Sequence {
+        &self.slots[0].sequence
+    }
+
+    /// What keys and values are turned by before they are stored: where there is something, its id is part of what the bytes mean.
+    #[must_use]
+    pub fn kv_transforms(&self) -> Option<&KvTransforms> {
+        self.shared.tables.as_ref().map(|tables| &tables.transforms)
+    }
+
+    /// What the stored keys and values were made with: those of another context can stand for them where all of it is equal.
+    ///
+    /// # Errors
+    /// None in practice: a loaded model has its weights.
+    pub fn kv_identity(&self) -> Result<Identity> {
+        let transform = self.kv_transforms().map(|transforms| transforms.id().to_le_bytes().to_vec());
+        Ok(Identity { transform: transform.unwrap_or_default(), ..self.model.identity()?.clone() })
+    }
+
+    /// A flag that stops a computation of this context, from any thread or a signal handler.
+    #[must_use]
+    pub fn cancel_token(&self) -> CancelToken {
+        self.cancel.clone()
+    }
+
+    /// Replaces the flag that stops this context, so that several can share one.
+    pub fn set_cancel_token(&mut self, token: CancelToken) {
+        self.cancel = token;
+    }
+
+    /// Forgets all tokens. The memory stays with the context, for the next ones.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn clear(&mut self) -> Result<()> {
+        self.truncate(0)
+    }
+
+    /// Forgets all but the first `len` tokens (nothing where there are not more). The memory stays with the context.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn truncate(&mut self, len: usize) -> Result<()> {
+        self.slots[0].truncate(len)
+    }
+
+    /// Keeps what the context has in common with the beginning of `tokens`, forgets the rest, and returns how many
+    /// tokens were kept: at most one fewer than `tokens` has, so that there is one left to evaluate.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn rewind_to(&mut self, tokens: &[TokenId]) -> Result<usize> {
+        let common = self.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        let kept = common.min(tokens.len().saturating_sub(1));
+        self.truncate(kept)?;
+        Ok(kept)
+    }
+
+    /// A second context with the same tokens, which goes its own way from here. The granules behind them are shared
+    /// until one of the two writes there. Of several sequences it has the first.
+    ///
+    /// # Errors
+    /// [`Error::Kv`], [`Error::Pool`] if there is no memory for its logits.
+    pub fn fork(&mut self) -> Result<Self> {
+        let first = self.slots[0].fork(usize::MAX)?;
+        Self::over(Arc::clone(&self.model), self.options, Arc::clone(&self.shared), first)
+    }
+
+    /// Gives back memory that the present tokens do not need.
+    ///
+    /// # Errors
+    /// [`Error::Kv`] if the device refuses.
+    pub fn trim(&mut self) -> Result<()> {
+        for slot in &mut self.slots {
+            slot.sequence.trim()?;
+        }
+        self.heaps.trim()
+    }
+}
+
+fn positive(option: &'static str, value: usize) -> Result<usize> {
+    if value == 0 { Err(Error::InvalidOption { option, value, allowed: "at least 1" }) } else { Ok(value) }
+}

@@ -1,0 +1,74 @@
+//! Prompts that are remembered: what any context of the model has computed need not be computed again.
+
+use granule_kv::{Hit, PrefixKey};
+
+use super::{Context, SequenceId};
+use crate::error::Result;
+use crate::tokenizer::TokenId;
+
+impl Context {
+    /// Appends a prompt as [`Context::eval`] does, and answers how many of its tokens did not have to be computed: where the
+    /// context is empty and [`ContextOptions::prefix_cache`](crate::ContextOptions) is on, the longest beginning that the model
+    /// remembers is taken from there, and the whole is remembered for the next time. `progress` is told of the tokens done.
+    /// [`Context::logits`] has those behind the last token.
+    ///
+    /// # Errors
+    /// As [`Context::eval`].
+    pub fn eval_prompt(&mut self, tokens: &[TokenId], progress: &mut dyn FnMut(usize)) -> Result<usize> {
+        let first = self.first_sequence();
+        let reused = if self.tokens().is_empty() { self.take_prefix(first, tokens)? } else { 0 };
+        let done = self.eval_reporting(&tokens[reused..], &mut |done| progress(reused + done)).map(|_| ());
+        if let Err(error) = done {
+            if reused > 0 {
+                self.clear()?;
+            }
+            return Err(error);
+        }
+        self.remember(first)?;
+        Ok(reused)
+    }
+
+    /// Has an empty sequence begin with the longest remembered beginning of `tokens`, at most all but the last one, and answers
+    /// how many tokens that is; 0 also where [`ContextOptions::prefix_cache`](crate::ContextOptions) is off, or the sequence is
+    /// not empty. The sequence then lies at other addresses.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSequence`](crate::Error::NoSuchSequence), [`Error::Kv`](crate::Error::Kv).
+    pub fn take_prefix(&mut self, id: SequenceId, tokens: &[TokenId]) -> Result<usize> {
+        let is_empty = self.slot(id)?.tokens.is_empty();
+        let Some((_, wanted)) = tokens.split_last().filter(|_| is_empty && self.options.prefix_cache) else {
+            return Ok(0);
+        };
+        let wanted: Vec<u32> = wanted.iter().copied().map(TokenId::get).collect();
+        let found = self.model.prefixes().lookup(&self.prefix_key()?, &wanted)?;
+        let Some(Hit { sequence, matched, pin }) = found else { return Ok(0) };
+        let slot = self.slot_mut(id)?;
+        slot.sequence = sequence;
+        slot.pin = Some(pin);
+        slot.tokens.extend_from_slice(&tokens[..matched]);
+        Ok(matched)
+    }
+
+    /// Remembers a sequence's tokens, for [`Context::take_prefix`] of any context; answers whether they are remembered now: not
+    /// where [`ContextOptions::prefix_cache`](crate::ContextOptions) is off, where tokens were removed from the middle, or where
+    /// there is no memory for it, which costs time later and nothing now.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSequence`](crate::Error::NoSuchSequence).
+    pub fn remember(&mut self, id: SequenceId) -> Result<bool> {
+        if !self.options.prefix_cache {
+            self.slot(id)?;
+            return Ok(false);
+        }
+        let key = self.prefix_key()?;
+        // The memory of what is remembered is parked with its cache, so that has to stay.
+        self.model.caches().keep(&self.shared);
+        let prefixes = self.model.prefixes().clone();
+        let slot = self.slot_mut(id)?;
+        Ok(prefixes.insert(&key, &slot.numbers(), &mut slot.sequence).unwrap_or(false))
+    }
+
+    fn prefix_key(&self) -> Result<PrefixKey> {
+        Ok(PrefixKey::new(&self.kv_identity()?, self.shared.cache.layout(), self.n_ctx()))
+    }
+}
