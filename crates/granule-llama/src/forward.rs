@@ -122,7 +122,7 @@ pub(crate) fn output(
 /// An empty list for items of another lifetime, in the memory of this one: collecting into the same layout takes none.
 fn recycled<'b>(mut items: Vec<AttentionItem<'_>>) -> Vec<AttentionItem<'b>> {
     items.clear();
-    items.into_iter().filter_map(|_| None).collect()
+    items.into_iter().map_while(|_| None).collect()
 }
 
 /// Multiplies `n` rows of `x` with each weight, quantizing `x` first if one of the weights needs it.

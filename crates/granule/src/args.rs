@@ -277,7 +277,7 @@ impl BenchArgs {
     /// The contexts to measure: each type of keys with each of values. Whether a type was named; the usual ones may be ones that
     /// a model cannot have.
     pub(crate) fn contexts(&self) -> Vec<(ContextArgs, bool)> {
-        let usual: &[KvType] = if self.kv { &KvType::ALL } else { &[KvType::F16] };
+        let usual: &[KvType] = if self.kv { KvType::ALL } else { &[KvType::F16] };
         let named = |own: &[KvType]| -> (Vec<KvType>, bool) {
             match (own, &self.kv_cache_type[..]) {
                 ([], []) => (usual.to_vec(), false),

@@ -1,6 +1,7 @@
 //! `--prompt-cache`: keys and values of a prompt in a file, so that the next run need not compute them again.
 
 use std::path::Path;
+use std::sync::Once;
 
 use anyhow::{Context as _, Result};
 use granule_kv::state::StateError;
@@ -18,11 +19,13 @@ pub(crate) fn load(path: &Path, context: &mut Context) -> Result<()> {
     context.load_state(path).map_err(advised).with_context(told)
 }
 
-/// Says how much of the prompt came from the file, and saves it again where the prompt, which the context holds now, has more
-/// than was kept of it. The last token is always computed, because of its logits.
+/// Says of the first prompt how much of it came from the file, and saves the file again where the prompt, which the context
+/// holds now, has more than was kept. The last token is always computed, because of its logits.
 pub(crate) fn save(path: &Path, context: &Context, kept: usize) -> Result<()> {
     let tokens: &[TokenId] = context.tokens();
-    eprintln!("prompt cache: {kept} of {} tokens reused", tokens.len());
+    // What a chat keeps of itself later on is no news.
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| eprintln!("prompt cache: {kept} of {} tokens reused", tokens.len()));
     if kept + 1 < tokens.len() || !path.exists() {
         context.save_state(path).with_context(|| format!("--prompt-cache {}", path.display()))?;
     }

@@ -88,10 +88,10 @@ impl Context {
     /// # Errors
     /// As [`Context::eval`]; [`Error::NoSuchSequence`], and [`Error::SequenceTwice`] where one is named twice. All sequences are
     /// then as they were.
-    pub fn eval_batch(
-        &mut self,
+    pub fn eval_batch<'a>(
+        &'a mut self,
         batch: &[(SequenceId, &[TokenId])],
-    ) -> Result<impl ExactSizeIterator<Item = &[f32]>> {
+    ) -> Result<impl ExactSizeIterator<Item = &'a [f32]> + use<'a>> {
         self.append(batch, &mut |_| {}, Wanted::Last)?;
         let n_vocab = self.model.config().n_vocab;
         Ok(self.logits.as_mut_slice()?[..batch.len() * n_vocab].chunks_exact(n_vocab))

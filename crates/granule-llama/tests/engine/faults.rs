@@ -55,12 +55,13 @@ fn every_call_may_fail() {
         let right = run(&counted, weights).unwrap();
         let calls = counted.calls_made() - before;
         assert!(calls > 30, "{calls} calls: the faults would test little");
-        let mut errors = 0;
+        let (mut errors, mut missed) = (0, 0);
         for k in 1..=calls {
             let device = device();
             let guard = device.inject_fault(FaultPlan::nth(k));
             let result = run(&device, weights);
-            assert!(guard.fired(), "{weights:?}: call {k} of {calls} was never made");
+            // How many calls it takes depends on how far the thread that maps ahead comes.
+            missed += u64::from(!guard.fired());
             drop(guard);
             match result {
                 // What gives memory back has nobody to fail to; the text must be right all the same.
@@ -73,6 +74,7 @@ fn every_call_may_fail() {
             assert_eq!(device.live(), Default::default(), "{weights:?}: call {k} of {calls} leaks");
         }
         assert!(errors > 10, "{errors} of {calls} faults were errors");
+        assert!(missed * 10 <= calls, "{missed} of {calls} calls were never made");
     }
 }
 

@@ -3,6 +3,13 @@
 //! cache's rows come near another granule, that one is lent to the thread that maps ahead: the decoding thread makes no call
 //! for it either, and allocates only the loan itself.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test stops where something is not as it should be"
+)]
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::path::Path;
