@@ -54,7 +54,7 @@ pub(crate) fn pack(args: &BundleArgs) -> Result<()> {
     let benchmarks = ["build", "--release", "--package", "granule-benches", "--examples"];
     programs.extend(binaries::build(&benchmarks)?);
     programs.retain(wanted);
-    for name in ["probe", "granule-planted", "xtask", "granule", "cuda_quant"] {
+    for name in ["probe", "granule-planted", "xtask", "granule", "cuda_attention", "cuda_quant"] {
         binaries::program(&programs, name)?;
     }
 
