@@ -128,11 +128,12 @@ impl Reclaim for Parking {
 
     fn could_give(&self) -> Vec<Offer> {
         // Mapping it again is all that is lost.
-        self.sets.try_lock().map(|sets| Offer::new(self.size(&sets), 0)).into_iter().collect()
+        vec![Offer::new(self.parked(), 0)]
     }
 
     fn reclaim(&self, want: Bytes) -> Bytes {
-        let Ok(mut sets) = self.sets.try_lock() else { return Bytes::ZERO };
+        // Nobody asks the bank with the lock held, so it is waited for: to give nothing would be a false out of memory.
+        let mut sets = self.lock();
         let mut gone = Vec::new();
         while self.size(&gone) < want && !sets.is_empty() {
             gone.push(sets.remove(0));
