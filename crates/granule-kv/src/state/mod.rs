@@ -74,7 +74,7 @@ use granule_device::Bytes;
 
 use crate::{Identity, Sequence};
 use format::{Contents, Run, canonical};
-use write::Writer;
+use write::{PartFile, Writer};
 
 pub use error::{Part, StateError};
 pub use file::StateFile;
@@ -88,6 +88,14 @@ pub struct SaveSequence<'a> {
     pub tokens: &'a [u32],
     /// What the engine wants to find beside it: the sampler's state, for example.
     pub extra: &'a [u8],
+}
+
+/// Says, before anything was computed, whether a state could be [saved](save) at `path` as things stand. Nothing stays behind.
+///
+/// # Errors
+/// [`StateError::NotAStateFile`] where something else has the name, [`StateError::Busy`], [`StateError::Io`].
+pub fn check_path(path: impl AsRef<Path>) -> Result<(), StateError> {
+    PartFile::create(path.as_ref()).map(drop)
 }
 
 /// Saves sequences to the file at `path`, in place of a state file that is there; answers how long it is. They may be of several
