@@ -387,6 +387,9 @@ pub enum Error {
     /// There is nothing to compute: no token was given.
     #[error("the prompt is empty")]
     NoTokens,
+    /// Nobody has computed the logits that are asked for.
+    #[error("there are no logits: no token was evaluated for them yet")]
+    NoLogits,
     /// A text has no whole window.
     #[error("the text has {tokens} tokens, fewer than one window of {n_ctx}")]
     TextTooShort {

@@ -2,7 +2,8 @@
 //!
 //! They are made when the first context needs them, from the first [`TOKENS`] tokens of a text that is built in, in batches of one
 //! size, so that they are the same for every context, sequence, fork and number of threads; they are kept with the model
-//! from then on. What is computed in between is given back.
+//! from then on. What is computed in between is given back. Another processor may round differently, and its tables differ in
+//! their last bits: so a state file carries its tables, and a context that loads it goes on with those ([`Tables`]).
 //!
 //! For each channel of each KV head, over the text's tokens but the sinks, keys and queries as if they stood at up to [`PLACES`]
 //! positions each, their own and every [`TOKENS`] further on: slow channels turn by less than a round in the text, and what they have in
@@ -31,16 +32,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use granule_bank::{Charge, Owner};
 use granule_device::Bytes;
 use granule_kv::{KvCache, KvLayout, KvOptions, KvType};
-use granule_ops::{KvFold, KvTransform, KvTransforms, rotate};
+use granule_ops::rotate;
 
 use crate::activations::{Activations, Heaps, Lengths};
 use crate::cancel::CancelToken;
 use crate::config::Config;
 use crate::error::Result;
 use crate::forward::{Observer, Part, forward};
+use crate::kv_tables::{KeyTables, LayerTables, Tables};
 use crate::model::Model;
 
 /// Prose, numbers, code, and a few words in other languages.
@@ -78,31 +79,25 @@ impl std::fmt::Display for KvTransformMode {
     }
 }
 
-/// A model's transforms, for as long as a context uses them.
-#[derive(Debug)]
-pub(crate) struct Tables {
-    pub(crate) transforms: KvTransforms,
-    charge: Charge,
-}
-
-impl Tables {
-    /// Bytes that they take.
-    pub(crate) fn bytes(&self) -> Bytes {
-        self.charge.size()
-    }
-}
-
 /// What a model keeps: the tables of keys alone, of values alone, and of both, each once it was asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Kept(Mutex<[Option<Arc<Tables>>; 3]>);
 
 impl Kept {
-    /// The tables for a cache of these types, made now if they are needed and were not made yet.
+    /// The tables for a cache of these types, made now if they are needed and were not made yet; then `progress` is told.
     ///
     /// # Errors
     /// [`Error::Kv`](crate::Error::Kv), [`Error::Pool`](crate::Error::Pool) and [`Error::Bank`](crate::Error::Bank) if
-    /// there is no memory to make them, [`Error::Op`](crate::Error::Op) if the model's keys or values are not finite.
-    pub(crate) fn tables(&self, model: &Model, k: KvType, v: KvType) -> Result<Option<Arc<Tables>>> {
+    /// there is no memory to make them, [`Error::Ops`](crate::Error::Ops) if the model's keys or values are not finite,
+    /// [`Error::Cancelled`](crate::Error::Cancelled). Nothing is kept then.
+    pub(crate) fn tables(
+        &self,
+        model: &Model,
+        k: KvType,
+        v: KvType,
+        cancel: &CancelToken,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Arc<Tables>>> {
         let (keys, values) = (gains(k), gains(v));
         let place = match (keys, values) {
             (false, false) => return Ok(None),
@@ -114,10 +109,8 @@ impl Kept {
         if let Some(tables) = &kept[place] {
             return Ok(Some(Arc::clone(tables)));
         }
-        let transforms = make(model, keys, values)?;
-        let bytes = Bytes::from_usize(transforms.bytes());
-        let charge = model.bank().charge(&Owner::new("kv transform"), bytes)?;
-        let tables = Arc::new(Tables { transforms, charge });
+        let layers = make(model, keys, values, cancel, progress)?;
+        let tables = Arc::new(Tables::new(model.bank(), model.config().kv_shape(), &layers)?);
         kept[place] = Some(Arc::clone(&tables));
         Ok(Some(tables))
     }
@@ -128,8 +121,14 @@ fn gains(kv_type: KvType) -> bool {
     kv_type == KvType::Q4_0
 }
 
-/// Computes the text and makes tables from its keys, queries and values.
-fn make(model: &Model, keys: bool, values: bool) -> Result<KvTransforms> {
+/// Computes the text and makes each layer's tables from its keys, queries and values.
+fn make(
+    model: &Model,
+    keys: bool,
+    values: bool,
+    cancel: &CancelToken,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Vec<LayerTables>> {
     let config = model.config();
     let mut tokens = model.tokenizer().encode(TEXT, Default::default())?;
     tokens.truncate(TOKENS.min(config.n_ctx_train));
@@ -141,6 +140,7 @@ fn make(model: &Model, keys: bool, values: bool) -> Result<KvTransforms> {
     let mut sums = vec![Sums::new(config); config.n_layers];
     let mut rest = &tokens[..];
     while !rest.is_empty() {
+        progress(tokens.len() - rest.len(), tokens.len());
         let first = sequence.len();
         let (batch, behind) = rest.split_at(sequence.prepare(rest.len().min(BATCH))?);
         rest = behind;
@@ -152,20 +152,19 @@ fn make(model: &Model, keys: bool, values: bool) -> Result<KvTransforms> {
             sums.add_values(config, skip, v);
             places.visit(q, k, &mut |q, k| sums.add_scores(config, skip, q, k))
         };
-        let cancel = CancelToken::default();
         let (sequences, parts) =
             (std::slice::from_mut(&mut sequence), [Part { sequence: 0, n: batch.len() }]);
         let (mut step, mut items) = (activations.step()?, Vec::new());
         let observe = Some(&mut observe as Observer<'_>);
-        forward(model, sequences, &parts, batch, None, &mut step, &mut items, &cancel, observe)?;
+        forward(model, sequences, &parts, batch, None, &mut step, &mut items, cancel, observe)?;
         sequence.commit(batch.len())?;
     }
-    let layer = |sums: &Sums| -> Result<KvTransform> {
-        let keys = keys.then(|| sums.keys(config)).transpose()?;
-        let values = values.then(|| sums.values(config)).transpose()?;
-        Ok(KvTransform::new(config.n_kv_heads, config.head_dim, keys, values)?)
+    progress(tokens.len(), tokens.len());
+    let layer = |sums: &Sums| LayerTables {
+        keys: keys.then(|| sums.keys(config)),
+        values: values.then(|| sums.values()),
     };
-    Ok(KvTransforms::new(sums.iter().map(layer).collect::<Result<_>>()?))
+    Ok(sums.iter().map(layer).collect())
 }
 
 /// A batch's keys and queries at all the positions that they count at.
@@ -254,7 +253,7 @@ impl Sums {
         }
     }
 
-    fn keys(&self, config: &Config) -> Result<KvFold> {
+    fn keys(&self, config: &Config) -> KeyTables {
         let n = self.keys.max(1.0);
         let (mut constants, mut scales) = (Vec::new(), Vec::new());
         for head in 0..config.n_kv_heads {
@@ -265,12 +264,12 @@ impl Sums {
             scales.extend(balance(variances, self.q_squares[at].iter().map(|sum| sum / n).collect()));
             constants.extend(means.iter().map(|&mean| mean as f32));
         }
-        Ok(KvFold::new(config.n_kv_heads, config.head_dim, constants, scales)?)
+        KeyTables { constants, scales }
     }
 
-    fn values(&self, config: &Config) -> Result<KvFold> {
-        let constants = self.v.iter().map(|sum| (sum / self.tokens.max(1.0)) as f32).collect();
-        Ok(KvFold::new(config.n_kv_heads, config.head_dim, constants, vec![1.0; self.v.len()])?)
+    /// The constants.
+    fn values(&self) -> Vec<f32> {
+        self.v.iter().map(|sum| (sum / self.tokens.max(1.0)) as f32).collect()
     }
 }
 

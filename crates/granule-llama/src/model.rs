@@ -10,12 +10,14 @@ use granule_device::{Bytes, Device};
 use granule_kv::{Identity, KvType, PrefixCache};
 use granule_ops::{Rope, Threads};
 
+use crate::cancel::CancelToken;
 use crate::chat::ChatTemplate;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::identity::identity;
-use crate::kv_transform::{Kept, Tables};
+use crate::kv_tables::Tables;
+use crate::kv_transform::Kept;
 use crate::shared::Caches;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Files, Source, Weights};
@@ -185,8 +187,14 @@ impl Model {
     }
 
     /// What keys and values of these types are transformed by; made now if it was not needed before.
-    pub(crate) fn kv_tables(&self, k: KvType, v: KvType) -> Result<Option<Arc<Tables>>> {
-        self.tables.tables(self, k, v)
+    pub(crate) fn kv_tables(
+        &self,
+        k: KvType,
+        v: KvType,
+        cancel: &CancelToken,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Option<Arc<Tables>>> {
+        self.tables.tables(self, k, v, cancel, progress)
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -15,14 +15,31 @@ pub struct Perplexity {
     pub tokens: usize,
 }
 
+impl Perplexity {
+    /// How many windows of `n_ctx` a text of so many tokens has, at least one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidOption`] for windows of which nothing can be scored, [`Error::TextTooShort`] if there is no whole one.
+    pub fn windows(tokens: usize, n_ctx: usize) -> Result<usize> {
+        if n_ctx < 4 {
+            return Err(Error::InvalidOption {
+                option: "the context size",
+                value: n_ctx,
+                allowed: "at least 4",
+            });
+        }
+        if tokens < n_ctx { Err(Error::TextTooShort { tokens, n_ctx }) } else { Ok(tokens / n_ctx) }
+    }
+}
+
 /// Cuts `tokens` (tokenized once, start token included where the file asks for one) into windows of `n_ctx`, replaces
 /// each window's first token by the start token where the file asks for one, and scores the second half of each:
 /// for a window of 512 the 255 tokens from the 257th on but the first, which is the measure of llama.cpp's
 /// `perplexity` tool. At most `chunks` windows; `report` is called after each.
 ///
 /// # Errors
-/// [`Error::ContextFull`] if the context holds fewer than `n_ctx` tokens, [`Error::TextTooShort`] if there is no whole
-/// window, and those of [`Context::eval`].
+/// [`Error::ContextFull`] if the context holds fewer than `n_ctx` tokens, and those of [`Perplexity::windows`] and
+/// [`Context::eval`].
 pub fn perplexity(
     context: &mut Context,
     tokens: &[TokenId],
@@ -30,12 +47,7 @@ pub fn perplexity(
     chunks: Option<usize>,
     report: &mut dyn FnMut(&Perplexity),
 ) -> Result<Perplexity> {
-    if n_ctx < 4 {
-        return Err(Error::InvalidOption { option: "the context size", value: n_ctx, allowed: "at least 4" });
-    }
-    if tokens.len() < n_ctx {
-        return Err(Error::TextTooShort { tokens: tokens.len(), n_ctx });
-    }
+    Perplexity::windows(tokens.len(), n_ctx)?;
     let tokenizer = context.model().tokenizer();
     let start = tokenizer.bos().filter(|_| tokenizer.adds_bos());
     let (mut sum, mut so_far) = (0.0, Perplexity { ppl: f64::NAN, chunks: 0, tokens: 0 });

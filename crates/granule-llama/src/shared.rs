@@ -1,4 +1,4 @@
-//! What contexts of one model have in common: a KV cache for each layout, and the prompts that are remembered.
+//! What contexts of one model have in common: a KV cache for each layout and transform, and the prompts that are remembered.
 //!
 //! One cache means one thread that maps ahead, one set of parked ranges, and granules that any sequence may share. It
 //! lives as long as a context uses it, or as long as the model once it has a remembered prompt.
@@ -9,7 +9,7 @@ use granule_bank::Bank;
 use granule_kv::{Identity, KvCache, KvLayout, KvOptions, PrefixCache, PrefixOptions};
 
 use crate::error::Result;
-use crate::kv_transform::Tables;
+use crate::kv_tables::Tables;
 
 /// A cache, and what its bytes were made with.
 #[derive(Debug)]
@@ -29,20 +29,24 @@ pub(crate) struct Caches {
 }
 
 impl Caches {
-    /// The cache of this layout; a new one where no context uses it. The layout says whether there are tables.
+    /// The cache of this layout, these options and these tables; a new one where no context uses it.
     pub(crate) fn get(
         &self,
         bank: &Bank,
         layout: KvLayout,
+        options: KvOptions,
         tables: Option<Arc<Tables>>,
     ) -> Result<Arc<Shared>> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.retain(|shared| shared.strong_count() > 0);
-        let known = used.iter().filter_map(Weak::upgrade).find(|shared| *shared.cache.layout() == layout);
-        if let Some(shared) = known {
+        let is_wanted = |shared: &Arc<Shared>| {
+            let cache = &shared.cache;
+            (cache.layout(), cache.options()) == (&layout, options) && shared.tables == tables
+        };
+        if let Some(shared) = used.iter().filter_map(Weak::upgrade).find(is_wanted) {
             return Ok(shared);
         }
-        let cache = KvCache::new(bank, layout, KvOptions::new())?;
+        let cache = KvCache::new(bank, layout, options)?;
         let shared = Arc::new(Shared { cache, tables });
         used.push(Arc::downgrade(&shared));
         Ok(shared)

@@ -53,7 +53,7 @@ impl Context {
     }
 
     /// Appends `tokens` and hands the logits behind each of those from index `first_wanted` on to `sink`, with the
-    /// index into `tokens`.
+    /// index into `tokens`; none where there are not as many.
     ///
     /// # Errors
     /// As [`Context::eval`]; `sink` may then have been called for some.
@@ -94,16 +94,16 @@ impl Context {
     ) -> Result<impl ExactSizeIterator<Item = &'a [f32]> + use<'a>> {
         self.append(batch, &mut |_| {}, Wanted::Last)?;
         let n_vocab = self.model.config().n_vocab;
-        Ok(self.logits.as_mut_slice()?[..batch.len() * n_vocab].chunks_exact(n_vocab))
+        Ok(self.rows.as_slice()?[..batch.len() * n_vocab].chunks_exact(n_vocab))
     }
 
-    /// The logits that the last evaluation left behind its first sequence, n_vocab long; anything before the first evaluation.
+    /// The logits behind the last token that was evaluated, n_vocab long; of a batch, behind its first sequence's. They are there
+    /// until something else was evaluated or a state loaded: a call that fails leaves them, and so does taking tokens back.
     ///
     /// # Errors
-    /// None in practice: the host can read them.
-    pub fn logits(&mut self) -> Result<&[f32]> {
-        let n_vocab = self.model.config().n_vocab;
-        Ok(&self.logits.as_mut_slice()?[..n_vocab])
+    /// [`Error::NoLogits`] where nothing was evaluated yet, or where [`Context::eval_each`] was not asked for the last token's.
+    pub fn logits(&self) -> Result<&[f32]> {
+        if self.has_logits { Ok(self.last.as_slice()?) } else { Err(Error::NoLogits) }
     }
 
     fn append(
@@ -143,24 +143,29 @@ impl Context {
 
     fn room_for_logits(&mut self, rows: usize) -> Result<()> {
         let elements = rows * self.model.config().n_vocab;
-        if self.logits.len() < elements {
-            self.logits = self.heaps.activations.alloc_slice(elements)?;
+        if self.rows.len() < elements {
+            self.rows = self.heaps.activations.alloc_slice(elements)?;
         }
         Ok(())
     }
 
+    /// All of a call, a batch at a time. Answers which row has the logits behind the first sequence's last token, if one has.
     fn steps(
         &mut self,
         items: &[(SequenceId, &[TokenId])],
         progress: &mut dyn FnMut(usize),
         mut wanted: Wanted<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<usize>> {
         let (total, mut done) = (items.iter().map(|(_, tokens)| tokens.len()).sum::<usize>(), 0);
+        let mut last = None;
         while done < total {
             let first_lane = self.plan(items)?;
             let mut activations = self.step()?;
             match &mut wanted {
-                Wanted::Last => self.last_logits(items, first_lane, &mut activations)?,
+                Wanted::Last => {
+                    self.last_logits(items, first_lane, &mut activations)?;
+                    last = Some(0);
+                }
                 Wanted::Each(first, sink) => {
                     let mut at = first.saturating_sub(done);
                     while at < self.batch.len() {
@@ -168,6 +173,7 @@ impl Context {
                         self.room_for_logits(end - at)?;
                         let rows = self.logits_of(at..end, &mut activations)?;
                         (at..end).zip(rows).for_each(|(row, logits)| sink(done + row, logits));
+                        last = Some(end - at - 1);
                         at = end;
                     }
                 }
@@ -176,7 +182,7 @@ impl Context {
             done += self.batch.len();
             progress(done);
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Chooses what the next step computes, and has rows prepared for it; answers the first lane that has a part in it.
@@ -210,7 +216,7 @@ impl Context {
     fn step(&mut self) -> Result<Activations> {
         let mut activations =
             Activations::new(&self.heaps, &self.lengths, self.model.threads(), self.batch.len())?;
-        let transforms = self.shared.tables.as_ref().map(|tables| &tables.transforms);
+        let transforms = self.shared.tables.as_ref().map(|tables| tables.transforms());
         forward(
             &self.model,
             &mut self.slots,
@@ -249,7 +255,7 @@ impl Context {
         });
         let n_vocab = self.model.config().n_vocab;
         let rows = ends.clone().count();
-        let logits = &mut self.logits.as_mut_slice()?[first_lane * n_vocab..][..rows * n_vocab];
+        let logits = &mut self.rows.as_mut_slice()?[first_lane * n_vocab..][..rows * n_vocab];
         output(&self.model, &mut activations.step()?, ends, logits)
     }
 
@@ -260,23 +266,41 @@ impl Context {
         activations: &mut Activations,
     ) -> Result<impl Iterator<Item = &[f32]>> {
         let n_vocab = self.model.config().n_vocab;
-        let logits = &mut self.logits.as_mut_slice()?[..rows.len() * n_vocab];
+        let logits = &mut self.rows.as_mut_slice()?[..rows.len() * n_vocab];
         output(&self.model, &mut activations.step()?, rows, logits)?;
         Ok(logits.chunks_exact(n_vocab))
     }
 
-    /// Takes back what a failed call appended.
-    fn settle(&mut self, done: Result<()>) -> Result<()> {
-        let Err(error) = done else { return Ok(()) };
+    /// Keeps what a call has computed, or takes back what it appended before it failed.
+    fn settle(&mut self, done: Result<Option<usize>>) -> Result<()> {
+        let error = match done {
+            Ok(row) => return self.keep_logits(row),
+            Err(error) => error,
+        };
+        // All of them first: nothing of what follows may keep a sequence from being what it was.
         for lane in &self.lanes {
-            let slot = &mut self.slots[lane.slot];
-            slot.tokens.truncate(lane.before);
-            slot.sequence.truncate(lane.before)?;
-            if matches!(error, Error::Kv(_) | Error::Pool(_)) {
-                // What its rows got is what the rest did not.
-                slot.sequence.trim()?;
+            // Tokens at the end, which are there, can always be taken back.
+            let _ = self.slots[lane.slot].truncate(lane.before);
+        }
+        if matches!(error, Error::Kv(_) | Error::Pool(_)) {
+            for lane in &self.lanes {
+                // What its rows got is what the rest did not. What the device refuses to take stays for the next call, and the
+                // caller hears what went wrong first.
+                let _ = self.slots[lane.slot].sequence.trim();
             }
         }
         Err(error)
+    }
+
+    /// Puts this row where [`Context::logits`] finds it, whatever the next call does with its rows.
+    fn keep_logits(&mut self, row: Option<usize>) -> Result<()> {
+        self.has_logits = false;
+        if let Some(row) = row {
+            let n_vocab = self.model.config().n_vocab;
+            let row = &self.rows.as_slice()?[row * n_vocab..][..n_vocab];
+            self.last.as_mut_slice()?.copy_from_slice(row);
+            self.has_logits = true;
+        }
+        Ok(())
     }
 }

@@ -35,7 +35,7 @@ impl Context {
         let prefixes = self.model.caches().known_prefixes().map(|prefixes| prefixes.granules());
         let others = prefixes.iter().flatten().filter(|&id| !granules.contains_key(id)).count();
         let (kv_prefixes, kv_parked) = (times(others), self.shared.cache.stats().parked);
-        let kv_transform = self.shared.tables.as_ref().map_or(Bytes::ZERO, |tables| tables.bytes());
+        let kv_transform = self.shared.tables.as_ref().map_or(Bytes::ZERO, |tables| tables.held());
         let (activations, scratch) =
             (self.heaps.activations.stats().reserved, self.heaps.scratch.stats().reserved);
         let model = self.model.bytes();

@@ -41,8 +41,11 @@ pub struct Context {
     shared: Arc<Shared>,
     lengths: Lengths,
     heaps: Heaps,
-    /// What the last evaluation left: at least one row.
-    logits: PoolSlice<f32>,
+    /// Logits that a call computes, a row each: room for those of the largest batch so far.
+    rows: PoolSlice<f32>,
+    /// Those that the last call left.
+    last: PoolSlice<f32>,
+    has_logits: bool,
     cancel: CancelToken,
     n_batch: usize,
     // Lists that a call fills, kept so that the next one takes no memory.
@@ -60,25 +63,50 @@ impl Context {
     /// [`Error::Pool`] if there is no memory for a row of logits, and where a transform has yet to be made what
     /// [`Context::eval`] can fail with.
     pub fn new(model: Arc<Model>, options: ContextOptions) -> Result<Self> {
+        Self::new_reporting(model, options, CancelToken::default(), &mut |_, _| {})
+    }
+
+    /// As [`Context::new`], for somebody who waits: where a transform has yet to be made, which takes as long as a prompt of 256
+    /// tokens, `progress` is called with tokens done and tokens in all, first with none, and `cancel` stops it. The context is
+    /// stopped by `cancel` from then on.
+    ///
+    /// # Errors
+    /// As [`Context::new`]; [`Error::Cancelled`].
+    pub fn new_reporting(
+        model: Arc<Model>,
+        options: ContextOptions,
+        cancel: CancelToken,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
         let ContextOptions { type_k, type_v, layers_per_row, .. } = options;
         let n_ctx = positive("the context size", options.n_ctx.unwrap_or(model.config().n_ctx_train))?;
+        positive("the batch size", options.n_batch)?;
+        let shape = model.config().kv_shape();
+        let layout = |sinks| KvLayout::new(shape, type_k, type_v, layers_per_row, sinks);
+        // What cannot be is refused before anything is computed.
+        layout(0)?;
         let tables = match options.kv_transform {
-            KvTransformMode::Auto => model.kv_tables(type_k, type_v)?,
+            KvTransformMode::Auto => model.kv_tables(type_k, type_v, &cancel, progress)?,
             KvTransformMode::None => None,
         };
         let sinks = if tables.is_some() { SINKS } else { 0 };
-        let layout = KvLayout::new(model.config().kv_shape(), type_k, type_v, layers_per_row, sinks)?;
-        let shared = model.caches().get(model.bank(), layout, tables)?;
+        let shared = model.caches().get(model.bank(), layout(sinks)?, options.kv, tables)?;
         let first = Slot::new(shared.cache.sequence(n_ctx)?, &[]);
-        Self::over(model, options, shared, first)
+        Self::over(model, options, shared, first, cancel)
     }
 
-    fn over(model: Arc<Model>, options: ContextOptions, shared: Arc<Shared>, first: Slot) -> Result<Self> {
-        let n_batch = positive("the batch size", options.n_batch)?;
+    fn over(
+        model: Arc<Model>,
+        options: ContextOptions,
+        shared: Arc<Shared>,
+        first: Slot,
+        cancel: CancelToken,
+    ) -> Result<Self> {
         let (_, layout) = shared.cache.layout().layer(0)?;
         let lengths = Lengths::new(model.config(), layout);
         let heaps = Heaps::new(model.bank())?;
-        let logits = heaps.activations.alloc_slice(model.config().n_vocab)?;
+        let row = || heaps.activations.alloc_slice(model.config().n_vocab);
+        let (rows, last) = (row()?, row()?);
         Ok(Self {
             model,
             options,
@@ -86,9 +114,11 @@ impl Context {
             shared,
             lengths,
             heaps,
-            logits,
-            cancel: CancelToken::default(),
-            n_batch,
+            rows,
+            last,
+            has_logits: false,
+            cancel,
+            n_batch: options.n_batch,
             lanes: Vec::new(),
             parts: Vec::new(),
             batch: Vec::new(),
@@ -120,19 +150,24 @@ impl Context {
         &self.slots[0].sequence
     }
 
-    /// What keys and values are turned by before they are stored: where there is something, its id is part of what the bytes mean.
+    /// What keys and values go through before they are stored, if there is something. It is part of what the stored bytes mean.
     #[must_use]
     pub fn kv_transforms(&self) -> Option<&KvTransforms> {
-        self.shared.tables.as_ref().map(|tables| &tables.transforms)
+        self.shared.tables.as_ref().map(|tables| tables.transforms())
     }
 
-    /// What the stored keys and values were made with: those of another context can stand for them where all of it is equal.
+    /// What the stored keys and values were made with: those of another context can stand for them where all of it is equal. The
+    /// model is in it as a digest, a transform with all of its tables.
     ///
     /// # Errors
     /// None in practice: a loaded model has its weights.
     pub fn kv_identity(&self) -> Result<Identity> {
-        let transform = self.kv_transforms().map(|transforms| transforms.id().to_le_bytes().to_vec());
-        Ok(Identity { transform: transform.unwrap_or_default(), ..self.model.identity()?.clone() })
+        self.identity_over(&self.shared)
+    }
+
+    fn identity_over(&self, shared: &Shared) -> Result<Identity> {
+        let transform = shared.tables.as_ref().map_or_else(Vec::new, |tables| tables.bytes().to_vec());
+        Ok(Identity { transform, ..self.model.identity()?.clone() })
     }
 
     /// A flag that stops a computation of this context, from any thread or a signal handler.
@@ -175,13 +210,15 @@ impl Context {
     }
 
     /// A second context with the same tokens, which goes its own way from here. The granules behind them are shared
-    /// until one of the two writes there. Of several sequences it has the first.
+    /// until one of the two writes there. Of several sequences it has the first; it has a flag of its own to stop it, and no
+    /// logits yet.
     ///
     /// # Errors
     /// [`Error::Kv`], [`Error::Pool`] if there is no memory for its logits.
     pub fn fork(&mut self) -> Result<Self> {
         let first = self.slots[0].fork(usize::MAX)?;
-        Self::over(Arc::clone(&self.model), self.options, Arc::clone(&self.shared), first)
+        let (model, shared) = (Arc::clone(&self.model), Arc::clone(&self.shared));
+        Self::over(model, self.options, shared, first, CancelToken::default())
     }
 
     /// Gives back memory that the present tokens do not need.

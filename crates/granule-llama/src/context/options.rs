@@ -1,6 +1,6 @@
 //! `ContextOptions`: how to make a context.
 
-use granule_kv::KvType;
+use granule_kv::{KvOptions, KvType};
 
 use crate::kv_transform::KvTransformMode;
 
@@ -20,6 +20,8 @@ pub struct ContextOptions {
     pub layers_per_row: Option<usize>,
     /// Whether keys and values are transformed before they are stored.
     pub kv_transform: KvTransformMode,
+    /// How the cache deals with memory that no token lies in yet, or any more. Contexts for which it is the same share a cache.
+    pub kv: KvOptions,
     /// Whether prompts are remembered by the model, for all its contexts of these types and this size, and found again by
     /// [`Context::eval_prompt`](crate::Context::eval_prompt) and generation.
     ///
@@ -38,6 +40,7 @@ impl Default for ContextOptions {
             type_v: KvType::F16,
             layers_per_row: None,
             kv_transform: KvTransformMode::Auto,
+            kv: KvOptions::new(),
             prefix_cache: false,
         }
     }

@@ -20,7 +20,8 @@ impl Context {
         let done = self.eval_reporting(&tokens[reused..], &mut |done| progress(reused + done)).map(|_| ());
         if let Err(error) = done {
             if reused > 0 {
-                self.clear()?;
+                // Tokens at the end can always be taken back; the caller hears what went wrong first.
+                let _ = self.clear();
             }
             return Err(error);
         }
@@ -29,22 +30,23 @@ impl Context {
     }
 
     /// Has an empty sequence begin with the longest remembered beginning of `tokens`, at most all but the last one, and answers
-    /// how many tokens that is; 0 also where [`ContextOptions::prefix_cache`](crate::ContextOptions) is off, or the sequence is
-    /// not empty. The sequence then lies at other addresses.
+    /// how many tokens that is; 0 also where [`ContextOptions::prefix_cache`](crate::ContextOptions) is off, the sequence is not
+    /// empty, or what is remembered cannot be shared: it may be computed all the same, and is counted as a failure in
+    /// [`PrefixCache::stats`](granule_kv::PrefixCache::stats). The sequence then lies at other addresses. It holds what it took by
+    /// itself: the remembered prompt may be forgotten meanwhile.
     ///
     /// # Errors
-    /// [`Error::NoSuchSequence`](crate::Error::NoSuchSequence), [`Error::Kv`](crate::Error::Kv).
+    /// [`Error::NoSuchSequence`](crate::Error::NoSuchSequence).
     pub fn take_prefix(&mut self, id: SequenceId, tokens: &[TokenId]) -> Result<usize> {
         let is_empty = self.slot(id)?.tokens.is_empty();
         let Some((_, wanted)) = tokens.split_last().filter(|_| is_empty && self.options.prefix_cache) else {
             return Ok(0);
         };
         let wanted: Vec<u32> = wanted.iter().copied().map(TokenId::get).collect();
-        let found = self.model.prefixes().lookup(&self.prefix_key()?, &wanted)?;
-        let Some(Hit { sequence, matched, pin }) = found else { return Ok(0) };
+        let found = self.model.prefixes().lookup(&self.prefix_key()?, &wanted);
+        let Ok(Some(Hit { sequence, matched, .. })) = found else { return Ok(0) };
         let slot = self.slot_mut(id)?;
         slot.sequence = sequence;
-        slot.pin = Some(pin);
         slot.tokens.extend_from_slice(&tokens[..matched]);
         Ok(matched)
     }

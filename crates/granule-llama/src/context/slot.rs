@@ -4,7 +4,7 @@ use std::borrow::{Borrow, BorrowMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use granule_kv::{Pin, Sequence};
+use granule_kv::Sequence;
 
 use crate::error::Result;
 use crate::tokenizer::TokenId;
@@ -33,8 +33,6 @@ pub(crate) struct Slot {
     pub(crate) id: SequenceId,
     pub(crate) sequence: Sequence,
     pub(crate) tokens: Vec<TokenId>,
-    /// Keeps the remembered prompt that it began with.
-    pub(crate) pin: Option<Pin>,
 }
 
 impl Slot {
@@ -43,7 +41,7 @@ impl Slot {
         // Room for all of them from the start, so that none makes the list move; pages nobody writes cost nothing.
         let _ = own.try_reserve_exact(sequence.n_ctx().max(tokens.len()));
         own.extend_from_slice(tokens);
-        Self { id: SequenceId::next(), sequence, tokens: own, pin: None }
+        Self { id: SequenceId::next(), sequence, tokens: own }
     }
 
     /// Forgets all but the first `len` tokens; nothing where there are not more.
@@ -51,14 +49,14 @@ impl Slot {
         let len = len.min(self.tokens.len());
         self.sequence.truncate(len)?;
         self.tokens.truncate(len);
-        if len == 0 {
-            self.pin = None;
-        }
         Ok(())
     }
 
     /// Takes these tokens out.
     pub(crate) fn remove(&mut self, tokens: Range<usize>) -> Result<()> {
+        if tokens.start > tokens.end {
+            return Err(granule_kv::Error::NoSuchTokens { tokens, len: self.tokens.len() }.into());
+        }
         self.sequence.remove(tokens.clone())?;
         self.tokens.drain(tokens);
         Ok(())

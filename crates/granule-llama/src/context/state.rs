@@ -1,12 +1,16 @@
 //! State files: a context's sequences on a disk, and back.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use granule_device::Bytes;
-use granule_kv::state::{SaveSequence, StateFile, save};
+use granule_kv::Identity;
+use granule_kv::state::{SaveSequence, StateError, StateFile, save};
 
 use super::{Context, Slot};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::kv_tables::{self, Tables};
+use crate::shared::Shared;
 use crate::tokenizer::TokenId;
 
 impl Context {
@@ -30,22 +34,59 @@ impl Context {
     /// get new ones, and stand in [`Context::sequences`] in the order in which they were saved. All of the file is verified before
     /// anything changes. Logits are not saved: to have some, a token has to be evaluated.
     ///
+    /// A file brings the tables of the transform that its keys and values went through: another machine's differ from this one's in
+    /// their last bits. The context goes on with those of the file; the model's other contexts keep theirs.
+    ///
     /// # Errors
     /// [`Error::State`](crate::Error::State): a file that is cut or damaged, or of another model, another RoPE, other types or
-    /// another transform than the context's, or with more tokens than it holds. The context is then as it was.
+    /// another transform than the context's, or with more tokens than it holds; [`Error::TokenOutOfRange`] for a token that the
+    /// model does not have; [`Error::Bank`](crate::Error::Bank) where there is no memory for the tables. The context is then as it was.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
         let file = StateFile::open(path)?;
-        let identity = self.kv_identity()?;
+        let shared = self.shared_for(&file)?;
+        let identity = self.identity_over(&shared)?;
+        file.check(&identity, shared.cache.layout())?;
+        let n_vocab = self.model.config().n_vocab;
         let slots = (0..file.sequences()).map(|which| {
-            let sequence = file.restore(which, &self.shared.cache, self.n_ctx(), &identity)?;
             let tokens: Vec<TokenId> = file.tokens(which)?.iter().copied().map(TokenId::new).collect();
-            Ok(Slot::new(sequence, &tokens))
+            if let Some(bad) = tokens.iter().find(|token| token.index() >= n_vocab) {
+                return Err(Error::TokenOutOfRange { id: bad.get(), n_vocab });
+            }
+            Ok(Slot::new(file.restore(which, &shared.cache, self.n_ctx(), &identity)?, &tokens))
         });
         let mut slots = slots.collect::<Result<Vec<_>>>()?;
         if let Some(first) = slots.first_mut() {
             first.id = self.first_sequence();
             self.slots = slots;
+            self.shared = shared;
+            self.has_logits = false;
         }
         Ok(())
+    }
+
+    /// What the sequences of a file lie in: what the context's do, or a cache with the file's own tables.
+    fn shared_for(&self, file: &StateFile) -> Result<Arc<Shared>> {
+        let (mine, theirs) = (self.kv_identity()?, &file.identity().transform);
+        if mine.transform == *theirs || mine.transform.is_empty() || theirs.is_empty() {
+            return Ok(Arc::clone(&self.shared));
+        }
+        // Whatever else does not fit is said first.
+        let cache = &self.shared.cache;
+        file.check(&Identity { transform: theirs.clone(), ..mine }, cache.layout())?;
+        let shape = self.model.config().kv_shape();
+        let sides = |transforms: &granule_ops::KvTransforms| {
+            let layer = transforms.layer(0);
+            layer.map(|layer| (layer.key_fold().is_some(), layer.value_fold().is_some()))
+        };
+        let tables = kv_tables::read(shape, theirs).ok_or(StateError::WrongTransform)?;
+        let tables = match Tables::new(self.model.bank(), shape, &tables) {
+            // Numbers that no table has.
+            Err(Error::Ops(_)) => return Err(StateError::WrongTransform.into()),
+            made => made?,
+        };
+        if self.kv_transforms().map(sides) != Some(sides(tables.transforms())) {
+            return Err(StateError::WrongTransform.into());
+        }
+        self.model.caches().get(self.model.bank(), *cache.layout(), cache.options(), Some(Arc::new(tables)))
     }
 }

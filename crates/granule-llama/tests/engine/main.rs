@@ -13,6 +13,7 @@ mod bad_files;
 mod faults;
 mod files;
 mod generation;
+mod logits;
 mod memory;
 mod prompts;
 mod same_result;

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use granule_bank::{Bank, BankOptions};
-use granule_device::{Bytes, Device, HostOptions};
+use granule_bank::{Bank, BankOptions, Owner};
+use granule_device::{Bytes, Device, FaultPlan, HostOptions};
 use granule_kv::KvType;
 use granule_llama::{
     Context, ContextOptions, Error, GenerateOptions, LoadOptions, Model, SamplingOptions, TokenId,
 };
 
-use crate::{distance, encode, ids, load, options, tales};
+use crate::{context, distance, encode, ids, load, options, tales};
 
 const TEXT: &str = "Once upon a time the baker Mia and the sailor Leo lived near the harbor Eastwick. ";
 const TIPPED: f64 = 5e-2;
@@ -57,13 +57,13 @@ fn a_prompt_is_found_again_after_others_came_and_went() {
         let mut other = tokens[..cut].to_vec();
         other.extend(ids([300, 301]));
         assert_eq!(prompt(&mut again, &other).0, cut);
-        let want = crate::context(&model, 512, 512, kv).eval(&other).unwrap().to_vec();
+        let want = context(&model, 512, 512, kv).eval(&other).unwrap().to_vec();
         assert!(distance(again.logits().unwrap(), &want) < TIPPED, "{kv}");
         // Not where the bytes are others, and not where nobody asked for it.
         let other = if kv == KvType::F16 { KvType::Q8_0 } else { KvType::F32 };
         assert_eq!(prompt(&mut remembering(&model, 512, other), &tokens).0, 0);
         assert_eq!(prompt(&mut remembering(&model, 511, kv), &tokens).0, 0);
-        assert_eq!(prompt(&mut crate::context(&model, 512, 512, kv), &tokens).0, 0);
+        assert_eq!(prompt(&mut context(&model, 512, 512, kv), &tokens).0, 0);
     }
     // It shows, by name, and goes with the model.
     let context = remembering(&model, 512, KvType::F16);
@@ -108,6 +108,51 @@ fn remembered_prompts_go_when_somebody_needs_the_memory() {
     assert!(bank.stats().held <= Bytes::mib(40));
     let mut last = remembering(&model, 1024, KvType::F32);
     assert_eq!(last.eval_prompt(&vec![TokenId::new(359); 500], &mut |_| {}).unwrap(), 499);
+}
+
+/// A sequence that began with a part of a remembered prompt has what it took, and no claim on the rest.
+#[test]
+fn a_short_match_keeps_no_long_prompt() {
+    let bank = bank(40);
+    let load = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
+    let model = Model::load(tales(), load).unwrap();
+    let text = encode(&model, &TEXT.repeat(20));
+    let long = &text[..400];
+    // 6 KiB a token: 37 granules of 64 KiB.
+    remembering(&model, 512, KvType::F32).eval_prompt(long, &mut |_| {}).unwrap();
+    let mut short = remembering(&model, 512, KvType::F32);
+    let mut other = long[..30].to_vec();
+    other.extend(ids([300, 301]));
+    assert_eq!(short.eval_prompt(&other, &mut |_| {}).unwrap(), 30);
+    let free = (Bytes::mib(40).get() - bank.stats().held.get()) / Bytes::kib(64).get();
+    let taken = bank.take(&Owner::new("somebody else"), free as usize + 25).unwrap();
+    assert_eq!(model.prefixes().stats().evicted, 1, "{:?}", model.prefixes().stats());
+    drop(taken);
+    let next = ids([302]);
+    let got = short.eval(&next).unwrap().to_vec();
+    let mut alone = context(&model, 512, 512, KvType::F32);
+    alone.eval(&other).unwrap();
+    assert!(distance(&got, alone.eval(&next).unwrap()) < TIPPED);
+}
+
+/// Remembering saves time, and costs no request.
+#[test]
+fn what_cannot_be_shared_is_computed() {
+    let bank = bank(256);
+    let load = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
+    let model = Model::load(tales(), load).unwrap();
+    let tokens = encode(&model, &TEXT.repeat(6));
+    let (_, right) = prompt(&mut remembering(&model, 512, KvType::F16), &tokens);
+    let mut again = remembering(&model, 512, KvType::F16);
+    // The first thing that it asks of the device is addresses for a fork.
+    let guard = bank.device().inject_fault(FaultPlan::nth(1));
+    let (reused, logits) = prompt(&mut again, &tokens);
+    assert!(guard.fired());
+    drop(guard);
+    assert_eq!((reused, again.tokens()), (0, &tokens[..]));
+    assert!(distance(&logits, &right) < TIPPED);
+    again.clear().unwrap();
+    assert_eq!(prompt(&mut again, &tokens).0, tokens.len() - 1);
 }
 
 #[test]

@@ -232,6 +232,64 @@ fn a_batch_is_done_whole_or_not_at_all() {
     assert_eq!(batch(&mut context, &more(names)), want);
 }
 
+/// A call that fails in a later step, when others of its sequences have ended or are far on: none of them keeps a token of it, and
+/// the caller hears of the first failure, whatever becomes of the memory that is given back.
+#[test]
+fn a_batch_that_fails_late_leaves_every_sequence_as_it_was() {
+    let host = HostOptions::new().granule(Bytes::kib(64)).capacity(Bytes::mib(256));
+    let device = Device::host_with(host).unwrap();
+    let bank = Bank::new(device.clone(), BankOptions::default()).unwrap();
+    let model = Model::load(tales(), LoadOptions { bank: Some(bank), ..LoadOptions::default() }).unwrap();
+    let (short, long) = ([ids([300])[0]; 30], [ids([301])[0]; 200]);
+    let mut failures = 0;
+    for k in 1.. {
+        let mut context = context(&model, 256, 16, KvType::F16);
+        let names = [context.first_sequence(), context.add_sequence().unwrap()];
+        let guard = device.inject_fault(FaultPlan::from_nth(k));
+        let failed = context.eval_batch(&[(names[0], &short), (names[1], &long)]).map(|_| ()).err();
+        let fired = guard.fired();
+        drop(guard);
+        if let Some(error) = failed {
+            failures += 1;
+            let left = names.map(|id| {
+                (context.sequence_tokens(id).unwrap().len(), context.sequence_of(id).unwrap().len())
+            });
+            assert_eq!(left, [(0, 0); 2], "call {k}: {error}");
+            // What it asked for is what failed, not what it gave back.
+            assert!(matches!(error, Error::Kv(_) | Error::Pool(_)), "call {k}: {error:?}");
+        }
+        if !fired {
+            break;
+        }
+    }
+    assert!(failures > 10, "{failures}");
+}
+
+#[test]
+#[allow(clippy::reversed_empty_ranges, reason = "what is tested")]
+fn ranges_that_are_none_are_refused() {
+    let model = load(tales());
+    let mut context = context(&model, 64, 16, KvType::F16);
+    let id = context.first_sequence();
+    let tokens = ids([1, 300, 301, 302, 303]);
+    context.eval(&tokens).unwrap();
+    for range in [4..2, 9..4, 5..3, 3..6, 6..6, 6..9, usize::MAX..0] {
+        for keep in [false, true] {
+            let change = if keep { Context::keep_tokens } else { Context::remove_tokens };
+            let refused = change(&mut context, id, range.clone()).unwrap_err();
+            assert!(
+                matches!(refused, Error::Kv(granule_kv::Error::NoSuchTokens { .. })),
+                "{range:?}: {refused:?}"
+            );
+            assert_eq!((context.tokens(), context.sequence().len()), (&tokens[..], 5), "{range:?}");
+        }
+    }
+    for nothing in [0..0, 3..3, 5..5] {
+        context.remove_tokens(id, nothing).unwrap();
+    }
+    assert_eq!(context.tokens(), tokens);
+}
+
 #[test]
 fn shared_memory_counts_once() {
     let host = HostOptions::new().granule(Bytes::kib(64)).capacity(Bytes::mib(256));

@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use granule_device::Bytes;
 use granule_kv::KvType;
-use granule_kv::state::StateError;
+use granule_kv::state::{SaveSequence, StateError, save};
 use granule_llama::{Context, ContextOptions, Error, KvTransformMode, Model, SequenceId};
 
 use crate::support::make::{Made, Shape};
@@ -113,6 +114,124 @@ fn what_does_not_fit_is_refused_by_name() {
     let error = again.save_state(&path).unwrap_err();
     assert!(matches!(error, Error::State(StateError::NotAStateFile { .. })), "{error:?}");
     assert_eq!(std::fs::read(&path).unwrap(), b"a letter");
+}
+
+/// A token that the model does not have is refused where it comes from a file as where it comes from a call.
+#[test]
+fn tokens_of_a_file_are_held_against_the_vocabulary() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let model = load(tales());
+    let mut context = context(&model, 128, 16, KvType::F16);
+    context.eval(&ids([1, 300, 301])).unwrap();
+    let before = context.logits().unwrap().to_vec();
+    for (last, fits) in [(1023, true), (1024, false), (u32::MAX, false)] {
+        let saved = SaveSequence { sequence: context.sequence(), tokens: &[1, 300, last], extra: b"" };
+        save(&path, &context.kv_identity().unwrap(), &[saved]).unwrap();
+        let loaded = context.load_state(&path);
+        if fits {
+            loaded.unwrap();
+            assert_eq!(context.tokens()[2].get(), last);
+            assert!(matches!(context.logits(), Err(Error::NoLogits)));
+            context.clear().unwrap();
+            context.eval(&ids([1, 300, 301])).unwrap();
+        } else {
+            assert!(matches!(loaded, Err(Error::TokenOutOfRange { id, n_vocab: 1024 }) if id == last));
+            assert_eq!((context.tokens(), context.logits().unwrap()), (&ids([1, 300, 301])[..], &before[..]));
+        }
+    }
+}
+
+/// A context whose transform's tables are those of another machine: all constants and scales are off by some bits.
+fn elsewhere(model: &Arc<Model>, dir: &Path) -> Context {
+    let mut context = context(model, 128, 16, KvType::Q4_0);
+    let mut identity = context.kv_identity().unwrap();
+    for number in identity.transform[24..].as_chunks_mut::<4>().0 {
+        *number = (f32::from_le_bytes(*number) * (1.0 + 1e-5)).to_le_bytes();
+    }
+    let path = dir.join("elsewhere");
+    let empty = SaveSequence { sequence: context.sequence(), tokens: &[], extra: b"" };
+    save(&path, &identity, &[empty]).unwrap();
+    context.load_state(&path).unwrap();
+    assert_eq!(context.kv_identity().unwrap(), identity);
+    context
+}
+
+#[test]
+fn a_state_brings_the_tables_that_its_rows_were_made_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let model = load(tales());
+    let mut other = elsewhere(&model, dir.path());
+    other.eval(&encode(&model, TEXT)).unwrap();
+    other.save_state(&path).unwrap();
+    let mut here = context(&model, 128, 16, KvType::Q4_0);
+    let own = here.kv_identity().unwrap();
+    assert_ne!(own, other.kv_identity().unwrap());
+    here.load_state(&path).unwrap();
+    assert_eq!(here.kv_identity().unwrap(), other.kv_identity().unwrap());
+    assert!(here.memory_info().kv_transform > Bytes::ZERO);
+    for _ in 0..3 {
+        assert_eq!(next(&mut here), next(&mut other));
+        let (first, again) = (here.first_sequence(), other.first_sequence());
+        let (fork, twin) = (here.fork_sequence(first).unwrap(), other.fork_sequence(again).unwrap());
+        assert_eq!(next(&mut here), next(&mut other), "{fork:?} and {twin:?}");
+    }
+    // The tables are the context's, and a fork's; nobody else's.
+    assert_eq!(here.fork().unwrap().kv_identity().unwrap(), here.kv_identity().unwrap());
+    assert_eq!(context(&model, 128, 16, KvType::Q4_0).kv_identity().unwrap(), own);
+    // What one remembers the other does not find.
+    let remembering = ContextOptions { prefix_cache: true, ..options(128, 16, KvType::Q4_0) };
+    let remembering = || Context::new(Arc::clone(&model), remembering).unwrap();
+    let (mut with_theirs, mut with_own) = (remembering(), remembering());
+    with_theirs.load_state(&path).unwrap();
+    with_theirs.clear().unwrap();
+    let prompt = encode(&model, TEXT);
+    for (context, reused) in
+        [(&mut with_theirs, 0), (&mut with_own, 0), (&mut remembering(), prompt.len() - 1)]
+    {
+        assert_eq!(context.eval_prompt(&prompt, &mut |_| {}).unwrap(), reused);
+    }
+    with_theirs.clear().unwrap();
+    assert_eq!(with_theirs.eval_prompt(&prompt, &mut |_| {}).unwrap(), prompt.len() - 1);
+}
+
+#[test]
+fn tables_that_are_none_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let model = load(tales());
+    let mut context = context(&model, 128, 16, KvType::Q4_0);
+    context.eval(&ids([1, 300])).unwrap();
+    let good = context.kv_identity().unwrap();
+    let held = model.bank().stats().held;
+    let mut bad = Vec::new();
+    bad.push(good.transform[..good.transform.len() - 4].to_vec());
+    bad.push([&good.transform[..], &[0; 4]].concat());
+    // Another kind, another shape, keys alone.
+    for at in [0, 4, 8, 12, 20] {
+        bad.push(good.transform.clone());
+        bad.last_mut().unwrap()[at] ^= 1;
+    }
+    // A constant and a scale that are no numbers, a scale of nothing.
+    let scales = 24 + 128 * 4;
+    for (at, number) in [(24, f32::NAN), (scales, f32::INFINITY), (scales, 0.0), (scales, -1.0)] {
+        bad.push(good.transform.clone());
+        bad.last_mut().unwrap()[at..at + 4].copy_from_slice(&number.to_le_bytes());
+    }
+    // Tables of values alone, which a cache of other types has.
+    let values = ContextOptions { type_k: KvType::F16, ..options(128, 16, KvType::Q4_0) };
+    bad.push(Context::new(Arc::clone(&model), values).unwrap().kv_identity().unwrap().transform);
+    for transform in bad {
+        let identity = granule_kv::Identity { transform, ..good.clone() };
+        let saved = SaveSequence { sequence: context.sequence(), tokens: &[1, 300], extra: b"" };
+        save(&path, &identity, &[saved]).unwrap();
+        refused(&mut context, &path, "transform");
+        context.truncate(2).unwrap();
+        assert_eq!(context.kv_identity().unwrap(), good);
+    }
+    context.trim().unwrap();
+    assert!(model.bank().stats().held <= held, "nothing stays of what was refused");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device};
 use granule_kv::KvType;
-use granule_llama::{Context, ContextOptions, Error, KvTransformMode, LoadOptions, Model};
+use granule_llama::{CancelToken, Context, ContextOptions, Error, KvTransformMode, LoadOptions, Model};
 
 use crate::{context, encode, load, load_with_threads, options, tales};
 
@@ -20,8 +20,9 @@ fn held(bank: &Bank, owner: &str) -> Bytes {
     found.map_or(Bytes::ZERO, |stats| stats.current)
 }
 
-fn id(context: &Context) -> Option<u64> {
-    context.kv_transforms().map(|transforms| transforms.id())
+/// What state files and remembered prompts say of it: its tables.
+fn id(context: &Context) -> Option<Vec<u8>> {
+    Some(context.kv_identity().unwrap().transform).filter(|transform| !transform.is_empty())
 }
 
 #[test]
@@ -30,10 +31,11 @@ fn the_same_for_every_context_fork_and_number_of_threads() {
     let mut first = context(&model, 256, 64, KvType::Q4_0);
     let known = id(&first).unwrap();
     first.eval(&encode(&model, "Once upon a time")).unwrap();
-    assert_eq!(id(&first.fork().unwrap()), Some(known));
-    assert_eq!(id(&context(&model, 64, 1, KvType::Q4_0)), Some(known));
+    assert_eq!(id(&first.fork().unwrap()).as_ref(), Some(&known));
+    assert_eq!(id(&context(&model, 64, 1, KvType::Q4_0)).as_ref(), Some(&known));
     for threads in [1, 3] {
-        assert_eq!(id(&context(&load_with_threads(tales(), threads), 256, 64, KvType::Q4_0)), Some(known));
+        let again = context(&load_with_threads(tales(), threads), 256, 64, KvType::Q4_0);
+        assert_eq!(id(&again).as_ref(), Some(&known));
     }
 }
 
@@ -61,13 +63,14 @@ fn only_what_gains_is_transformed() {
     assert!(ids[0] != ids[1] && ids[1] != ids[2] && ids[0] != ids[2]);
 }
 
-/// Six layers of two heads of 64, keys and values, three tables each.
+/// Six layers of two heads of 64, keys and values, three tables each; and what of it a state file has, where the values' scales and
+/// the inverses are not told.
 #[test]
 fn the_tables_are_counted_once_and_stay_with_the_model() {
     let bank = Bank::new(Device::host().unwrap(), BankOptions::default()).unwrap();
     let options = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
     let model = Model::load(tales(), options).unwrap();
-    let tables = Bytes::from_usize(6 * 2 * 3 * 128 * 4);
+    let tables = Bytes::from_usize(6 * 2 * 3 * 128 * 4 + 24 + 6 * 3 * 128 * 4);
     let (a, b) = (context(&model, 64, 64, KvType::Q4_0), context(&model, 64, 64, KvType::Q4_0));
     for context in [&a, &b] {
         let info = context.memory_info();
@@ -98,6 +101,43 @@ fn four_bits_lose_less_with_transforms() {
     let (auto, none) = (lost(KvTransformMode::Auto), lost(KvTransformMode::None));
     // This model hardly notices four bits either way; larger ones gain far more.
     assert!(auto < 0.9 * none, "squares of {auto} with transforms, {none} without");
+}
+
+#[test]
+fn making_them_is_told_and_can_be_stopped() {
+    let model = load(tales());
+    let before = model.bank().stats().held;
+    let cancel = CancelToken::default();
+    let made = |stop_at: usize| {
+        let mut told = Vec::new();
+        let context = Context::new_reporting(
+            Arc::clone(&model),
+            options(64, 16, KvType::Q4_0),
+            cancel.clone(),
+            &mut |done, total| {
+                assert_eq!(total, 256);
+                told.push(done);
+                if done == stop_at {
+                    cancel.cancel();
+                }
+            },
+        );
+        (context, told)
+    };
+    for stop_at in [0, 128] {
+        let (stopped, told) = made(stop_at);
+        assert!(matches!(stopped, Err(Error::Cancelled)), "{:?}", stopped.map(|_| ()));
+        assert_eq!(told.last(), Some(&stop_at));
+        assert_eq!(model.bank().stats().held, before, "nothing stays of half a transform");
+        cancel.reset();
+    }
+    let (context, told) = made(usize::MAX);
+    let mut context = context.unwrap();
+    assert_eq!(told, [0, 64, 128, 192, 256]);
+    // Once made, it is there at once; and the flag is the context's from here on.
+    assert!(made(0).1.is_empty());
+    cancel.cancel();
+    assert!(matches!(context.eval(&crate::ids([1])).map(|_| ()), Err(Error::Cancelled)));
 }
 
 #[test]

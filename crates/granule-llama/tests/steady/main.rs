@@ -12,11 +12,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use granule_device::calls_made_here;
+use granule_bank::{Bank, BankOptions};
+use granule_device::{Bytes, Device, HostOptions, calls_made_here};
 use granule_kv::KvType;
 use granule_llama::{
     Context, ContextOptions, EncodeOptions, GenerateOptions, LoadOptions, Model, SamplingOptions, SequenceId,
@@ -68,11 +69,14 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+fn tales() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tales-5m.q8_0.gguf")
+}
+
 /// One test, so that no other one's allocations are counted.
 #[test]
 fn a_token_takes_no_memory() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tales-5m.q8_0.gguf");
-    let model = Model::load(path, LoadOptions::default()).unwrap();
+    let model = Model::load(tales(), LoadOptions::default()).unwrap();
     let device = model.bank().device().clone();
     for kv in [KvType::F32, KvType::F16, KvType::Q8_0, KvType::Q4_0] {
         let options = ContextOptions {
@@ -108,6 +112,7 @@ fn a_token_takes_no_memory() {
         a_batch_of_sequences(&model, kv);
     }
     across_granules(&model);
+    sequences_across_granules();
 }
 
 fn a_batch_of_sequences(model: &Arc<Model>, kv: KvType) {
@@ -159,5 +164,46 @@ fn across_granules(model: &Arc<Model>) {
     assert_eq!((after.mapped_now - before.mapped_now, after.waits - before.waits), (0, 0));
     assert_eq!(calls_made_here() - calls, 0, "device calls of the decoding thread");
     // One token lends a granule, another takes it back.
+    assert!(with_memory.len() as u64 <= 2 * granules, "{granules} granules: {with_memory:?}");
+}
+
+/// Five forks with 4-bit keys and values and their transform, each of which comes to another granule every 68 steps: 960 bytes a
+/// token in granules of 64 KiB.
+fn sequences_across_granules() {
+    let host = HostOptions::new().granule(Bytes::kib(64)).capacity(Bytes::mib(64));
+    let bank = Bank::new(Device::host_with(host).unwrap(), BankOptions::new()).unwrap();
+    let model = Model::load(tales(), LoadOptions { bank: Some(bank), ..LoadOptions::default() }).unwrap();
+    let options = ContextOptions {
+        n_ctx: Some(1024),
+        type_k: KvType::Q4_0,
+        type_v: KvType::Q4_0,
+        ..ContextOptions::default()
+    };
+    let mut context = Context::new(Arc::clone(&model), options).unwrap();
+    assert!(context.kv_transforms().is_some());
+    context.eval(&[TokenId::new(300); 200]).unwrap();
+    let first = context.first_sequence();
+    let names: Vec<SequenceId> = (0..5).map(|_| context.fork_sequence(first).unwrap()).collect();
+    let tokens = [300, 301, 302, 303, 304].map(|token| [TokenId::new(token)]);
+    let batch: Vec<(SequenceId, &[TokenId])> =
+        names.iter().zip(&tokens).map(|(&id, token)| (id, &token[..])).collect();
+    for _ in 0..16 {
+        assert_eq!(context.eval_batch(&batch).unwrap().len(), 5);
+    }
+    let before = context.sequence().cache().stats();
+    let calls = calls_made_here();
+    let mut with_memory = Vec::new();
+    for step in 0..400 {
+        let asked = ASKED_HERE.get();
+        assert_eq!(context.eval_batch(&batch).unwrap().len(), 5);
+        if ASKED_HERE.get() > asked {
+            with_memory.push((step, ASKED_HERE.get() - asked));
+        }
+    }
+    let after = context.sequence().cache().stats();
+    let granules = after.mapped_ahead - before.mapped_ahead;
+    assert!(granules >= 5 * (400 / 68), "{before:?} {after:?}");
+    assert_eq!(after.mapped_now, before.mapped_now);
+    assert_eq!(calls_made_here() - calls, 0, "device calls of the decoding thread");
     assert!(with_memory.len() as u64 <= 2 * granules, "{granules} granules: {with_memory:?}");
 }
