@@ -143,7 +143,7 @@ pub(crate) struct RunArgs {
     #[arg(short, long)]
     pub(crate) verbose: bool,
     /// Keep the keys and values of the prompt in this file, and take from it what the next prompt begins with; written by the
-    /// first run, and again where a prompt has more than it
+    /// first run, and again where a prompt has more than it; in a chat when it has doubled, and at the end
     #[arg(long, value_name = "FILE")]
     pub(crate) prompt_cache: Option<PathBuf>,
     /// Record what happens to memory into this file, to be looked at with `granule trace`; FILE.part until it is whole
@@ -242,7 +242,7 @@ pub(crate) struct BenchArgs {
     /// What keys are stored as; of several, each is measured [default: f16, with --kv every type that the model's heads allow]
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',')]
     cache_type_k: Vec<KvType>,
-    /// What values are stored as [default: as for keys]
+    /// What values are stored as; of several, each is measured [default: f16, with --kv every type that the model's heads allow]
     #[arg(long, value_name = "TYPE,…", value_delimiter = ',')]
     cache_type_v: Vec<KvType>,
     /// Both of the above at once
@@ -274,18 +274,11 @@ impl BenchArgs {
         self.repeat.map_or(if self.kv { 3 } else { 5 }, usize::from)
     }
 
-    /// The contexts to measure: each type of keys with each of values. Whether a type was named; the usual ones may be ones that
-    /// a model cannot have.
-    pub(crate) fn contexts(&self) -> Vec<(ContextArgs, bool)> {
+    /// The contexts to measure: each type of keys with each of values.
+    pub(crate) fn contexts(&self) -> Vec<ContextArgs> {
         let usual: &[KvType] = if self.kv { KvType::ALL } else { &[KvType::F16] };
-        let named = |own: &[KvType]| -> (Vec<KvType>, bool) {
-            match (own, &self.kv_cache_type[..]) {
-                ([], []) => (usual.to_vec(), false),
-                ([], both) => (both.to_vec(), true),
-                (own, _) => (own.to_vec(), true),
-            }
-        };
-        let ((k, k_named), (v, v_named)) = (named(&self.cache_type_k), named(&self.cache_type_v));
+        let types = |own: &[KvType]| if own.is_empty() { usual.to_vec() } else { own.to_vec() };
+        let (k, v) = (types(self.named_k()), types(self.named_v()));
         let (batch_size, kv_transform) = (self.batch_size, self.kv_transform);
         let pairs = k.iter().flat_map(|&k| v.iter().map(move |&v| (k, v)));
         let context = |(k, v)| ContextArgs {
@@ -295,7 +288,21 @@ impl BenchArgs {
             kv_cache_type: None,
             kv_transform,
         };
-        pairs.map(|pair| (context(pair), k_named && v_named)).collect()
+        pairs.map(context).collect()
+    }
+
+    /// Whether somebody asked for keys, or values, of this type. Those that are measured where nobody did may be ones that a model
+    /// cannot have.
+    pub(crate) fn is_named(&self, kv_type: KvType) -> bool {
+        self.named_k().contains(&kv_type) || self.named_v().contains(&kv_type)
+    }
+
+    fn named_k(&self) -> &[KvType] {
+        if self.cache_type_k.is_empty() { &self.kv_cache_type } else { &self.cache_type_k }
+    }
+
+    fn named_v(&self) -> &[KvType] {
+        if self.cache_type_v.is_empty() { &self.kv_cache_type } else { &self.cache_type_v }
     }
 }
 

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let model = session::load(&args.load, &cancel)?;
     let mut measured = Vec::new();
     let mut contexts = args.contexts().into_iter();
-    let done = contexts.try_for_each(|(context, _)| measure(args, &context, &model, &cancel, &mut measured));
+    let done = contexts.try_for_each(|context| measure(args, &context, &model, &cancel, &mut measured));
     if done.is_ok() || !measured.is_empty() {
         print(args, &measured)?;
     }

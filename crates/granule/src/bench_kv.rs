@@ -1,10 +1,11 @@
 //! `granule bench --kv`: what each pair of types of keys and values costs in bytes, gives in speed, and loses in perplexity.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use granule_llama::{CancelToken, Error, Model, TokenId, perplexity};
+use granule_llama::{CancelToken, Error, KvType, Model, Perplexity, TokenId, perplexity};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -49,7 +50,7 @@ struct Speed {
     runs: Vec<f64>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Copy, Serialize)]
 struct Scored {
     ppl: f64,
     ctx_size: usize,
@@ -68,29 +69,41 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let cancel = interrupt::install()?;
     let model = session::load(&args.load, &cancel)?;
     let text = text.map(|text| model.tokenizer().encode(&text, Default::default())).transpose()?;
+    if let Some(text) = &text {
+        // Before minutes are spent on speeds.
+        Perplexity::windows(text.len(), args.ctx_size.get())?;
+    }
     let contexts = args.contexts();
     let bar = progress::counted("measuring", contexts.len() * steps(args, text.as_deref()));
-    let mut measured = Vec::new();
-    let done = contexts.iter().try_for_each(|(with, is_named)| {
+    let (mut measured, mut left_out) = (Vec::new(), BTreeSet::new());
+    let done = contexts.iter().try_for_each(|with| {
         bar.set_message(format!("{} {}", with.type_k(), with.type_v()));
-        match measure(args, with, &model, text.as_deref(), &bar, &cancel) {
-            Ok(pair) => measured.push(pair),
-            // Nobody asked for this type.
-            Err(error) if !is_named && is_impossible(&error) => {}
-            Err(error) => return Err(error),
+        match measure(args, with, &model, text.as_deref(), &bar, &cancel, &mut measured) {
+            Err(error) => match impossible(&error).filter(|&kv_type| !args.is_named(kv_type)) {
+                // Nobody asked for this type.
+                Some(_) => drop(left_out.insert(error.to_string())),
+                None => return Err(error),
+            },
+            Ok(()) => {}
         }
         Ok(())
     });
     bar.finish_and_clear();
+    for why in left_out {
+        eprintln!("left out: {why}");
+    }
     if done.is_ok() || !measured.is_empty() {
         print(args, &measured)?;
     }
     done
 }
 
-/// Whether the model's heads do not fit a type.
-fn is_impossible(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::Kv(granule_kv::Error::HeadDim { .. })))
+/// Of a cache that the model cannot have: the type that does not fit its heads.
+fn impossible(error: &anyhow::Error) -> Option<KvType> {
+    match error.downcast_ref()? {
+        Error::Kv(granule_kv::Error::HeadDim { kv_type, .. }) => Some(*kv_type),
+        _ => None,
+    }
 }
 
 /// What the bar counts of one pair.
@@ -101,6 +114,7 @@ fn steps(args: &BenchArgs, text: Option<&[TokenId]>) -> usize {
         + windows.min(args.chunks.map_or(usize::MAX, usize::from))
 }
 
+/// Measures one pair; its speeds are in `all` also where its perplexity cannot be measured.
 fn measure(
     args: &BenchArgs,
     with: &ContextArgs,
@@ -108,7 +122,8 @@ fn measure(
     text: Option<&[TokenId]>,
     bar: &ProgressBar,
     cancel: &CancelToken,
-) -> Result<Pair> {
+    all: &mut Vec<Pair>,
+) -> Result<()> {
     let (depths, n_gen, n_batch) = (args.depths(), args.n_gen(), with.batch_size.get());
     let deepest = depths.last().copied().unwrap_or(0);
     let n_ctx = deepest.checked_add(args.n_prompt.max(n_gen).max(1)).context("the depth is too large")?;
@@ -129,14 +144,7 @@ fn measure(
     }
     measured.reverse();
     drop(context);
-    let perplexity = text.map(|text| -> Result<Scored> {
-        let ctx_size = args.ctx_size.get();
-        let mut context = session::context(model, with, Some(ctx_size), cancel)?;
-        let chunks = args.chunks.map(usize::from);
-        let scored = perplexity(&mut context, text, ctx_size, chunks, &mut |_| bar.inc(1))?;
-        Ok(Scored { ppl: scored.ppl, ctx_size, chunks: scored.chunks, tokens: scored.tokens })
-    });
-    Ok(Pair {
+    let mut pair = Pair {
         cache_type_k: with.type_k().to_string(),
         cache_type_v: with.type_v().to_string(),
         transformed,
@@ -144,8 +152,21 @@ fn measure(
         threads: model.threads().count(),
         n_batch,
         depths: measured,
-        perplexity: perplexity.transpose()?,
-    })
+        perplexity: None,
+    };
+    let scored = text.map(|text| -> Result<Scored> {
+        let ctx_size = args.ctx_size.get();
+        let mut context = session::context(model, with, Some(ctx_size), cancel)?;
+        let chunks = args.chunks.map(usize::from);
+        let scored = perplexity(&mut context, text, ctx_size, chunks, &mut |_| bar.inc(1))?;
+        Ok(Scored { ppl: scored.ppl, ctx_size, chunks: scored.chunks, tokens: scored.tokens })
+    });
+    let scored = scored.transpose();
+    if let Ok(scored) = &scored {
+        pair.perplexity = scored.as_ref().copied();
+    }
+    all.push(pair);
+    scored.map(drop)
 }
 
 fn print(args: &BenchArgs, measured: &[Pair]) -> Result<()> {
@@ -175,7 +196,9 @@ fn print(args: &BenchArgs, measured: &[Pair]) -> Result<()> {
         let cell = |speed: &Speed| format!("{:.2}", speed.tokens_per_second);
         row.extend(pair.depths.iter().filter_map(|depth| depth.prompt.as_ref()).map(cell));
         row.extend(pair.depths.iter().filter_map(|depth| depth.decode.as_ref()).map(cell));
-        row.extend(pair.perplexity.as_ref().map(|scored| format!("{:.4}", scored.ppl)));
+        if args.text.is_some() {
+            row.push(pair.perplexity.map_or_else(String::new, |scored| format!("{:.4}", scored.ppl)));
+        }
         table.row(row);
     }
     write!(out, "{table}")?;

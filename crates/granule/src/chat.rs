@@ -10,6 +10,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 
 use crate::args::RunArgs;
+use crate::prompt_cache::PromptCache;
 use crate::run::{answer, finish_line};
 use crate::{interrupt, one_line};
 
@@ -19,8 +20,9 @@ pub(crate) fn one(
     message: &str,
     context: &mut Context,
     options: &GenerateOptions,
+    cache: Option<&mut PromptCache<'_>>,
 ) -> Result<Option<Finish>> {
-    Chat::new(args, context, options)?.say(message).map(Some)
+    Chat::new(args, context, options, cache)?.say(message).map(Some)
 }
 
 /// Message after message, until there are no more; returns how the last answer ended where that ended the chat.
@@ -28,9 +30,10 @@ pub(crate) fn many(
     args: &RunArgs,
     context: &mut Context,
     options: &GenerateOptions,
+    cache: Option<&mut PromptCache<'_>>,
     cancel: &CancelToken,
 ) -> Result<Option<Finish>> {
-    let mut chat = Chat::new(args, context, options)?;
+    let mut chat = Chat::new(args, context, options, cache)?;
     if std::io::stdin().is_terminal() && std::io::stdout().is_terminal() && !args.json {
         return chat.with_a_person(cancel).map(|()| None);
     }
@@ -48,19 +51,25 @@ pub(crate) fn many(
 }
 
 /// A conversation.
-struct Chat<'a> {
+struct Chat<'a, 'p> {
     args: &'a RunArgs,
     context: &'a mut Context,
     options: &'a GenerateOptions,
+    cache: Option<&'a mut PromptCache<'p>>,
     template: ChatTemplate,
     messages: Vec<ChatMessage>,
 }
 
-impl<'a> Chat<'a> {
+impl<'a, 'p> Chat<'a, 'p> {
     /// An empty conversation; an error where the model has no chat template.
-    fn new(args: &'a RunArgs, context: &'a mut Context, options: &'a GenerateOptions) -> Result<Self> {
+    fn new(
+        args: &'a RunArgs,
+        context: &'a mut Context,
+        options: &'a GenerateOptions,
+        cache: Option<&'a mut PromptCache<'p>>,
+    ) -> Result<Self> {
         let template = context.model().chat_template()?;
-        Ok(Chat { args, context, options, template, messages: Vec::new() })
+        Ok(Chat { args, context, options, cache, template, messages: Vec::new() })
     }
 
     /// Adds a message, writes the answer to it and keeps both. Where there is no answer, nothing has been said.
@@ -80,7 +89,8 @@ impl<'a> Chat<'a> {
         let tokens = self.prompt()?;
         // What the conversation has in common with what is in the cache is not computed again.
         let kept = self.context.rewind_to(&tokens)?;
-        let answer = answer(self.args, self.context, &tokens, kept, self.options.clone())?;
+        let (options, cache) = (self.options.clone(), self.cache.as_deref_mut());
+        let answer = answer(self.args, self.context, &tokens, kept, options, cache)?;
         finish_line(self.args, self.context, &answer)?;
         self.messages.push(ChatMessage::new("assistant", answer.text));
         Ok(answer.finish)
@@ -122,8 +132,8 @@ impl<'a> Chat<'a> {
                 "" => continue,
                 "/exit" => return Ok(()),
                 "/clear" => {
+                    // What the next conversation begins with as this one did stays in the cache.
                     self.messages.clear();
-                    self.context.clear()?;
                     continue;
                 }
                 _ => {}

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context as _, Result};
-use granule_llama::perplexity;
+use granule_llama::{Perplexity, perplexity};
 
 use crate::args::PerplexityArgs;
 use crate::{interrupt, progress, session};
@@ -17,9 +17,10 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     let model = session::load(&args.load, &cancel)?;
     let tokens = model.tokenizer().encode(&text, Default::default())?;
     let n_ctx = args.ctx_size.get();
+    let windows = Perplexity::windows(tokens.len(), n_ctx)?;
     let mut context = session::context(&model, &args.context, Some(n_ctx), &cancel)?;
     let chunks = args.chunks.map(usize::from);
-    let bar = progress::counted("windows", chunks.unwrap_or(usize::MAX).min(tokens.len() / n_ctx));
+    let bar = progress::counted("windows", chunks.unwrap_or(usize::MAX).min(windows));
     let measured = perplexity(&mut context, &tokens, n_ctx, chunks, &mut |so_far| {
         bar.set_position(so_far.chunks as u64);
         bar.set_message(format!("{:.4}", so_far.ppl));

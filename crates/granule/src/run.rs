@@ -14,9 +14,10 @@ use granule_llama::{
 use serde_json::json;
 
 use crate::args::RunArgs;
+use crate::prompt_cache::{self, PromptCache};
 use crate::session::Recording;
 use crate::table::{Align, Table};
-use crate::{chat, interrupt, memory_table, progress, prompt_cache, session};
+use crate::{chat, interrupt, memory_table, progress, session};
 
 /// What one prompt gave.
 pub(crate) struct Answer {
@@ -34,6 +35,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         stop: args.stop.clone(),
         continues: false,
     };
+    if let Some(path) = &args.prompt_cache {
+        prompt_cache::check(path)?;
+    }
     let cancel = interrupt::install()?;
     let tracer = Tracer::new();
     let start = |path: &PathBuf| Recording::start(&tracer, path, &args.load.model);
@@ -64,24 +68,29 @@ fn write(
 ) -> Result<()> {
     let n_ctx = args.ctx_size.map(usize::from);
     tracer.mark("context");
-    // One prompt never comes a second time; in a chat, conversations begin alike.
-    let is_chat = args.prompt.is_none();
-    let mut context = session::context_remembering(&model, &args.context, n_ctx, cancel, is_chat)?;
+    let mut context = session::context(&model, &args.context, n_ctx, cancel)?;
     drop(model);
-    if let Some(path) = &args.prompt_cache {
-        prompt_cache::load(path, &mut context)?;
-    }
+    let mut cache = match &args.prompt_cache {
+        Some(path) => Some(PromptCache::load(path, &mut context)?),
+        None => None,
+    };
     let finish = match &args.prompt {
-        Some(prompt) if !args.chat => raw(args, prompt, &mut context, options)?,
-        Some(message) => chat::one(args, message, &mut context, &options)?,
-        None => chat::many(args, &mut context, &options, cancel)?,
+        Some(prompt) if !args.chat => raw(args, prompt, &mut context, options, cache.as_mut())?,
+        Some(message) => chat::one(args, message, &mut context, &options, cache.as_mut())?,
+        None => {
+            let finish = chat::many(args, &mut context, &options, cache.as_mut(), cancel);
+            if let Some(cache) = &mut cache {
+                cache.end_chat(&context);
+            }
+            finish?
+        }
     };
     if args.verbose {
         eprint!("\n{}", memory_table::table(&context.memory_info()));
     }
     match finish {
         Some(Finish::Cancelled) => Err(Error::Cancelled.into()),
-        _ => Ok(()),
+        _ => cache.map_or(Ok(()), PromptCache::finish),
     }
 }
 
@@ -115,6 +124,7 @@ fn raw(
     prompt: &str,
     context: &mut Context,
     mut options: GenerateOptions,
+    cache: Option<&mut PromptCache<'_>>,
 ) -> Result<Option<Finish>> {
     let encode = EncodeOptions { parse_special: true, ..EncodeOptions::default() };
     let tokens = context.model().tokenizer().encode(prompt, encode)?;
@@ -123,7 +133,7 @@ fn raw(
     }
     options.continues = args.echo;
     let kept = context.rewind_to(&tokens)?;
-    let mut answer = answer(args, context, &tokens, kept, options)?;
+    let mut answer = answer(args, context, &tokens, kept, options, cache)?;
     if args.echo {
         answer.text.insert_str(0, prompt);
     }
@@ -139,6 +149,7 @@ pub(crate) fn answer(
     prompt: &[TokenId],
     kept: usize,
     options: GenerateOptions,
+    cache: Option<&mut PromptCache<'_>>,
 ) -> Result<Answer> {
     let left = prompt.len() - kept;
     let bar = (left > args.context.batch_size.get()).then(|| progress::counted("prompt", left));
@@ -153,8 +164,8 @@ pub(crate) fn answer(
         bar.finish_and_clear();
     }
     let mut generation = generation?;
-    if let Some(path) = &args.prompt_cache {
-        prompt_cache::save(path, generation.context(), kept)?;
+    if let Some(cache) = cache {
+        cache.prompt(generation.context(), kept);
     }
     let (mut text, mut tokens) = (String::new(), Vec::new());
     while let Some(piece) = generation.next_piece() {

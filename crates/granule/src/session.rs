@@ -131,23 +131,12 @@ pub(crate) fn load(args: &LoadArgs, cancel: &CancelToken) -> Result<Arc<Model>> 
     load_traced(args, cancel, &Tracer::new())
 }
 
-/// A context for `n_ctx` tokens, or for as many as the model was trained for.
+/// A context for `n_ctx` tokens, or for as many as the model was trained for; Ctrl-C stops what has to be computed for it.
 pub(crate) fn context(
     model: &Arc<Model>,
     args: &ContextArgs,
     n_ctx: Option<usize>,
     cancel: &CancelToken,
-) -> Result<Context> {
-    context_remembering(model, args, n_ctx, cancel, false)
-}
-
-/// As [`context`], and where it is to, remembers prompts for the next time they begin the same.
-pub(crate) fn context_remembering(
-    model: &Arc<Model>,
-    args: &ContextArgs,
-    n_ctx: Option<usize>,
-    cancel: &CancelToken,
-    prefix_cache: bool,
 ) -> Result<Context> {
     let options = ContextOptions {
         n_ctx,
@@ -155,10 +144,15 @@ pub(crate) fn context_remembering(
         type_k: args.type_k(),
         type_v: args.type_v(),
         kv_transform: args.kv_transform(),
-        prefix_cache,
         ..ContextOptions::default()
     };
-    let mut context = Context::new(Arc::clone(model), options)?;
-    context.set_cancel_token(cancel.clone());
-    Ok(context)
+    let mut bar = None;
+    let mut report = |done: usize, total: usize| {
+        bar.get_or_insert_with(|| progress::counted("transform", total)).set_position(done as u64);
+    };
+    let context = Context::new_reporting(Arc::clone(model), options, cancel.clone(), &mut report);
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    Ok(context?)
 }

@@ -11,6 +11,9 @@ mod bad_input;
 mod chat;
 mod devices;
 mod interrupts;
+#[allow(dead_code, reason = "the engine's tests use more of it")]
+#[path = "../../../granule-llama/tests/support/make.rs"]
+mod make;
 mod measures;
 mod prompt_cache;
 mod recording;

@@ -1,5 +1,6 @@
 //! `info`, `tokenize`, `perplexity` and `bench`.
 
+use crate::make::{Made, Shape};
 use crate::{TALES, json, output, stderr, stdout, text_of};
 
 #[test]
@@ -97,6 +98,32 @@ fn bench_takes_several_types() {
     assert_eq!(pairs, [("f16".into(), "f32".into()), ("q8_0".into(), "f32".into())]);
 }
 
+/// Heads of 48 hold no blocks of 32: left out by name where everything is compared, an error where they were asked for.
+#[test]
+fn bench_says_what_it_leaves_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = Made::new(&Shape { head_dim: Some(48), ..Shape::default() }).write(dir.path());
+    let quick =
+        ["bench", text_of(&model), "--kv", "--prompt", "0", "--gen", "2", "--depths", "0", "--repeat", "1"];
+    let every = output(&[&quick[..], &["--json"]].concat());
+    assert!(every.status.success(), "{}", stderr(&every));
+    let pairs: serde_json::Value = serde_json::from_slice(&every.stdout).unwrap();
+    assert_eq!(pairs.as_array().unwrap().len(), 9);
+    let said = stderr(&every);
+    assert_eq!(said.lines().count(), 2, "{said}");
+    for kv_type in ["q8_0", "q4_0"] {
+        assert!(said.lines().any(|line| line.starts_with("left out: ") && line.contains(kv_type)), "{said}");
+    }
+    for named in ["--cache-type-k", "--cache-type-v", "--kv-cache-type"] {
+        let refused = output(&[&quick[..], &[named, "q4_0"]].concat());
+        assert_eq!(refused.status.code(), Some(1), "{named}");
+        assert!(stderr(&refused).contains("q4_0 needs a head dim"), "{named}: {}", stderr(&refused));
+    }
+    // Keys that are possible were asked for; which values are left out is said.
+    let some = output(&[&quick[..], &["--cache-type-k", "bf16"]].concat());
+    assert!(some.status.success() && stderr(&some).lines().count() == 2, "{}", stderr(&some));
+}
+
 #[test]
 fn bench_compares_pairs_of_types() {
     let dir = tempfile::tempdir().unwrap();
@@ -147,6 +174,9 @@ fn bench_compares_pairs_of_types() {
         let output = output(&[&quick[..], more].concat());
         assert!(!output.status.success() && stderr(&output).contains(word), "{}", stderr(&output));
     }
+    // A text without one window is refused before anything is measured.
+    let refused = output(&[&quick[..], &["--text", text_of(&file), "--ctx-size", "100000"]].concat());
+    assert!(refused.stdout.is_empty() && stderr(&refused).contains("100000"), "{}", stderr(&refused));
     let no_kv = output(&["bench", TALES, "--text", text_of(&file)]);
     assert!(stderr(&no_kv).contains("--kv"), "{}", stderr(&no_kv));
 }

@@ -1,5 +1,6 @@
 //! `granule run --prompt-cache`.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Output;
 
@@ -69,6 +70,76 @@ fn a_chat_goes_on_where_the_last_one_was() {
     assert!(last(&again) > 5, "{}", stderr(&again));
 }
 
+/// A chat's file is written when the first prompt was computed, when there is twice as much, and at the end; not for each message.
+#[test]
+fn a_chat_is_kept_without_writing_all_of_it_each_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, file) = (tales_with_a_template(dir.path()), dir.path().join("chat.state"));
+    let args = ["run", text_of(&model), "--temp", "0", "-n", "20", "--stop", "\n"];
+    let mut child = granule(&[&args[..], &["--prompt-cache", text_of(&file)]].concat())
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lengths = Vec::new();
+    for message in 0..12 {
+        writeln!(stdin, "Message {message}: the baker Mia and the sailor Leo.").unwrap();
+        stdin.flush().unwrap();
+        answers.next().unwrap().unwrap();
+        lengths.push(std::fs::metadata(&file).unwrap().len());
+    }
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let last = std::fs::metadata(&file).unwrap().len();
+    let (first, most) = (lengths[0], lengths[11]);
+    lengths.dedup();
+    // Doubled three times, from one message to eight and more.
+    assert!((3..=5).contains(&lengths.len()), "{lengths:?}");
+    assert!(first < lengths[1] && most < last, "{lengths:?}, {last}");
+    // What was said before is taken from there.
+    let said: String = (0..12).map(|i| format!("Message {i}: the baker Mia and the sailor Leo.\n")).collect();
+    let again = with_stdin(&[&args[..], &["--prompt-cache", text_of(&file)]].concat(), said.as_bytes());
+    let (_, reused, all) = reused(&again);
+    assert_eq!(reused, all - 1);
+}
+
+/// What is not saved is said, and the answer is there all the same.
+#[test]
+fn what_cannot_be_written_is_found_before_anything_is_computed() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("no/such/folder");
+    for (file, word) in [(&*nowhere, "no/such/folder"), (dir.path(), "no state file")] {
+        // A model that is not there would be found first otherwise.
+        let args = ["run", "no-such-model.gguf", "-p", TEXT, "--prompt-cache", text_of(file)];
+        let refused = output(&args);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(refused.stdout.is_empty());
+        assert!(stderr(&refused).contains(word), "{}", stderr(&refused));
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_answer_comes_also_where_the_prompt_is_not_saved() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.state");
+    let (text, ..) = reused(&run(&file, TEXT, &[]));
+    let saved = std::fs::read(&file).unwrap();
+    // The file can be read; nothing can be put beside it.
+    std::fs::create_dir(dir.path().join("prompt.state.part")).unwrap();
+    assert_eq!(reused(&run(&file, TEXT, &[])).0, text, "there is nothing to save");
+    let more = run(&file, MORE, &[]);
+    assert_eq!(more.status.code(), Some(1));
+    let said: Vec<String> = stderr(&more).lines().map(str::to_owned).collect();
+    assert!(said[0].starts_with("prompt cache: ") && said[1].starts_with("warning: "), "{said:?}");
+    assert!(said[1].contains("prompt.state.part") && said[2].contains("was not saved"), "{said:?}");
+    let whole = output(&["run", TALES, "-p", MORE, "--temp", "0", "-n", "20"]);
+    assert_eq!(more.stdout, whole.stdout);
+    assert_eq!(std::fs::read(&file).unwrap(), saved);
+}
+
 #[test]
 fn what_does_not_fit_is_refused_with_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
@@ -104,10 +175,6 @@ fn what_does_not_fit_is_refused_with_what_to_do() {
         ["run", text_of(&other), "-p", TEXT, "--kv-cache-type", "q4_0", "--prompt-cache", text_of(&file)];
     let said = stderr(&output(&args));
     assert!(said.contains("another model") && said.contains("each model"), "{said}");
-    // Nowhere to put it.
-    let nowhere = dir.path().join("no/such/folder");
-    let output = run(&nowhere, TEXT, &[]);
-    assert!(!output.status.success() && stderr(&output).contains("no/such/folder"), "{}", stderr(&output));
 }
 
 #[test]
