@@ -30,7 +30,7 @@ pub mod scalar;
 mod x86;
 
 pub use activation::{QuantizedMatrix, QuantizedRow, quantize_row};
-pub use attend::{ATTEND_TILE, HeadRows, RunningSoftmax, TileShape, query_words};
+pub use attend::{ATTEND_TILE, HeadRows, RunningSoftmax, TileShape, fetch_rows, query_words};
 pub use block::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0};
 pub use codec::{decode, encode};
 pub use dot::{dot_f32, dot_q8};

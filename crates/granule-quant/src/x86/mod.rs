@@ -18,6 +18,17 @@ fn prefetch_line(p: *const u8) {
     }
 }
 
+/// Asks for the cache line at `p`, which need not exist, in the second-level cache: a tile of attention is more than
+/// the first holds.
+#[inline(always)]
+pub(crate) fn prefetch_l2(p: *const u8) {
+    #[allow(unused_unsafe, reason = "needed up to Rust 1.89")]
+    // SAFETY: a prefetch does not fault, wherever it points.
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+}
+
 /// The f32 that these two bytes are as an f16.
 #[target_feature(enable = "f16c")]
 #[inline]

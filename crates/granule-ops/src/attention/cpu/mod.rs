@@ -5,7 +5,7 @@ mod unit;
 
 use granule_quant::Isa;
 
-use self::plan::{Cuts, Plan};
+use self::plan::{Cuts, Order, Place, Plan};
 use self::unit::{Scratch, Unit};
 use super::{AttentionItem, AttentionShape, check};
 use crate::threads::Disjoint;
@@ -84,13 +84,14 @@ pub fn cpu(
     let (starts, parts) = (&*starts, &*parts);
     {
         let (out, workers, partials) = (Disjoint::new(out), Disjoint::new(workers), Disjoint::new(partials));
-        threads.try_for_each_chunk(units, 1, &|worker, chunk| {
+        let order = Order::new(units, if any_split { threads.count() } else { 1 });
+        threads.try_for_each_chunk(order.tickets(), 1, &|worker, tickets| {
             // SAFETY: every worker has its own part.
             let words = unsafe { workers.range(worker * per_worker..(worker + 1) * per_worker) };
-            for unit in chunk {
+            for unit in tickets.filter_map(|ticket| order.unit(ticket)) {
                 let item = starts.partition_point(|&start| start as usize <= unit) - 1;
                 let part = parts[item] as usize;
-                let unit = call.unit(item, unit - starts[item] as usize);
+                let unit = call.unit(item, unit - starts[item] as usize, order.place(unit));
                 Scratch::new(&call.plan, &unit, &mut *words).run(&call, &unit, &out, &partials, part)?;
             }
             Ok::<(), Error>(())
@@ -139,7 +140,7 @@ impl<'a, 'v> Call<'a, 'v> {
     }
 
     /// Unit `index` of an item: the latest queries, which see the most, first, so that the threads end together.
-    fn unit(&self, item: usize, index: usize) -> Unit<'a, 'v> {
+    fn unit(&self, item: usize, index: usize, place: Place) -> Unit<'a, 'v> {
         let at = &self.items[item];
         let cuts = self.cuts(at);
         let (block, rest) =
@@ -156,6 +157,8 @@ impl<'a, 'v> Call<'a, 'v> {
             seen,
             rows: split * cuts.split..((split + 1) * cuts.split).min(seen + tokens - 1),
             split: (cuts.splits > 1).then_some(split),
+            is_first: place.is_first || cuts.splits == 1 || cuts.head_groups > 1 || split == 0,
+            goes_on: !place.is_last && cuts.head_groups == 1 && split + 1 < cuts.splits,
         }
     }
 

@@ -24,6 +24,10 @@ pub(super) struct Unit<'a, 'v> {
     pub(super) rows: Range<usize>,
     /// Which of several stretches it is.
     pub(super) split: Option<usize>,
+    /// Nobody has fetched the stretch's first rows.
+    pub(super) is_first: bool,
+    /// The worker will probably go on with the rows behind the stretch.
+    pub(super) goes_on: bool,
 }
 
 /// Rows that lie at one stride, have one type and one turn.
@@ -131,11 +135,18 @@ impl<'a> Scratch<'a> {
         if from >= to {
             return Ok(());
         }
+        if unit.is_first || from == run.first {
+            let (start, lines) = lines(unit.item.cache.layout());
+            let n = ATTEND_TILE.min(to - from);
+            let rows = &run.bytes[(from - run.first) * run.stride..];
+            granule_quant::fetch_rows(rows, run.stride, n, start, lines);
+        }
         self.prepare(call, unit, run.turn, run.keys.dtype)?;
+        let fetched = if unit.goes_on { run.first + run.len } else { to };
         for tile in (from..to).step_by(ATTEND_TILE) {
             let n = ATTEND_TILE.min(to - tile);
             for head in 0..unit.heads.len() {
-                self.tile(call, unit, run, tile..tile + n, head, tile + n < to)?;
+                self.tile(call, unit, run, tile..tile + n, head, tile + n < fetched)?;
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use super::first;
 use super::float::{BF16, F16, F32};
 use crate::DType;
 use crate::attend::{ATTEND_TILE, HeadRows, QUAD, portable};
+use crate::x86::prefetch_l2;
 
 /// [`crate::Isa::prepare_queries`], which has checked the lengths.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
@@ -105,16 +106,6 @@ fn rows_at<const N: usize>(p: *const u8, stride: usize, left: usize) -> [*const 
         std::array::from_fn(|j| p.wrapping_add(j * stride))
     } else {
         std::array::from_fn(|j| p.wrapping_add(j.min(left - 1) * stride))
-    }
-}
-
-/// Asks for the cache line at `p`, which need not exist, in the second-level cache: a tile is more than the first holds.
-#[inline(always)]
-fn prefetch_l2(p: *const u8) {
-    #[allow(unused_unsafe, reason = "needed up to Rust 1.89")]
-    // SAFETY: a prefetch does not fault, wherever it points.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(p.cast());
     }
 }
 

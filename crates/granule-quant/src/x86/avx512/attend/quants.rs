@@ -12,6 +12,7 @@ use std::arch::x86_64::*;
 
 use super::{ATTEND_TILE, QUAD, fetch, rows_at, store_scores};
 use crate::attend::{HeadRows, QUANT_BLOCK_WORDS};
+use crate::x86::avx512::LANES;
 use crate::{BLOCK_LEN, DType};
 
 /// A quantized type, as its quants lie in a plane.
@@ -136,6 +137,7 @@ const QUERY_MAX: f32 = 127.0 * 256.0;
 
 /// For each four queries and each block: hi of elements 0 to 15 (a lane for each query), hi of the others, lo of both, and
 /// what their products with keys are too large by, in all of a lane; then the queries' scales.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn prepare(dtype: DType, head_dim: usize, q: &[f32], words: &mut [f32]) {
     let raised = if dtype == DType::Q4_0 { Q4_0::RAISED } else { Q8_0::RAISED };
     let blocks = head_dim / BLOCK_LEN;
@@ -145,38 +147,40 @@ pub(super) fn prepare(dtype: DType, head_dim: usize, q: &[f32], words: &mut [f32
     for (words, q) in words.chunks_exact_mut(of_quad).zip(q.chunks(QUAD * head_dim)) {
         let (quants, scales) = words.split_at_mut(blocks * QUANT_BLOCK_WORDS);
         for (lane, q) in q.chunks_exact(head_dim).enumerate() {
-            let mut max = 0f32;
-            for x in q {
-                // NaN comes and stays.
-                max = if x.abs() > max || x.is_nan() { x.abs() } else { max };
+            let (chunks, quants) = (q.as_chunks::<LANES>().0, quants.as_chunks_mut::<QUANT_BLOCK_WORDS>().0);
+            // SAFETY: a chunk has a register's elements.
+            let load = |chunk: &[f32; LANES]| unsafe { _mm512_loadu_ps(chunk.as_ptr()) };
+            let (mut max, mut unordered) = (_mm512_setzero_ps(), 0);
+            for x in chunks.iter().map(load) {
+                max = _mm512_max_ps(max, _mm512_abs_ps(x));
+                unordered |= _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
             }
-            // Of an infinite element nothing is left but that.
-            let scale = if max.is_finite() { max / QUERY_MAX } else { f32::NAN };
-            scales[lane * 4..][..4].fill(scale);
-            let inverse = if max > 0.0 { QUERY_MAX / max } else { 0.0 };
-            let blocks = quants.chunks_exact_mut(QUANT_BLOCK_WORDS).zip(q.as_chunks::<BLOCK_LEN>().0);
-            for (words, q) in blocks {
-                let mut sum = 0i32;
-                let bytes: &mut [i8] = bytemuck::cast_slice_mut(&mut words[..64]);
-                for (i, x) in q.iter().enumerate() {
-                    let x = whole(x * inverse);
-                    let hi = x.wrapping_add(128) >> 8;
-                    let at = i / 16 * 64 + lane * 16 + i % 16;
-                    (bytes[at], bytes[128 + at]) = (hi as i8, x.wrapping_sub(hi << 8) as i8);
-                    sum = x.wrapping_add(sum);
+            let max = _mm512_reduce_max_ps(max);
+            // Of an element that is infinite or no number nothing is left but that.
+            let finite = unordered == 0 && max.is_finite();
+            scales[lane * 4..][..4].fill(if finite { max / QUERY_MAX } else { f32::NAN });
+            let inverse = _mm512_set1_ps(if max > 0.0 { QUERY_MAX / max } else { 0.0 });
+            for (words, halves) in quants.iter_mut().zip(chunks.as_chunks::<2>().0) {
+                let mut sum = _mm512_setzero_si512();
+                let (terms, sums) = words.split_at_mut(64);
+                let terms: &mut [[i8; 16]] = bytemuck::cast_slice_mut(terms);
+                for (half, x) in halves.iter().map(load).enumerate() {
+                    let x = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+                    let hi = _mm512_srai_epi32::<8>(_mm512_add_epi32(x, _mm512_set1_epi32(128)));
+                    let lo = _mm512_sub_epi32(x, _mm512_slli_epi32::<8>(hi));
+                    for (term, at) in [(hi, 4 * half + lane), (lo, 8 + 4 * half + lane)] {
+                        // SAFETY: a term is 16 bytes.
+                        unsafe {
+                            _mm_storeu_si128(terms[at].as_mut_ptr().cast(), _mm512_cvtepi32_epi8(term));
+                        }
+                    }
+                    sum = _mm512_add_epi32(sum, x);
                 }
-                let sums: &mut [i32] = bytemuck::cast_slice_mut(&mut words[64..]);
-                sums[lane * 4..][..4].fill(sum.wrapping_mul(-raised));
+                let sum = _mm512_reduce_add_epi32(sum).wrapping_mul(-raised);
+                bytemuck::cast_slice_mut(sums)[lane * 4..][..4].fill(sum);
             }
         }
     }
-}
-
-/// The whole number nearest to `x`, which is below 2^22: adding 1.5 * 2^23 leaves it in the low bits.
-#[inline(always)]
-fn whole(x: f32) -> i32 {
-    const ROUND: f32 = 12_582_912.0;
-    (x + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed()
 }
 
 /// Scores of four queries against all keys.
