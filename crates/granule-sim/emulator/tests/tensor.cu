@@ -1,5 +1,5 @@
 // The twins of tensor.cuh: products and loads of matrices against the layouts of the PTX ISA, and one mistake each.
-#include "tensor.cuh"
+#include "tensor_s8.cuh"
 
 // Row and column of element `i` of a lane's fragment, from the formulas of the PTX ISA ("Matrix Fragments for mma.m16n8k16
 // with floating point type"), where groupID is lane >> 2 and threadID_in_group lane % 4.
@@ -63,6 +63,37 @@ extern "C" __global__ void multiply_bf16(const u16 *a, const u16 *b, const float
     MatrixC sum = gather_c(c, lane);
     multiply_add_bf16(sum, gather_a(a, lane), gather_b(b, lane));
     scatter_c(sum, to, lane);
+}
+
+// Row and column of byte `i` of a lane's fragment, from the formulas of the PTX ISA ("Matrix Fragments for mma.m16n8k32").
+__device__ inline Place place_in_bytes_a(u32 lane, u32 i)
+{
+    const bool upper = i < 4 || (8 <= i && i < 12);
+    return {upper ? lane >> 2 : (lane >> 2) + 8, i < 8 ? lane % 4 * 4 + (i & 3) : lane % 4 * 4 + (i & 3) + 16};
+}
+__device__ inline Place place_in_bytes_b(u32 lane, u32 i)
+{
+    return {i < 4 ? lane % 4 * 4 + (i & 3) : lane % 4 * 4 + (i & 3) + 16, lane >> 2};
+}
+
+// a: 16 x 32 and b: 32 x 8 signed bytes, c and to: 16 x 8 whole numbers, all by rows. to = c + a b. One warp.
+extern "C" __global__ void multiply_s8(const u8 *a, const u8 *b, const i32 *c, i32 *to)
+{
+    const u32 lane = threadIdx.x;
+    MatrixA left{};
+    MatrixB right{};
+    MatrixC32 sum;
+    for (u32 i = 0; i < 16; i++) {
+        const Place at = place_in_bytes_a(lane, i);
+        left.word[i / 4] |= static_cast<u32>(a[at.row * 32 + at.column]) << (i % 4 * 8);
+    }
+    for (u32 i = 0; i < 8; i++) {
+        const Place at = place_in_bytes_b(lane, i);
+        right.word[i / 4] |= static_cast<u32>(b[at.row * 8 + at.column]) << (i % 4 * 8);
+    }
+    for (u32 i = 0; i < 4; i++) sum.value[i] = c[place_in_c(lane, i).row * 8 + place_in_c(lane, i).column];
+    multiply_add_s8(sum, left, right);
+    for (u32 i = 0; i < 4; i++) to[place_in_c(lane, i).row * 8 + place_in_c(lane, i).column] = sum.value[i];
 }
 
 // from: 32 x 8 elements, by rows: four matrices. to: 14 words for each lane of one warp: what ldmatrix gives of one, two and

@@ -97,14 +97,14 @@ pub(crate) fn library(mode: Mode) -> &'static Library {
 /// The file of [`library`], built where it is not up to date.
 pub(crate) fn path(mode: Mode) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulator");
-    // For tensor.cuh, whose twins are tested here.
+    // For tensor.cuh and intrinsics.cuh, whose twins are tested here.
     let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../kernels/include");
     emulator_build::build(&sources(), &[kernels], mode, &folder).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn sources() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("emulator/tests");
-    ["correct.cu", "planted.cu", "programs.cu", "tensor.cu", "widths.cu"]
+    ["correct.cu", "numbers.cu", "planted.cu", "programs.cu", "tensor.cu", "widths.cu"]
         .map(|name| folder.join(name))
         .to_vec()
 }

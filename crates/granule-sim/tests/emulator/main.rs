@@ -5,6 +5,7 @@ mod build;
 mod correct;
 mod faults;
 mod library;
+mod numbers;
 mod planted;
 mod programs;
 mod tensor;

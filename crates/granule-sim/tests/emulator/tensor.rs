@@ -83,6 +83,29 @@ fn products_are_within_the_bound() {
 }
 
 #[test]
+fn products_of_bytes_are_exact() {
+    let mut random = Random(3);
+    for mode in MODES {
+        for round in 0..8 {
+            // The largest sums too: all bytes -128.
+            let byte = |random: &mut Random| if round == 0 { 0x80 } else { random.next() as u8 };
+            let a: Vec<u8> = (0..512).map(|_| byte(&mut random)).collect();
+            let b: Vec<u8> = (0..256).map(|_| byte(&mut random)).collect();
+            let c: Vec<u32> = (0..128).map(|_| random.next() as u32 >> 4).collect();
+            let mut to = vec![0u32; 128];
+            let params = [(&a[..]).into(), (&b[..]).into(), (&c[..]).into(), (&mut to[..]).into()];
+            library(mode).run("multiply_s8", Shape::new(1, 32).seed(round), &params).unwrap();
+            for (i, (&got, &c)) in to.iter().zip(&c).enumerate() {
+                let signed = |byte: u8| i64::from(byte.cast_signed());
+                let product = |k: usize| signed(a[i / 8 * 32 + k]) * signed(b[k * 8 + i % 8]);
+                let exact = i64::from(c.cast_signed()) + (0..32).map(product).sum::<i64>();
+                assert_eq!(i64::from(got.cast_signed()), exact, "element {i}");
+            }
+        }
+    }
+}
+
+#[test]
 fn matrices_are_loaded_as_the_manual_lays_them_out() {
     let from: Vec<u16> = (0..256).collect();
     let element = |matrix: usize, row: usize, column: usize| u32::from(from[matrix * 64 + row * 8 + column]);
