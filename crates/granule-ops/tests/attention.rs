@@ -150,9 +150,14 @@ fn naive(
         let largest = turned.iter().fold(0f64, |max, &x| max.max(f64::from(x).abs()));
         let size: f64 = turned.iter().zip(key).map(|(&q, k)| (f64::from(q) * k).abs()).sum();
         let size = size + f64::from(constant).abs();
-        // Two 8-bit terms, if the keys are quantized; f32; turning and transforming in f32.
-        let terms = 2f64.powi(-16) * largest * key.iter().map(|k| k.abs()).sum::<f64>();
-        off = off.max((terms + 3e-6 * size) * scale);
+        // f32, turning and transforming in f32; 15-bit queries where they meet quantized keys. Rounding is off by at most so
+        // much in each element, all of one sign; random elements cancel to an eighth of that, and less.
+        let terms = if memory.layout.k_type.is_quantized() {
+            2f64.powi(-16) / 8.0 * largest * key.iter().map(|k| k.abs()).sum::<f64>()
+        } else {
+            0.0
+        };
+        off = off.max((terms + 1e-6 * size) * scale);
     }
     let top = scores.iter().copied().fold(f64::MIN, f64::max);
     let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
@@ -162,8 +167,10 @@ fn naive(
         out.iter_mut().zip(row(1, token)).for_each(|(out, v)| *out += weight * v);
     }
     let largest = (0..seen).flat_map(|token| row(1, token)).fold(0f64, |max, v| max.max(v.abs()));
-    // Weights off by a factor of at most exp(2 off), the rounding of weights to 15 bits in a tile of 64, f32.
-    let mut bound = largest * (2.5 * off + 64.0 * 1.02 * 2f64.powi(-16) + 1e-5);
+    // Weights off by a factor of at most exp(2 off), f32; and where values are quantized, weights rounded to 15 bits, of which
+    // a tile of 64 is off by at most half a step each: random ones by an eighth of that.
+    let rounded = if memory.layout.v_type.is_quantized() { 64.0 * 1.02 * 2f64.powi(-16) / 8.0 } else { 0.0 };
+    let mut bound = largest * (2.5 * off + rounded + 2e-6);
     if let Some(transform) = shape.transform {
         let mut result: Vec<f32> = out.iter().map(|&x| x as f32).collect();
         transform.output(kv_head, &mut result);
