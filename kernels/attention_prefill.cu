@@ -18,8 +18,8 @@
 // they were rounded, so that they add up to 1.
 //
 // **Numbers.** Tensor cores take f16, and no value of any type is lost to its range: what is converted is multiplied by a
-// power of two first, that brings the largest magnitude of the first tile to 2^10, and a later tile that goes beyond f16 is
-// measured and converted anew. Q has a power of two for each row. All of them go out exactly, in f32. So an element x is off
+// power of two first, that brings the largest magnitude of the first tile to 2^10, and a later tile that goes beyond f16 with
+// it (or beyond f32: then without it) is measured and converted anew. Weights are 2^LIFT times a softmax's. Q has a power of two for each row. All of them go out exactly, in f32. So an element x is off
 // by at most 2^-11 |x| (half a unit of f16's 11 bits) or 2^-35 of the largest magnitude so far; f16's own are exact.
 // Scores, maxima, sums and output are f32; what tensor cores promise stands in tensor.cuh.
 #include "kv_tile.cuh"
@@ -29,8 +29,6 @@ constexpr u32 WARP_ROWS = 16;
 // Rows of queries of a thread block.
 constexpr u32 ROWS = 128;
 static_assert(ROWS == WARPS * WARP_ROWS);
-
-__device__ inline float minus_infinity() { return float_of(0xff800000); }
 
 // What a block knows of K, or of V, from one tile to the next.
 struct State {
@@ -248,7 +246,7 @@ __device__ inline void weigh(Softmax &softmax, MatrixC (&s)[KEYS / 8], MatrixA (
         // The factor is above 0, so the largest product gives the largest score.
         const float factor = softmax.factor[row] * unscale;
         const float maximum = larger_of(softmax.maximum[row], fused(most, factor, softmax.addition[row]));
-        const float less = softmax.addition[row] - maximum;
+        const float less = softmax.addition[row] - maximum + LIFT;
         shrink[row] = approximate_exp2(softmax.maximum[row] - maximum);
         softmax.maximum[row] = maximum;
         UNROLLED for (u32 j = 0; j < KEYS / 8; j++) {
@@ -350,21 +348,26 @@ __device__ inline void attend(const AttentionPrefill &to, const KvSequence &sequ
                                   rows.head_dim,
                                   n,
                                   row < rows.sink_rows ? rows.sink_rows - row : 0};
-                bool twice = false;
+                const bool first_tile = now.factor == 0.0f;
+                float factor = first_tile ? 1.0f : now.factor;
+                bool measured = false;
                 ROLLED for (;;) {
-                    const bool measured = now.factor != 0.0f;
-                    const float largest = convert(converted, from, measured ? now.factor : 1.0f);
-                    if (__syncthreads_or(!twice && !(measured && largest < 60000.0f)) == 0) break;
+                    const float largest = convert(converted, from, factor);
+                    if (__syncthreads_or(!measured && !(factor == now.factor && largest < 60000.0f)) == 0) break;
                     // Rare: the first tile, or one that does not fit into f16 as those before did.
                     const float most = warp_largest(largest);
                     if (lane == 0) shared.largest[warp] = most;
                     __syncthreads();
-                    float whole = shared.largest[0];
-                    UNROLLED for (u32 k = 1; k < WARPS; k++) whole = larger_of(whole, shared.largest[k]);
-                    const float factor = factor_for(measured ? whole / now.factor : whole);
-                    if (measured) grow = factor / now.factor;
+                    float all_of = shared.largest[0];
+                    UNROLLED for (u32 k = 1; k < WARPS; k++) all_of = larger_of(all_of, shared.largest[k]);
+                    if (all_of == -minus_infinity() && factor != 1.0f) {
+                        factor = 1.0f; // beyond f32: measured as it is
+                        continue;
+                    }
+                    factor = factor_for(all_of / factor);
+                    if (!first_tile) grow = factor / now.factor;
                     now.factor = factor;
-                    twice = true;
+                    measured = true;
                 }
                 begin(step + 2, plane, now);
             }

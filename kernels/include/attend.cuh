@@ -23,12 +23,6 @@ constexpr u32 TILE_KEYS = 16;
 constexpr u32 COLUMNS = 8;
 // Between rows of a tile in shared memory: what makes 8 rows of 16 bytes, and 4 of 32, fall into different banks.
 constexpr u32 ROW_PAD = 16;
-// Weights are 2^LIFT times as large as a softmax's, which keeps small ones out of f16's subnormal numbers.
-constexpr float LIFT = 10.0f;
-
-// The largest score of no keys.
-__device__ inline float minus_infinity() { return float_of(0xff800000); }
-
 // What the queries are written as for a type of keys.
 constexpr u32 AS_F16 = 0, AS_BF16 = 1, AS_S8 = 2;
 
@@ -288,6 +282,11 @@ template <u32 FORM> __device__ inline void weights(MatrixB (&to)[2], const float
     }
 }
 
+// Two neighbouring numbers.
+struct alignas(8) Two {
+    float x[2];
+};
+
 // Rows of the tile that a lane has keys of: 2t, 2t+1, 2t+8, 2t+9.
 __device__ inline u32 key_of(u32 k) { return threadIdx.x % 4 * 2 + k % 2 + k / 2 * 8; }
 
@@ -303,9 +302,6 @@ template <u32 DIM, u32 TYPE> __device__ inline void add_floats(Sums<DIM> &sums, 
     UNROLLED for (u32 i = 0; i < DIM / 16; i++) {
         MatrixC &sum = sums.part[i / 2][i % 2];
         if constexpr (TYPE == KV_F32) {
-            struct alignas(8) Two {
-                float x[2];
-            };
             Two x[4];
             UNROLLED for (u32 k = 0; k < 4; k++) x[k] = load<Two>(value[k] + 16 * BYTES * i);
             u32 w[4][3];

@@ -38,7 +38,8 @@ static_assert(sizeof(Wide) == 16 && sizeof(f16) == 2 && sizeof(bf16) == 2);
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
 
-// Threads of every thread block of every kernel: they are launched with exactly this many, in x alone.
+// Threads of a thread block, in x alone: exactly this many, but for `attention_64` and `_128`, which are launched with as many
+// warps, up to that, as shared memory has room for.
 constexpr u32 THREADS = 256;
 
 // Before a loop with a constant count whose rounds are to be in flight together.

@@ -1,7 +1,7 @@
 // The KV cache as kernels are told it: sequences, their segments, and where one layer's planes are in a row.
 //
 // The tables lie in device memory, made by the host once a step and the same for all layers; the layer's places come with
-// each launch. `granule_ops::KvTables` and `KvRows` (`kv_view/cuda.rs`) are these structs in Rust.
+// each launch. `granule_ops::KvTable` and `RowsArgument` (`kv_table.rs`) are these structs in Rust.
 #pragma once
 
 #include "blocks.cuh"
@@ -55,6 +55,13 @@ __device__ inline u32 plane_bytes(u32 type, u32 n)
 
 // True for types whose blocks have scales.
 __device__ inline bool has_scales(u32 type) { return type >= KV_Q8_0; }
+
+// Weights are 2^LIFT times as large as a softmax's, which keeps small ones out of f16's subnormal numbers. Their sum is as much
+// larger.
+constexpr float LIFT = 10.0f;
+
+// The largest score of no keys.
+__device__ inline float minus_infinity() { return float_of(0xff800000); }
 
 // A transform's tables, kv heads x head_dim (`granule_ops::KvFold`); null where keys, or values, are stored as they are.
 struct KvFold {

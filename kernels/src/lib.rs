@@ -7,7 +7,8 @@ mod module;
 pub use find::{NotFound, find};
 pub use module::{MODULES, Module, Target};
 
-/// Threads of every thread block: kernels are launched with exactly so many, in x alone.
+/// Threads of a thread block, in x alone: kernels are launched with exactly so many, but for `attention_64` and `attention_128`,
+/// which take any number of warps up to that.
 pub const THREADS: u32 = 256;
 
 /// Blocks of 32 elements that a thread block of the row kernels (`quantize`, `dequantize`, `relayout`) takes at once. A grid

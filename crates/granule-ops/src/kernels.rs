@@ -89,6 +89,16 @@ impl Kernels {
         self.multiprocessors.max(1) as usize
     }
 
+    /// Bytes of shared memory of a multiprocessor, by its compute capability (CUDA C++ Programming Guide, "Technical
+    /// Specifications per Compute Capability"); the least of all that kernels run on where it is not known.
+    pub(crate) fn shared_of_multiprocessor(&self) -> usize {
+        match self.compute_capability {
+            (8, 0 | 7) => 164 << 10,
+            (9 | 10, _) => 228 << 10,
+            _ => 100 << 10,
+        }
+    }
+
     /// Where kernels find the flag.
     pub(crate) fn flag_address(&self) -> u64 {
         self.flag_address

@@ -6,7 +6,11 @@
 //! ```
 //!
 //! A table is made once a step and serves all layers of a group, because what differs between them (planes, sinks) comes with
-//! each launch. It may be written anew between replays of a captured graph, as long as its counts stay as they were.
+//! each launch.
+//!
+//! What a captured graph has of a table are its address, its places and its counts: grids, scratch and the number of splits
+//! come from them. So a table that is written anew between replays is one [with a capacity](KvTable::with_capacity): its
+//! places and counts are the capacity's, whatever is in it, and what is not there takes part as sequences without tokens.
 
 use granule_device::{DeviceSlice, DeviceSliceMut, KernelArgument, LaunchShape};
 use granule_kernels::THREADS;
@@ -20,7 +24,7 @@ use crate::{Error, KvFold, KvRowLayout, KvView, Rope};
 const MOST_HEAD_DIM: usize = 256;
 const MOST_SINKS: usize = 4;
 /// What every address, stride and offset in the cache must be a multiple of.
-const WIDE: usize = 16;
+pub(crate) const WIDE: usize = 16;
 /// The most thread blocks in y of a grid.
 const MOST_Y: usize = 65535;
 
@@ -47,7 +51,7 @@ struct SegmentEntry {
     turn: i32,
 }
 
-/// How much is in a table: what grids and scratch are measured by.
+/// How much is in a table, or may be: what grids and scratch are measured by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KvCounts {
@@ -74,6 +78,8 @@ pub struct KvTable {
     segments: Vec<SegmentEntry>,
     turns: Vec<f32>,
     counts: KvCounts,
+    /// What there is room for, where that was said: then places and launches go by it.
+    capacity: Option<KvCounts>,
     /// Row stride and byte of row 0 of the views' layout.
     layout: Option<(usize, usize)>,
 }
@@ -85,21 +91,34 @@ impl KvTable {
         Self::default()
     }
 
-    /// Forgets all sequences and keeps the memory.
+    /// An empty table for captured graphs: with room for so much, and always as if all of it were there. Launches that were
+    /// captured with it stay right when it is [cleared](KvTable::clear), filled again with anything that fits, and
+    /// [written](KvTable::write) to the same memory before a replay; every count may be smaller then, and later larger again.
+    ///
+    /// Queries, results, new keys and values have the capacity's length in every launch; those behind the tokens that are
+    /// there are not read, and attention's results for them mean nothing. `turn_dims` is the model's, or 0 where no segment
+    /// ever has a turn. A decode graph has as many `tokens` as `sequences`, `most_tokens` 1, and `most_rows` of the longest
+    /// context: its splits are cut for that, so a short sequence leaves most of them without keys.
+    #[must_use]
+    pub fn with_capacity(capacity: KvCounts) -> Self {
+        Self { capacity: Some(capacity), ..Self::default() }
+    }
+
+    /// Forgets all sequences and keeps the memory, and the capacity.
     pub fn clear(&mut self) {
-        let Self { mut sequences, mut segments, mut turns, .. } = std::mem::take(self);
+        let Self { mut sequences, mut segments, mut turns, capacity, .. } = std::mem::take(self);
         sequences.clear();
         segments.clear();
         turns.clear();
-        *self = Self { sequences, segments, turns, ..Self::default() };
+        *self = Self { sequences, segments, turns, capacity, ..Self::default() };
     }
 
     /// Adds a sequence: the tokens of `view`, of any layer of the group, with those of the step already in it. Its queries are
     /// the next `n_tokens` of the step's. `rope` is the model's rotation: needed where a segment has a turn.
     ///
     /// # Errors
-    /// [`Error::Dimension`] for a sequence without query tokens, for one beyond what 32 bits count, and where the tokens of the
-    /// step are not the end of its last segment; [`Error::Shape`] where the view is shorter than they are;
+    /// [`Error::Dimension`] for a sequence without query tokens, for one beyond what 32 bits count or the capacity has room
+    /// for, and where the tokens of the step are not the end of its last segment; [`Error::Shape`] where the view is shorter than they are;
     /// [`Error::NotOnDevice`]; [`Error::Layouts`] where its rows are not as far apart as those of the others;
     /// [`Error::Alignment`]; [`Error::NoRope`]. The table is then as it was.
     pub fn push(&mut self, view: &KvView<'_>, n_tokens: usize, rope: Option<&Rope>) -> Result<(), Error> {
@@ -164,6 +183,10 @@ impl KvTable {
             let must = "fewer than 65536, of fewer than 2^31 tokens in all";
             return Err(Error::Dimension { what: "the sequences of a step", must, got: counts.sequences });
         }
+        if self.capacity.is_some_and(|capacity| !counts.fit(&capacity)) {
+            let must = "within the capacity of their table";
+            return Err(Error::Dimension { what: "the sequences of a step", must, got: counts.sequences });
+        }
         self.sequences.push(SequenceEntry {
             base,
             first_segment: self.counts.segments as u32,
@@ -193,16 +216,16 @@ impl KvTable {
         Ok(())
     }
 
-    /// How much is in it.
+    /// How much is in it or, with a capacity, that: what launches and their scratch are measured by.
     #[must_use]
     pub fn counts(&self) -> &KvCounts {
-        &self.counts
+        self.capacity.as_ref().unwrap_or(&self.counts)
     }
 
     /// Bytes of device memory that it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.counts.parts()[2] + size_of_val(&self.turns[..])
+        self.counts().parts()[3]
     }
 
     /// Writes what device memory is to hold.
@@ -211,10 +234,16 @@ impl KvTable {
     /// [`Error::Shape`] where `to` is not [`KvTable::bytes`] long.
     pub fn write(&self, to: &mut [u8]) -> Result<(), Error> {
         expect_len("bytes of a KV table", to.len(), self.bytes())?;
-        let [sequences, segments, turns] = self.counts.parts();
-        to[sequences..segments].copy_from_slice(bytemuck::cast_slice(&self.sequences));
-        to[segments..turns].copy_from_slice(bytemuck::cast_slice(&self.segments));
-        to[turns..].copy_from_slice(bytemuck::cast_slice(&self.turns));
+        let [sequences, segments, turns, end] = self.counts().parts();
+        let mut put = |from: usize, to_end: usize, bytes: &[u8]| {
+            let (there, rest) = to[from..to_end].split_at_mut(bytes.len());
+            there.copy_from_slice(bytes);
+            // Sequences without tokens, where there is room for more.
+            rest.fill(0);
+        };
+        put(sequences, segments, bytemuck::cast_slice(&self.sequences));
+        put(segments, turns, bytemuck::cast_slice(&self.segments));
+        put(turns, end, bytemuck::cast_slice(&self.turns));
         Ok(())
     }
 
@@ -228,15 +257,24 @@ impl KvTable {
         if memory.len() < self.bytes() {
             return Err(Error::Shape { what: "bytes of a KV table", got: memory.len(), want: self.bytes() });
         }
-        Ok(KvTableView { memory, counts: self.counts, layout: self.layout.unwrap_or_default() })
+        Ok(KvTableView { memory, counts: *self.counts(), layout: self.layout })
     }
 }
 
 impl KvCounts {
-    /// Where sequences, segments and turns begin in a table's memory.
-    fn parts(&self) -> [usize; 3] {
+    /// Where sequences, segments and turns begin in a table's memory, and its end.
+    fn parts(&self) -> [usize; 4] {
         let segments = self.sequences * size_of::<SequenceEntry>();
-        [0, segments, segments + self.segments * size_of::<SegmentEntry>()]
+        let turns = segments + self.segments * size_of::<SegmentEntry>();
+        [0, segments, turns, turns + self.segments * self.turn_dims * size_of::<f32>()]
+    }
+
+    /// Whether a table with that capacity has room for all of it.
+    fn fit(&self, capacity: &KvCounts) -> bool {
+        let sizes =
+            |of: &KvCounts| [of.sequences, of.segments, of.tokens, of.most_tokens, of.most_rows, of.turned];
+        let turns = self.turn_dims == 0 || self.turn_dims == capacity.turn_dims;
+        turns && sizes(self).iter().zip(sizes(capacity)).all(|(&size, room)| size <= room)
     }
 }
 
@@ -245,11 +283,11 @@ impl KvCounts {
 pub struct KvTableView<'a> {
     memory: DeviceSlice<'a>,
     counts: KvCounts,
-    layout: (usize, usize),
+    layout: Option<(usize, usize)>,
 }
 
 impl KvTableView<'_> {
-    /// How much is in it.
+    /// As [`KvTable::counts`].
     #[must_use]
     pub fn counts(&self) -> &KvCounts {
         &self.counts
@@ -326,7 +364,7 @@ pub(crate) struct RowsArgument {
 impl RowsArgument {
     /// A layer's places, checked for what kernels can do.
     pub(crate) fn of(layout: &KvRowLayout, table: &KvTableView<'_>, rope_dims: usize) -> Result<Self, Error> {
-        if table.counts.sequences > 0 && table.layout != (layout.row_stride, layout.rows_at) {
+        if table.layout.is_some_and(|of_rows| of_rows != (layout.row_stride, layout.rows_at)) {
             return Err(Error::Layouts);
         }
         if layout.n_kv_heads == 0

@@ -1,8 +1,9 @@
 //! A transformer's arithmetic on quantized weights and a quantized KV cache.
 //!
-//! One folder per operation; inside it, `cpu.rs` is the host's way and `cuda.rs` launches the kernel. Temporaries are handed in by the caller, so
-//! nothing here allocates in a decode step. Shapes stand on every argument and are checked before anything is
-//! written; all arrays are row-major, the last dimension dense.
+//! One folder per operation; inside it, `cpu.rs` is the host's way and `cuda.rs` launches the kernel. Temporaries are handed in
+//! by the caller, so nothing here takes memory for numbers in a decode step. What small lists there are: a [`KvView`] has four
+//! segments in itself and a list of more; a CUDA launch gathers its arguments in three (captured graphs make none). Shapes
+//! stand on every argument and are checked before anything is written; all arrays are row-major, the last dimension dense.
 //!
 //! | operation | what it computes |
 //! | --- | --- |

@@ -4,6 +4,7 @@ use granule_device::{Bytes, DeviceSlice, DeviceSliceMut, KernelArgument, Launch,
 use granule_kernels::THREADS;
 use granule_quant::{DType, planar_bytes};
 
+use super::check_heads;
 use crate::kv_table::{
     FoldPointers, KvCounts, KvTableView, KvTransformTables, RowsArgument, floats, floats_mut, warp_grid,
 };
@@ -20,12 +21,18 @@ const WARP: u32 = 32;
 const WARPS: usize = (THREADS / WARP) as usize;
 /// Shared memory of a block at most: what every device of compute capability 8.0 and later gives to one that asks.
 const SHARED: usize = 96 << 10;
-/// Warps that a multiprocessor is given, as registers allow.
-const WARPS_A_MULTIPROCESSOR: usize = 16;
+/// Shared memory that the driver keeps for itself in each block.
+const RESERVED: usize = 1 << 10;
+/// Registers of one of the four parts of a multiprocessor, which has a warp's whole; a warp gets them by the 256.
+const REGISTERS_A_PART: usize = 16 << 10;
+const PARTS: usize = 4;
+const REGISTERS_AT_ONCE: usize = 256;
 /// Keys that make a split worth its scratch; and how many tensor cores may sum up: they cut what hangs over at each addition
 /// (`kernels/include/tensor.cuh`), which after 256 tiles is 2^-14 of the sum at most.
 const LEAST_KEYS: usize = 64;
 const MOST_KEYS: usize = 4096;
+/// Splits that a caller may ask for.
+const MOST_SPLITS: usize = 1 << 16;
 
 /// What the sequences of one call have in common, on a device.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +45,32 @@ pub struct CudaAttention<'a> {
     pub scale: f32,
     /// How keys and values were transformed before they were stored.
     pub transform: KvTransformTables<'a>,
+    /// Parts that [`cuda`] cuts each sequence's keys into, at least one for each 4096 keys of the longest; `None`: as many as
+    /// fill the device. What a benchmark varies. `attention_prefill` does not cut.
+    pub splits: Option<usize>,
+}
+
+/// Registers of a thread of the kernel for heads of so many elements, at least (`kernels/ptx/TABLE.md`).
+fn registers(head_dim: usize) -> usize {
+    match head_dim {
+        64 => 128,
+        128 => 192,
+        _ => 160,
+    }
+}
+
+/// What a device has room for.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    multiprocessors: usize,
+    /// Bytes of shared memory of a multiprocessor.
+    shared: usize,
+}
+
+impl Room {
+    fn of(kernels: &Kernels) -> Room {
+        Room { multiprocessors: kernels.multiprocessors(), shared: kernels.shared_of_multiprocessor() }
+    }
 }
 
 /// How a call's work is cut up.
@@ -53,27 +86,22 @@ struct Plan {
 }
 
 impl Plan {
-    /// The rule: as many splits as it takes for every multiprocessor to have 16 warps, rounded down so that they are all there
-    /// at once; none of fewer than 64 keys of the longest sequence, and none of more than 4096. A block has as many warps (8, 4,
-    /// 2 or 1) as 96 KiB of shared memory have room for the rings of; of 128 dims at most 2, since with that kernel's registers
-    /// a multiprocessor takes 10 or 11 warps. It depends on shapes and on the device alone, never on what runs beside it.
+    /// The rule: as many splits as fill every multiprocessor with the warps that it can hold at once, rounded down so that
+    /// they are all there at once; none of fewer than 64 keys of the longest sequence, and none of more than 4096. A block has
+    /// as many warps (8, 4, 2 or 1) as 96 KiB of shared memory have room for the rings of; of 128 dims at most 2, since with
+    /// that kernel's registers a multiprocessor takes 8. It depends on shapes and on the device alone, never on what runs
+    /// beside it. Reasoned from what the kernels take, not measured: no GPU has seen it yet.
     fn of(
         layout: &KvRowLayout,
         n_heads: usize,
+        splits: Option<usize>,
         counts: &KvCounts,
-        multiprocessors: usize,
+        room: &Room,
     ) -> Result<Plan, Error> {
-        if layout.n_kv_heads == 0 || n_heads == 0 || !n_heads.is_multiple_of(layout.n_kv_heads) {
-            let must = "a multiple of the number of key-value heads";
-            return Err(Error::Dimension { what: "the number of query heads", must, got: n_heads });
-        }
+        check_heads(n_heads, layout)?;
         let group = n_heads / layout.n_kv_heads;
         let column_groups = (counts.most_tokens * group).div_ceil(COLUMNS).max(1);
-        let parts = counts.sequences.max(1) * layout.n_kv_heads * column_groups;
-        let (least, most) =
-            (counts.most_rows.div_ceil(MOST_KEYS).max(1), counts.most_rows.div_ceil(LEAST_KEYS).max(1));
-        let splits = (multiprocessors * WARPS_A_MULTIPROCESSOR / parts).clamp(least, most);
-        let mut plan = Plan { column_groups, splits, stage_bytes: 0, warps: WARPS };
+        let mut plan = Plan { column_groups, splits: 1, stage_bytes: 0, warps: WARPS };
         if matches!(layout.head_dim, 64 | 128) {
             let row = |dtype: DType| planar_bytes(dtype, layout.head_dim).map(|bytes| bytes.quants + ROW_PAD);
             let scales =
@@ -84,7 +112,24 @@ impl Plan {
                 plan.warps /= 2;
             }
         }
+        let parts = counts.sequences.max(1) * layout.n_kv_heads * column_groups;
+        let (least, most) =
+            (counts.most_rows.div_ceil(MOST_KEYS).max(1), counts.most_rows.div_ceil(LEAST_KEYS).max(1));
+        let resident = plan.resident_warps(layout.head_dim, room.shared);
+        plan.splits = splits.unwrap_or((room.multiprocessors * resident / parts).clamp(least, most));
+        if plan.splits < least || plan.splits > MOST_SPLITS {
+            let must = "at least one for each 4096 keys, at most 2^16";
+            return Err(Error::Dimension { what: "the splits of attention", must, got: plan.splits });
+        }
         Ok(plan)
+    }
+
+    /// Warps that a multiprocessor holds at once: whole blocks, as registers and shared memory have room for them.
+    fn resident_warps(&self, head_dim: usize, shared: usize) -> usize {
+        let of_warp = (registers(head_dim) * WARP as usize).next_multiple_of(REGISTERS_AT_ONCE);
+        let by_registers = REGISTERS_A_PART / of_warp * PARTS / self.warps;
+        let by_shared = shared / (self.shared() + RESERVED);
+        by_registers.min(by_shared).max(1) * self.warps
     }
 
     /// Dynamic shared memory of a block.
@@ -124,19 +169,18 @@ impl Parts {
     }
 }
 
-/// Bytes of scratch that [`cuda`] needs for a call with these counts, with or without a transform.
+/// Bytes of scratch that [`cuda`] needs for a call of this shape with these counts; a transform or none makes no difference.
 ///
 /// # Errors
-/// [`Error::Dimension`] if the query heads are no multiple of the key-value heads; [`Error::Quant`] for a head that is no whole
-/// number of blocks.
+/// [`Error::Dimension`] if the query heads are no multiple of the key-value heads, or the splits are too few or too many;
+/// [`Error::Quant`] for a head that is no whole number of blocks.
 pub fn cuda_scratch_len(
     kernels: &Kernels,
-    layout: &KvRowLayout,
-    n_heads: usize,
+    shape: &CudaAttention<'_>,
     counts: &KvCounts,
 ) -> Result<usize, Error> {
-    let plan = Plan::of(layout, n_heads, counts, kernels.multiprocessors())?;
-    Ok(Parts::of(&plan, layout.head_dim, n_heads, counts, true).end * size_of::<f32>())
+    let plan = Plan::of(&shape.layout, shape.n_heads, shape.splits, counts, &Room::of(kernels))?;
+    Ok(Parts::of(&plan, shape.layout.head_dim, shape.n_heads, counts, true).end * size_of::<f32>())
 }
 
 /// `Attention` of `kernels/attention.cu`.
@@ -178,16 +222,15 @@ struct QueryArguments {
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct CombineArguments {
+    sequences: u64,
     sums: u64,
     states: u64,
     out: u64,
     values: FoldPointers,
-    rows: u32,
     splits: u32,
     n_heads: u32,
     n_kv_heads: u32,
     head_dim: u32,
-    padding: u32,
 }
 
 // SAFETY: the struct of the kernel, field by field, without padding between them.
@@ -235,7 +278,7 @@ pub unsafe fn cuda(
     check_stream(kernels, stream)?;
     let (layout, n_heads, counts) = (&shape.layout, shape.n_heads, table.counts());
     let rows = RowsArgument::of(layout, table, counts.turn_dims)?;
-    let plan = Plan::of(layout, n_heads, counts, kernels.multiprocessors())?;
+    let plan = Plan::of(layout, n_heads, shape.splits, counts, &Room::of(kernels))?;
     let elements = counts.tokens * n_heads * layout.head_dim;
     let q = floats("queries", q, elements)?;
     let (keys, values) =
@@ -300,18 +343,18 @@ pub unsafe fn cuda(
     // SAFETY: as above.
     unsafe { stream.launch(Launch::new(&work, grid).value(arguments)) }?;
     let arguments = CombineArguments {
+        sequences: table.sequences(),
         sums: float(parts.sums),
         states: float(parts.states),
         out,
         values,
-        rows: (counts.tokens * n_heads) as u32,
         splits: plan.splits as u32,
         n_heads: heads,
         n_kv_heads: layout.n_kv_heads as u32,
         head_dim: layout.head_dim as u32,
-        padding: 0,
     };
-    let grid = LaunchShape::row((counts.tokens * n_heads).min(1 << 20) as u32, THREADS);
+    let mut grid = LaunchShape::row((counts.most_tokens * n_heads).min(1 << 20) as u32, THREADS);
+    grid.grid[1] = n_sequences;
     // SAFETY: as above.
     Ok(unsafe { stream.launch(Launch::new(&combine, grid).value(arguments)) }?)
 }
@@ -342,24 +385,70 @@ mod tests {
         KvCounts { sequences, most_tokens, most_rows, ..KvCounts::default() }
     }
 
+    /// An H100, or an H200.
+    const HOPPER: Room = Room { multiprocessors: 132, shared: 228 << 10 };
+
+    fn plan(layout: &KvRowLayout, splits: Option<usize>, counts: KvCounts) -> Result<Plan, Error> {
+        Plan::of(layout, 32, splits, &counts, &HOPPER)
+    }
+
     #[test]
     fn splits_fill_the_device_and_stay_between_their_bounds() {
-        let of = |counts| Plan::of(&layout(DType::F16, DType::F16, 128), 32, &counts, 132).unwrap();
-        // 132 x 16 warps, 8 heads: 264 splits of 125 keys.
-        let plan = of(counts(1, 1, 32768));
-        assert_eq!((plan.splits, plan.column_groups), (264, 1));
-        assert_eq!(of(counts(16, 1, 32768)).splits, 16);
+        let of = |counts| plan(&layout(DType::F16, DType::F16, 128), None, counts).unwrap();
+        // 132 x 8 warps, 8 heads: 132 splits of 249 keys, all of them there at once.
+        let first = of(counts(1, 1, 32768));
+        assert_eq!((first.splits, first.column_groups), (132, 1));
+        assert_eq!(of(counts(16, 1, 32768)).splits, 8);
         assert_eq!(of(counts(1, 1, 100)).splits, 2);
         assert_eq!(of(counts(1000, 1, 32768)).splits, 8);
         // Four heads of a group, five tokens: 20 queries.
         assert_eq!(of(counts(1, 5, 32768)).column_groups, 3);
         assert_eq!(of(counts(1, 1, 0)).splits, 1);
+        // Registers of 64 dims leave room for twice as many warps.
+        assert_eq!(plan(&layout(DType::F16, DType::F16, 64), None, counts(1, 1, 32768)).unwrap().splits, 264);
+    }
+
+    #[test]
+    fn splits_that_are_asked_for_are_taken_or_refused() {
+        let of = |splits| plan(&layout(DType::Q4_0, DType::Q4_0, 64), Some(splits), counts(1, 1, 10_000));
+        assert_eq!([3, 33, 1 << 16].map(|splits| of(splits).unwrap().splits), [3, 33, 1 << 16]);
+        for refused in [0, 2, (1 << 16) + 1] {
+            assert!(matches!(of(refused), Err(Error::Dimension { got, .. }) if got == refused));
+        }
+    }
+
+    #[test]
+    fn a_multiprocessor_holds_what_registers_and_shared_memory_have_room_for() {
+        let warps = |k, v, head_dim, shared| {
+            let plan = plan(&layout(k, v, head_dim), None, counts(1, 1, 512)).unwrap();
+            plan.resident_warps(head_dim, shared)
+        };
+        let (f16, f32, q4_0) = (DType::F16, DType::F32, DType::Q4_0);
+        // 228 KiB (H100): registers are what limits; 164 (A100) and 100 (RTX 30 and 40): the rings of f16.
+        assert_eq!([228, 164, 100].map(|kib| warps(f16, f16, 128, kib << 10)), [8, 6, 2]);
+        assert_eq!([228, 164, 100].map(|kib| warps(f16, f16, 64, kib << 10)), [16, 8, 4]);
+        assert_eq!([228, 164, 100].map(|kib| warps(q4_0, q4_0, 128, kib << 10)), [8, 8, 8]);
+        assert_eq!([228, 164, 100].map(|kib| warps(q4_0, q4_0, 64, kib << 10)), [16, 16, 16]);
+        assert_eq!(warps(f32, f32, 128, 228 << 10), 4);
+        assert_eq!(warps(f16, f16, 80, 228 << 10), 8);
+    }
+
+    #[test]
+    fn the_rule_knows_the_registers_of_the_kernels() {
+        let table = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/ptx/TABLE.md");
+        let table = std::fs::read_to_string(table).unwrap();
+        for (kernel, head_dim) in [("attention_64", 64), ("attention_128", 128), ("attention_any", 80)] {
+            let rows = table.lines().filter(|line| line.contains(&format!("`{kernel}`")));
+            let each = rows.map(|line| line.split('|').nth(3).unwrap().trim().parse::<usize>().unwrap());
+            let most = each.max().unwrap();
+            assert!(most <= registers(head_dim) && registers(head_dim) - most < 8, "{kernel}: {most}");
+        }
     }
 
     #[test]
     fn blocks_have_as_many_warps_as_there_is_room_for() {
         let warps = |k, v, head_dim| {
-            let plan = Plan::of(&layout(k, v, head_dim), 32, &counts(1, 1, 512), 132).unwrap();
+            let plan = plan(&layout(k, v, head_dim), None, counts(1, 1, 512)).unwrap();
             assert!(plan.shared() <= SHARED && plan.stage_bytes.is_multiple_of(16));
             // Four rows of sinks, in f16, take no more.
             assert!(4 * 2 * (2 * head_dim + ROW_PAD) <= plan.stage_bytes);

@@ -9,12 +9,16 @@
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod step;
 
 pub use cpu::{cpu, scratch_len};
 #[cfg(feature = "cuda")]
 pub use cuda::{CudaAttention, cuda, cuda_scratch_len};
+#[cfg(feature = "cuda")]
+pub use step::{CudaStep, CudaStepView, step};
 
-use crate::{Error, KvTransform, KvView, Rope};
+use crate::{Error, KvRowLayout, KvTransform, KvView, Rope};
 
 /// What the items of one call have in common.
 #[derive(Clone, Copy, Debug)]
@@ -39,19 +43,22 @@ pub struct AttentionItem<'a> {
     pub n_tokens: usize,
 }
 
+/// Query heads are a multiple of the key-value heads.
+pub(crate) fn check_heads(n_heads: usize, layout: &KvRowLayout) -> Result<(), Error> {
+    if layout.n_kv_heads == 0 || n_heads == 0 || !n_heads.is_multiple_of(layout.n_kv_heads) {
+        let must = "a multiple of the number of key-value heads";
+        return Err(Error::Dimension { what: "the number of query heads", must, got: n_heads });
+    }
+    Ok(())
+}
+
 /// Checks what is the same on every device, for queries and output of these lengths.
 fn check(shape: &AttentionShape<'_>, items: &[AttentionItem<'_>], q: usize, out: usize) -> Result<(), Error> {
     let Some(layout) = items.first().map(|item| *item.cache.layout()) else {
         return crate::error::expect_len("queries", q, 0);
     };
     let (n_kv_heads, head_dim) = (layout.n_kv_heads, layout.head_dim);
-    if n_kv_heads == 0 || shape.n_heads == 0 || !shape.n_heads.is_multiple_of(n_kv_heads) {
-        return Err(Error::Dimension {
-            what: "the number of query heads",
-            must: "a multiple of the number of key-value heads",
-            got: shape.n_heads,
-        });
-    }
+    check_heads(shape.n_heads, &layout)?;
     let mut tokens = 0;
     for AttentionItem { cache, n_tokens } in items {
         if *n_tokens == 0 {

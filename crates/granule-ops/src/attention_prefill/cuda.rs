@@ -4,8 +4,8 @@ use granule_device::{Bytes, DeviceSlice, DeviceSliceMut, KernelArgument, Launch,
 use granule_kernels::{PREFILL_DIM, PREFILL_KEYS, PREFILL_ROWS, THREADS};
 use granule_quant::{DType, planar_bytes};
 
-use crate::attention::CudaAttention;
-use crate::kv_table::{FoldPointers, KvCounts, KvTableView, RowsArgument, floats, floats_mut};
+use crate::attention::{CudaAttention, check_heads};
+use crate::kv_table::{FoldPointers, KvTableView, RowsArgument, floats, floats_mut};
 use crate::launch::check_stream;
 use crate::{Error, Kernels, KvRowLayout};
 
@@ -39,16 +39,42 @@ struct Arguments {
 // SAFETY: the struct of the kernel, field by field, without padding between them.
 unsafe impl KernelArgument for Arguments {}
 
-/// Whether a step is better given to [`cuda`] here than to [`attention::cuda`](crate::attention::cuda), which takes any.
-///
-/// The rule: a head dimension that fits, and at least 64 query rows (tokens times query heads of a KV head) of one sequence.
-/// Here a thread block has 128 rows and reads each key once for all of them, where a warp there reads it once for 8; but here
-/// the context is not split, and what there is less than 128 rows is idle. At 64 half of a block works, and eight warps there
-/// would read, and decode, the same keys. The number is reasoned, not measured: no GPU has seen it yet.
-#[must_use]
-pub fn suits(layout: &KvRowLayout, n_heads: usize, counts: &KvCounts) -> bool {
-    let rows = counts.most_tokens.saturating_mul(n_heads / layout.n_kv_heads.max(1));
-    fits(layout.head_dim) && rows >= ROWS / 2
+/// Rows of queries, half a block's, from which a sequence may come here; rows of context up to which it does however few blocks
+/// there are; and the share of multiprocessors that all such sequences of a step are to keep busy otherwise.
+/// [`CudaStep`](crate::attention::CudaStep) says why.
+const LEAST_ROWS: usize = ROWS / 2;
+const SHORT: usize = 1024;
+const BUSY: usize = 4;
+
+/// Which sequences of a step are better given to [`cuda`] here than to [`attention::cuda`](crate::attention::cuda), which takes
+/// any.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice {
+    /// Query heads of a KV head; 0 for heads that do not fit.
+    group: usize,
+    /// Whether the blocks of all that might come keep the device busy.
+    busy: bool,
+}
+
+impl Choice {
+    /// For a step's `sequences`: query tokens, and rows with those.
+    pub(crate) fn of(
+        layout: &KvRowLayout,
+        n_heads: usize,
+        multiprocessors: usize,
+        sequences: impl Iterator<Item = (usize, usize)>,
+    ) -> Choice {
+        let group = if fits(layout.head_dim) { n_heads / layout.n_kv_heads.max(1) } else { 0 };
+        let rows =
+            sequences.map(|(tokens, _)| tokens.saturating_mul(group)).filter(|&rows| rows >= LEAST_ROWS);
+        let blocks = rows.fold(0usize, |sum, rows| sum.saturating_add(rows.div_ceil(ROWS)));
+        Choice { group, busy: blocks.saturating_mul(layout.n_kv_heads) >= multiprocessors / BUSY }
+    }
+
+    /// Whether a sequence of so many query tokens and rows is one of them.
+    pub(crate) fn takes(&self, tokens: usize, rows: usize) -> bool {
+        tokens.saturating_mul(self.group) >= LEAST_ROWS && (self.busy || rows <= SHORT)
+    }
 }
 
 fn fits(head_dim: usize) -> bool {
@@ -72,7 +98,8 @@ fn shared_bytes(layout: &KvRowLayout) -> Result<usize, Error> {
 
 /// Attention of a step's queries over the caches that `table` names, when the stream's turn comes: what
 /// [`attention::cuda`](crate::attention::cuda) does, for many tokens at once, in one launch and without scratch. `q` and `out`
-/// are query tokens x heads x head dim, f32, `q` rotated at the tokens' positions. [`suits`] says when it is the better one.
+/// are query tokens x heads x head dim, f32, `q` rotated at the tokens' positions. [`attention::step`](crate::attention::step)
+/// says when it is the better one, and calls it then.
 ///
 /// Any pair of f32, f16, bf16, q8_0 and q4_0; head dimensions up to 128 that are multiples of 8. Queries, keys, values and
 /// weights meet as f16, sums are f32. An f16 key or value is taken as it is; any other, and a query, is off by at most
@@ -80,10 +107,10 @@ fn shared_bytes(layout: &KvRowLayout) -> Result<usize, Error> {
 /// every range inside f16's. With `e = scale * max_j sum_i |q_i k_ji| * 2^-10`, a result is off by at most
 ///
 /// ```text
-/// (exp(2 e) - 1 + 2^-9) * sum_j w_j |v_j|
+/// (exp(2 e) - 1 + 2^-9) * sum_j w_j |v_j| + 2^-35 * sum_j |v_j|
 /// ```
 ///
-/// over weights `w` and values `v`, and at random by a fiftieth of that. Nothing changes with what else is in the batch. A NaN
+/// over weights `w` and values `v` (the last term: weights below f16's normal numbers), and at random by a fiftieth of that. Nothing changes with what else is in the batch. A NaN
 /// in a query, or in a key or value that it sees, is one in its result; a value that is NaN or infinite may also reach queries
 /// of the same step that do not see it.
 ///
@@ -115,10 +142,7 @@ pub unsafe fn cuda(
         });
     }
     let rows = RowsArgument::of(layout, table, counts.turn_dims)?;
-    if n_heads == 0 || !n_heads.is_multiple_of(layout.n_kv_heads) {
-        let must = "a multiple of the number of key-value heads";
-        return Err(Error::Dimension { what: "the number of query heads", must, got: n_heads });
-    }
+    check_heads(n_heads, layout)?;
     let tall = counts.most_tokens.saturating_mul(n_heads / layout.n_kv_heads);
     if tall > 1 << 30 || layout.n_kv_heads > 65535 {
         let must = "at most 65535, and with the query tokens of a sequence 2^30 rows";
@@ -177,12 +201,31 @@ mod tests {
         }
     }
 
+    /// Of sequences of query tokens and rows, those that come here, on an H100.
+    fn taken(head_dim: usize, n_heads: usize, sequences: &[(usize, usize)]) -> Vec<bool> {
+        let layout = KvRowLayout { n_kv_heads: 8, ..layout(DType::Q8_0, DType::Q8_0, head_dim) };
+        let choice = Choice::of(&layout, n_heads, 132, sequences.iter().copied());
+        sequences.iter().map(|&(tokens, rows)| choice.takes(tokens, rows)).collect()
+    }
+
     #[test]
-    fn long_steps_of_heads_that_fit_suit() {
-        let tokens = |most_tokens| KvCounts { most_tokens, ..KvCounts::default() };
-        let q8_0 = |head_dim| layout(DType::Q8_0, DType::Q8_0, head_dim);
-        assert!(suits(&q8_0(64), 8, &tokens(16)) && !suits(&q8_0(64), 8, &tokens(15)));
-        assert!(suits(&q8_0(128), 2, &tokens(512)) && !suits(&q8_0(160), 2, &tokens(512)));
+    fn sequences_come_here_that_keep_the_device_busy() {
+        // 16 tokens of group 4 are 64 rows; with 8 KV heads that is 8 blocks, for 132 multiprocessors.
+        assert_eq!(taken(128, 32, &[(16, 16)]), [true]);
+        assert_eq!(taken(128, 32, &[(15, 15)]), [false]);
+        assert_eq!(taken(128, 32, &[(16, 32_768)]), [false]);
+        assert_eq!(taken(128, 32, &[(32, 32_768)]), [false]);
+        // Five blocks for each of 8 heads are more than a quarter.
+        assert_eq!(taken(128, 32, &[(128, 32_768)]), [false]);
+        assert_eq!(taken(128, 32, &[(129, 32_768)]), [true]);
+        assert_eq!(taken(128, 32, &[(512, 512)]), [true]);
+        // Five short steps together, and a sequence that decodes stays where it is.
+        assert_eq!(taken(128, 32, &[(16, 9000), (1, 9000), (16, 9000), (16, 9000)]), [false; 4]);
+        let five = [(16, 9000), (1, 9000), (16, 9000), (16, 9000), (16, 9000), (16, 9000)];
+        assert_eq!(taken(128, 32, &five), [true, false, true, true, true, true]);
+        // Heads that this kernel does not have.
+        assert_eq!(taken(160, 32, &[(512, 512)]), [false]);
+        assert_eq!(taken(68, 32, &[(512, 512)]), [false]);
     }
 
     #[test]

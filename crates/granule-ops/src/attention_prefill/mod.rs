@@ -3,4 +3,5 @@
 
 mod cuda;
 
-pub use cuda::{cuda, suits};
+pub(crate) use cuda::Choice;
+pub use cuda::cuda;

@@ -304,8 +304,8 @@ impl Prompt {
                     for (weight, value) in weights.iter().zip(values) {
                         for ((mean, error), v) in mean.iter_mut().zip(&mut error).zip(value) {
                             *mean += weight / total * v;
-                            // A weight below f16's normal numbers is off by half of the smallest.
-                            *error += (weight / total * spread + 2f64.powi(-25)) * v.abs();
+                            // A weight below f16's normal numbers is off by half of the smallest; all are 2^10 times larger.
+                            *error += (weight / total * spread + 2f64.powi(-35)) * v.abs();
                         }
                     }
                     error.iter_mut().for_each(|error| *error += most_v * tiny);

@@ -24,6 +24,8 @@ pub(crate) struct Case {
     pub(crate) rope_dims: usize,
     /// Keys and values are transformed, and the first four rows are kept in f16 too.
     pub(crate) transform: bool,
+    /// Parts that the keys are cut into on a device; `None`: by its rule.
+    pub(crate) splits: Option<usize>,
     pub(crate) seed: u64,
 }
 
@@ -44,6 +46,7 @@ impl Case {
             sequences: of.iter().map(|&(rows, tokens)| (vec![(0, rows, 0)], tokens)).collect(),
             rope_dims: head_dim / 4 * 2,
             transform: false,
+            splits: None,
             seed: 1,
         }
     }

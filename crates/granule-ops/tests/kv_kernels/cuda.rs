@@ -18,13 +18,13 @@ pub(crate) struct Cuda {
 }
 
 /// A layer's transform on the device.
-struct Tables {
+pub(crate) struct Tables {
     keys: Option<Buffer>,
     values: Option<Buffer>,
 }
 
 impl Tables {
-    fn slices(&self) -> KvTransformTables<'_> {
+    pub(crate) fn slices(&self) -> KvTransformTables<'_> {
         KvTransformTables {
             keys: self.keys.as_ref().map(|buffer| buffer.slice(..).unwrap()),
             values: self.values.as_ref().map(|buffer| buffer.slice(..).unwrap()),
@@ -60,7 +60,7 @@ impl Cuda {
         self.upload(bytemuck::cast_slice(x))
     }
 
-    fn tables(&self, case: &Case) -> Tables {
+    pub(crate) fn tables(&self, case: &Case) -> Tables {
         let transform = case.kv_transform();
         let upload = |fold: Option<&KvFold>| fold.map(|fold| self.floats(&fold.tables()));
         let keys = upload(transform.as_ref().and_then(|t| t.key_fold()));
@@ -79,19 +79,33 @@ impl Cuda {
         (table, self.upload(&bytes))
     }
 
+    /// The f32 numbers of device memory.
+    pub(crate) fn download(&self, from: &Buffer, n: usize) -> Vec<f32> {
+        let mut result = vec![0.0; n];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut result[..]);
+        self.device().copy(from.slice(..bytes.len()).unwrap(), DeviceSliceMut::from(bytes)).unwrap();
+        result
+    }
+
+    /// How a case is attended to; `tables` are its transform's.
+    pub(crate) fn shape<'a>(case: &Case, tables: &'a Tables) -> CudaAttention<'a> {
+        CudaAttention {
+            layout: case.layout(),
+            n_heads: case.n_heads(),
+            scale: case.scale(),
+            transform: tables.slices(),
+            splits: case.splits,
+        }
+    }
+
     /// Attention of a case's queries over its caches.
     pub(crate) fn attention(&self, case: &Case, caches: &[Cache], q: &[f32]) -> Vec<f32> {
         let there: Vec<Buffer> = caches.iter().map(|cache| self.upload(&cache.bytes)).collect();
         let (table, memory) = self.table(case, caches, &there);
         let view = table.on(memory.slice(..).unwrap()).unwrap();
         let tables = self.tables(case);
-        let shape = CudaAttention {
-            layout: case.layout(),
-            n_heads: case.n_heads(),
-            scale: case.scale(),
-            transform: tables.slices(),
-        };
-        let scratch = cuda_scratch_len(&self.kernels, &shape.layout, shape.n_heads, table.counts()).unwrap();
+        let shape = Cuda::shape(case, &tables);
+        let scratch = cuda_scratch_len(&self.kernels, &shape, table.counts()).unwrap();
         let mut scratch = self.device().alloc(Bytes::from_usize(scratch)).unwrap();
         let (queries, mut out) = (self.floats(q), self.floats(&vec![f32::INFINITY; q.len()]));
         let len = size_of_val(q);
@@ -109,10 +123,7 @@ impl Cuda {
         };
         done.unwrap();
         self.stream.synchronize().unwrap();
-        let mut result = vec![0.0; q.len()];
-        let to = DeviceSliceMut::from(bytemuck::cast_slice_mut(&mut result[..]));
-        self.device().copy(out.slice(..len).unwrap(), to).unwrap();
-        result
+        self.download(&out, q.len())
     }
 
     /// Appends the case's tokens to its caches; `angles` are tokens x rope dims. Answers what the flag says.

@@ -11,6 +11,24 @@ pub(crate) struct Exact {
     pub(crate) bound: Vec<f64>,
 }
 
+impl Exact {
+    /// Holds `got` to the result: answers the largest part of its bound that an error has.
+    pub(crate) fn check(&self, what: &str, case: &Case, got: &[f32]) -> f64 {
+        assert_eq!(got.len(), self.out.len());
+        let mut worst = 0f64;
+        for (i, ((&got, &exact), &bound)) in got.iter().zip(&self.out).zip(&self.bound).enumerate() {
+            let (row, d) = (i / case.head_dim, i % case.head_dim);
+            let error = (f64::from(got) - exact).abs();
+            assert!(
+                error <= bound,
+                "{what}: {got} for {exact} +- {bound}, row {row}, element {d} of {case:?}"
+            );
+            worst = worst.max(error / bound.max(f64::MIN_POSITIVE));
+        }
+        worst
+    }
+}
+
 /// Undoes a fold of tables `(constants, inverses)`: the Hadamard matrix of entries 1 and -1 from its definition, then each
 /// channel.
 fn unfold(x: &[f32], constants: &[f32], inverses: &[f32]) -> Vec<f64> {

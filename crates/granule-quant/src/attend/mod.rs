@@ -203,8 +203,8 @@ impl Isa {
     /// `scores` has room for a multiple of four rows; what is behind the last key of a row is left undefined.
     ///
     /// With `t` the sum of the magnitudes of the products, `n` the head dimension: within `(n + 8) * 2^-23 * t` of the
-    /// exact sum of products with the decoded keys where f32 is used; where queries are quantized, `2^-16 * max|q| *
-    /// sum|k'|` more.
+    /// exact sum of products with the decoded keys where f32 is used; where queries are quantized, `1.01 * 2^-16 * max|q| *
+    /// sum|k'|` more (half of a step, of which there are 127 * 256).
     ///
     /// The caller has checked the shapes: where they do not fit, the scores are NaN (and a debug assertion fails).
     pub fn scores(self, keys: &HeadRows<'_>, words: &[f32], rows: usize, scores: &mut [f32]) {
@@ -246,8 +246,8 @@ impl Isa {
     /// values: `weights` is rows x [`ATTEND_TILE`], each at most 1 and 0 behind the last row; `sums` is rows x head_dim.
     ///
     /// In f32, within `(len + 8) * 2^-23 * t` of the exact sum with the decoded values, `t` the sum of the magnitudes; where
-    /// weights are integers, each block is within `2^-16 * max|d| * sum|q|` more, over the tile's values `d * q` of an
-    /// element.
+    /// weights are integers, each block is within `1.01 * 2^-16 * max|d| * sum|q|` more (half of a step, of which there are
+    /// 32,766), over the tile's values `d * q` of an element.
     ///
     /// The caller has checked the shapes: where they do not fit, the sums are NaN (and a debug assertion fails).
     pub fn weighted_sums(

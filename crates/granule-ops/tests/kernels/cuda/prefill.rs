@@ -66,6 +66,7 @@ impl Cuda {
             n_heads: shape.n_heads(),
             scale,
             transform: KvTransformTables { keys: fold(0), values: fold(1) },
+            splits: None,
         };
         let len = prompt.q.len() * 4;
         let view = table.on(on_device.slice(..bytes.len()).unwrap())?;

@@ -214,12 +214,15 @@ fn batches_of_sequences_in_segments_with_sinks_and_transforms() {
 #[test]
 fn no_value_is_lost_to_the_range_of_f16() {
     // Keys and values far beyond f16 and far below; larger tile by tile, so that each is measured anew; smaller again.
-    let sizes: [fn(usize) -> (f32, f32); 5] = [
+    let sizes: [fn(usize) -> (f32, f32); 7] = [
         |_| (1e30, 1e35),
         |_| (1e-20, 1e-12),
         |row| (1.0, 10f32.powi(row as i32 / 40 * 6)),
         |row| (10f32.powi(row as i32 / 64 * 7), 1e5),
         |row| (if row < 64 { 1e9 } else { 1.0 }, if row < 64 { 1.0 } else { 1e-5 }),
+        // Beyond f32 with the power of two that the first tile had.
+        |row| (if row < 64 { 1e-16 } else { 1e21 }, if row < 128 { 1.0 } else { 1e36 }),
+        |row| (1.0, if row < 64 { 1e-16 } else { 1e21 }),
     ];
     for (i, sizes) in sizes.into_iter().enumerate() {
         for (k, v) in [(DType::F32, DType::F32), (DType::BF16, DType::F32), (DType::F16, DType::BF16)] {

@@ -106,11 +106,12 @@ fn attention_refuses_what_does_not_fit() {
     let memory = cuda.upload(&bytes);
     let view = table.on(memory.slice(..).unwrap()).unwrap();
     let (q, mut out) = (cuda.floats(&[0.0; 512]), cuda.floats(&[0.0; 512]));
-    let need = cuda_scratch_len(&cuda.kernels, &case.layout(), 4, table.counts()).unwrap();
+    let tables = cuda.tables(&case);
+    let need = cuda_scratch_len(&cuda.kernels, &Cuda::shape(&case, &tables), table.counts()).unwrap();
     let mut scratch = cuda.device().alloc(Bytes::from_usize(need)).unwrap();
     let mut attend = |layout: KvRowLayout, n_heads: usize, queries: usize, room: usize| {
         let transform = KvTransformTables::default();
-        let shape = CudaAttention { layout, n_heads, scale: 0.125, transform };
+        let shape = CudaAttention { layout, n_heads, scale: 0.125, transform, splits: None };
         let (q, out) = (q.slice(..queries * 4).unwrap(), out.slice_mut(..queries * 4).unwrap());
         let scratch = scratch.slice_mut(..room).unwrap();
         // SAFETY: all memory stays to the test's end.

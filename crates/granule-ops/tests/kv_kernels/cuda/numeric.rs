@@ -1,5 +1,9 @@
 //! Every number: attention within its bound of the exact result and of the host's twin, appended bytes those of the twin.
 
+mod graphs;
+mod splits;
+mod step;
+
 use std::num::NonZeroUsize;
 
 use granule_device::{DeviceSlice, DeviceSliceMut};
@@ -38,6 +42,18 @@ fn on_host(case: &Case, caches: &[Cache], q: &[f32]) -> Vec<f32> {
     out
 }
 
+/// How much of its bound an error may take, in the emulator, whose products are exact but for the last bit. Where neither
+/// keys nor values are in blocks, what is left over is f32's rounding: a second 16-bit term that is forgotten is seen.
+fn share(case: &Case) -> f64 {
+    let blocks = case.k_type.is_quantized() || case.v_type.is_quantized();
+    match (granule_sim::Sim::find(), blocks) {
+        // A GPU's tensor cores cut where the emulator rounds.
+        (None, _) => 1.0,
+        (Some(_), true) => 0.1,
+        (Some(_), false) => 0.02,
+    }
+}
+
 /// Attention of random queries over random caches.
 fn attends(cuda: &Cuda, case: &Case) {
     let caches: Vec<Cache> = (0u64..)
@@ -46,17 +62,9 @@ fn attends(cuda: &Cuda, case: &Case) {
         .collect();
     let q = case.numbers(case.tokens() * case.n_heads() * case.head_dim, 99);
     let exact = naive::attention(case, &caches, &q);
-    let (got, twin) = (cuda.attention(case, &caches, &q), on_host(case, &caches, &q));
-    for (i, (&exact, &bound)) in exact.out.iter().zip(&exact.bound).enumerate() {
-        let (token_head, d) = (i / case.head_dim, i % case.head_dim);
-        let (got, twin) = (f64::from(got[i]), f64::from(twin[i]));
-        let close = |x: f64| (x - exact).abs() <= bound;
-        assert!(close(got), "{got} for {exact}, bound {bound}, row {token_head}, dim {d} of {case:?}");
-        assert!(
-            close(twin),
-            "the twin has {twin} for {exact}, bound {bound}, row {token_head}, dim {d} of {case:?}"
-        );
-    }
+    let worst = exact.check("the device", case, &cuda.attention(case, &caches, &q));
+    assert!(worst <= share(case), "errors of {worst} of their bound, {case:?}");
+    exact.check("the twin", case, &on_host(case, &caches, &q));
 }
 
 #[test]
@@ -166,13 +174,7 @@ fn attention_takes_queries_of_any_size() {
         for size in [0.0, 1e-30, 1e-4, 1.0, 30.0] {
             let q: Vec<f32> = case.numbers(128, 3).iter().map(|x| x * size).collect();
             let exact = naive::attention(&case, &caches, &q);
-            let got = cuda.attention(&case, &caches, &q);
-            for ((got, exact), bound) in got.iter().zip(&exact.out).zip(&exact.bound) {
-                assert!(
-                    (f64::from(*got) - exact).abs() <= *bound,
-                    "{got} for {exact}, size {size}, {types:?}"
-                );
-            }
+            exact.check(&format!("queries of {size}"), &case, &cuda.attention(&case, &caches, &q));
         }
     }
 }
@@ -284,8 +286,7 @@ fn what_is_appended_is_attended_to() {
     case.rope().angles(17, case.tokens(), &mut angles).unwrap();
     cuda.append(&case, &mut caches, &angles, &k, &v).unwrap();
     let q = case.numbers(case.tokens() * 8 * 64, 3);
-    let (exact, got) = (naive::attention(&case, &caches, &q), cuda.attention(&case, &caches, &q));
-    for ((got, exact), bound) in got.iter().zip(&exact.out).zip(&exact.bound) {
-        assert!((f64::from(*got) - exact).abs() <= *bound, "{got} for {exact}");
-    }
+    let exact = naive::attention(&case, &caches, &q);
+    let worst = exact.check("the device", &case, &cuda.attention(&case, &caches, &q));
+    assert!(worst <= share(&case), "errors of {worst} of their bound");
 }

@@ -1,0 +1,105 @@
+//! A step of sequences with few and with many query tokens, each by its kernel, against f64.
+
+use granule_device::Bytes;
+use granule_ops::AttentionItem;
+use granule_ops::attention::{CudaStep, step};
+use granule_quant::DType;
+
+use crate::cache::Cache;
+use crate::case::Case;
+use crate::cuda::Cuda;
+use crate::naive;
+
+/// The part of a case that is these sequences, in this order.
+fn part(case: &Case, order: &[usize]) -> Case {
+    Case { sequences: order.iter().map(|&i| case.sequences[i].clone()).collect(), ..case.clone() }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn each_sequence_of_a_step_gets_the_kernel_that_suits_it() {
+    let cuda = Cuda::new();
+    for (types, transform) in [([DType::Q8_0, DType::Q4_0], true), ([DType::F16, DType::F16], false)] {
+        // Sequences that decode between two prompts of 64 rows of queries and more, one of them turned.
+        let mut case = Case::plain(types, 64, [2, 4], &[(33, 1), (40, 17), (70, 3)]);
+        case.sequences.push((vec![(0, 9, 0), (30, 20, -11)], 16));
+        case.sequences.push((vec![(5, 8, 2)], 1));
+        case.transform = transform;
+        let caches: Vec<Cache> = (0u64..)
+            .zip(&case.sequences)
+            .map(|(i, (segments, _))| Cache::filled(&case, segments, (i + 1) * 1000))
+            .collect();
+        let there: Vec<_> = caches.iter().map(|cache| cuda.upload(&cache.bytes)).collect();
+        let items: Vec<AttentionItem<'_>> = case
+            .sequences
+            .iter()
+            .zip(caches.iter().zip(&there))
+            .map(|((segments, n_tokens), (cache, buffer))| AttentionItem {
+                cache: cache.view(buffer.slice(..cache.bytes.len()).unwrap(), segments),
+                n_tokens: *n_tokens,
+            })
+            .collect();
+        let (tables, rope) = (cuda.tables(&case), case.rope());
+        let shape = Cuda::shape(&case, &tables);
+        let mut sequences = CudaStep::new();
+        sequences.fill(&cuda.kernels, shape.n_heads, &items, Some(&rope)).unwrap();
+        assert_eq!(sequences.order(), [0, 2, 4, 1, 3]);
+        let mut bytes = vec![0; sequences.bytes()];
+        sequences.write(&mut bytes).unwrap();
+        let memory = cuda.upload(&bytes);
+        let view = sequences.on(memory.slice(..bytes.len()).unwrap()).unwrap();
+        assert_eq!(view.tables().map(|table| table.counts().sequences), [3, 2]);
+
+        let ordered = part(&case, sequences.order());
+        let caches: Vec<Cache> = sequences.order().iter().map(|&i| caches[i].clone()).collect();
+        let q = ordered.numbers(ordered.tokens() * shape.n_heads * 64, 99);
+        let (queries, mut out) = (cuda.floats(&q), cuda.floats(&vec![f32::NAN; q.len()]));
+        let need = sequences.scratch_len(&cuda.kernels, &shape).unwrap();
+        let mut scratch = cuda.device().alloc(Bytes::from_usize(need)).unwrap();
+        let len = size_of_val(&q[..]);
+        // SAFETY: all memory stays until the stream was waited for, and only these launches touch it.
+        let done = unsafe {
+            step(
+                &cuda.kernels,
+                &cuda.stream,
+                &shape,
+                &view,
+                queries.slice(..len).unwrap(),
+                out.slice_mut(..len).unwrap(),
+                scratch.slice_mut(..).unwrap(),
+            )
+        };
+        done.unwrap();
+        cuda.stream.synchronize().unwrap();
+        let got = cuda.download(&out, q.len());
+        let mut exact = naive::attention(&ordered, &caches, &q);
+        // Prompts meet f16 queries and weights; what they are held to in full stands with their own tests.
+        let few = 5 * shape.n_heads * 64;
+        exact.bound[few..].iter_mut().for_each(|bound| *bound *= 16.0);
+        exact.check("the step", &ordered, &got);
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn a_step_that_is_refused_is_empty() {
+    let cuda = Cuda::new();
+    let case = Case::plain([DType::F16, DType::F16], 64, [1, 4], &[(40, 1), (40, 20)]);
+    let cache = Cache::filled(&case, &[(0, 40, 0)], 1);
+    let there = cuda.upload(&cache.bytes);
+    let item = |segments: &[(usize, usize, i32)], n_tokens| AttentionItem {
+        cache: cache.view(there.slice(..cache.bytes.len()).unwrap(), segments),
+        n_tokens,
+    };
+    let mut step = CudaStep::new();
+    step.fill(&cuda.kernels, 4, &[item(&[(0, 40, 0)], 1), item(&[(0, 40, 0)], 20)], None).unwrap();
+    assert_eq!((step.order(), step.bytes()), (&[0, 1][..], 2 * 48));
+    // Turned, without the model's rotation.
+    let refused = step.fill(&cuda.kernels, 4, &[item(&[(0, 40, 0)], 1), item(&[(0, 40, 3)], 20)], None);
+    assert!(matches!(refused, Err(granule_ops::Error::NoRope)));
+    assert_eq!((step.order().len(), step.bytes()), (0, 0));
+    let refused = step.fill(&cuda.kernels, 3, &[item(&[(0, 40, 0)], 1)], None);
+    assert!(refused.is_ok(), "one KV head takes any number of query heads");
+    step.fill(&cuda.kernels, 0, &[item(&[(0, 40, 0)], 1)], None).unwrap_err();
+    assert_eq!(step.order().len(), 0);
+}
