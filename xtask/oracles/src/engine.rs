@@ -11,32 +11,46 @@ use granule_llama::{
     SamplingOptions, TokenId,
 };
 
-/// A pair of types, as the oracles write it: "q8_0/q4_0".
+/// A pair of types, as the oracles write it: "q8_0/q4_0"; and whether it is plain blocks, or goes through what this engine puts in
+/// front of them by default.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pair {
-    pub(crate) k: KvType,
-    pub(crate) v: KvType,
+    k: KvType,
+    v: KvType,
+    transform: KvTransformMode,
 }
 
 impl Pair {
-    pub(crate) const F32: Pair = Pair { k: KvType::F32, v: KvType::F32 };
-    pub(crate) const F16: Pair = Pair { k: KvType::F16, v: KvType::F16 };
-    pub(crate) const Q8_0: Pair = Pair { k: KvType::Q8_0, v: KvType::Q8_0 };
-    pub(crate) const Q4_0: Pair = Pair { k: KvType::Q4_0, v: KvType::Q4_0 };
+    pub(crate) const F32: Pair = Pair::plain(KvType::F32, KvType::F32);
+    pub(crate) const F16: Pair = Pair::plain(KvType::F16, KvType::F16);
+    pub(crate) const Q8_0: Pair = Pair::plain(KvType::Q8_0, KvType::Q8_0);
+    pub(crate) const Q4_0: Pair = Pair::plain(KvType::Q4_0, KvType::Q4_0);
 
-    /// `None` where the name says that the cache was rotated: transforms are off here.
+    const fn plain(k: KvType, v: KvType) -> Pair {
+        Pair { k, v, transform: KvTransformMode::None }
+    }
+
+    pub(crate) const fn transformed(self) -> Pair {
+        Pair { transform: KvTransformMode::Auto, ..self }
+    }
+
+    /// What was rotated there is transformed here. `None` where that leaves a pair as it is.
     pub(crate) fn parse(name: &str) -> Result<Option<Pair>> {
-        if name.ends_with(" rotated") {
-            return Ok(None);
-        }
-        let (k, v) = name.split_once('/').with_context(|| format!("`{name}` is no pair of types"))?;
-        Ok(Some(Pair { k: k.parse()?, v: v.parse()? }))
+        let (types, transform) = match name.strip_suffix(" rotated") {
+            Some(types) => (types, KvTransformMode::Auto),
+            None => (name, KvTransformMode::None),
+        };
+        let (k, v) = types.split_once('/').with_context(|| format!("`{name}` is no pair of types"))?;
+        let pair = Pair { k: k.parse()?, v: v.parse()?, transform };
+        let is_left = transform == KvTransformMode::Auto && ![pair.k, pair.v].contains(&KvType::Q4_0);
+        Ok((!is_left).then_some(pair))
     }
 }
 
 impl std::fmt::Display for Pair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.k, self.v)
+        let transformed = if self.transform == KvTransformMode::Auto { " transformed" } else { "" };
+        write!(f, "{}/{}{transformed}", self.k, self.v)
     }
 }
 
@@ -51,18 +65,8 @@ pub(crate) fn load(path: &Path) -> Result<Arc<Model>> {
     Model::load(path, LoadOptions::default()).with_context(|| path.display().to_string())
 }
 
-/// A context that stores what the oracles' implementations store: plain blocks.
 pub(crate) fn context(model: &Arc<Model>, pair: Pair, n_ctx: usize) -> Result<Context> {
-    context_with(model, pair, n_ctx, KvTransformMode::None)
-}
-
-pub(crate) fn context_with(
-    model: &Arc<Model>,
-    pair: Pair,
-    n_ctx: usize,
-    kv_transform: KvTransformMode,
-) -> Result<Context> {
-    let (type_k, type_v) = (pair.k, pair.v);
+    let Pair { k: type_k, v: type_v, transform: kv_transform } = pair;
     let options =
         ContextOptions { n_ctx: Some(n_ctx), type_k, type_v, kv_transform, ..ContextOptions::default() };
     Ok(Context::new(Arc::clone(model), options)?)

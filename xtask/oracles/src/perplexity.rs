@@ -18,6 +18,7 @@ struct Reference {
     chunks: usize,
     weights: BTreeMap<String, f64>,
     kv_on_f16_weights: BTreeMap<String, f64>,
+    kv_on_f16_weights_rotated: BTreeMap<String, f64>,
 }
 
 /// Perplexity of `text` in `chunks` windows of `n_ctx`.
@@ -50,7 +51,7 @@ pub(crate) fn measure_each(
 pub(crate) fn compare(oracles: &Oracles, report: &mut Report) -> Result<()> {
     let heldout = oracles.text("heldout.txt")?;
     let reference: Reference = oracles.json("perplexity.json")?;
-    let Reference { context, chunks, weights, kv_on_f16_weights } = reference;
+    let Reference { context, chunks, weights, kv_on_f16_weights, kv_on_f16_weights_rotated } = reference;
     report.group("perplexity per weight type, f16 cache", |group| {
         for (weights, want) in supported(oracles, weights, group)? {
             let tolerance = if is_quantized(&weights) { 0.002 } else { 0.001 };
@@ -62,12 +63,13 @@ pub(crate) fn compare(oracles: &Oracles, report: &mut Report) -> Result<()> {
     })?;
     report.group("perplexity per cache pair, f16 weights", |group| {
         let model = load(&oracles.tales("f16"))?;
-        for (name, want) in kv_on_f16_weights {
+        let rotated = kv_on_f16_weights_rotated.into_iter().map(|(pair, want)| (pair + " rotated", want));
+        for (name, want) in kv_on_f16_weights.into_iter().chain(rotated) {
             let Some(pair) = Pair::parse(&name)? else { continue };
             let tolerance = if name.contains("q8_0") || name.contains("q4_0") { 0.002 } else { 0.001 };
             let got = measure(&model, pair, &heldout, context, chunks)?;
-            group.note(format!("{name}: {got:.4}, llama.cpp {want}"));
-            group.check(got <= want * (1.0 + tolerance), || format!("{name}: {got:.5}, not {want}"));
+            group.note(format!("{pair}: {got:.4}, llama.cpp's {name} {want}"));
+            group.check(got <= want * (1.0 + tolerance), || format!("{pair}: {got:.5}, not {want}"));
         }
         Ok(())
     })

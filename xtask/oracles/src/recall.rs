@@ -40,10 +40,9 @@ pub(crate) fn compare(oracles: &Oracles, report: &mut Report) -> Result<()> {
                 right += usize::from(line == question.answer.trim());
             }
             let asked = reference.questions.len();
-            group.note(format!("{name}: {right} of {asked} right, llama.cpp {theirs}"));
-            group.check(right + 1 >= theirs, || {
-                format!("{name}: {right} of {asked} right, llama.cpp {theirs}")
-            });
+            let told = format!("{pair}: {right} of {asked} right, llama.cpp's {name} {theirs}");
+            group.check(right + 1 >= theirs, || told.clone());
+            group.note(told);
         }
         Ok(())
     })

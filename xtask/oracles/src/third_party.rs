@@ -76,8 +76,8 @@ pub(crate) fn compare_one(
             let Some(pair) = Pair::parse(pair_name)? else { continue };
             let tolerance = if pair_name.contains("q4_0") { 0.03 } else { 0.005 };
             let got = measure(&model, pair, &heldout, reference.context, reference.chunks)?;
-            group.note(format!("{pair_name}: {got:.4}, llama.cpp {want}"));
-            group.check(got <= want * (1.0 + tolerance), || format!("{pair_name}: {got:.4}, not {want}"));
+            group.note(format!("{pair}: {got:.4}, llama.cpp's {pair_name} {want}"));
+            group.check(got <= want * (1.0 + tolerance), || format!("{pair}: {got:.4}, not {want}"));
         }
         Ok(())
     })
