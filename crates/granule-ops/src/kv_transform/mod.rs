@@ -104,28 +104,17 @@ impl KvTransform {
     }
 }
 
-/// The transforms of all layers of a model: they change the bytes that are stored, and are known by their [`id`](Self::id).
+/// The transforms of all layers of a model. They change the bytes that are stored: rows stored with some mean nothing to others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KvTransforms {
     layers: Vec<KvTransform>,
-    id: u64,
 }
 
 impl KvTransforms {
     /// The transforms of a model's layers, in order.
     #[must_use]
     pub fn new(layers: Vec<KvTransform>) -> Self {
-        let mut id = Fnv::new();
-        for layer in &layers {
-            id.add(&(layer.n_kv_heads as u64).to_le_bytes());
-            id.add(&(layer.head_dim as u64).to_le_bytes());
-            for fold in [&layer.keys, &layer.values] {
-                id.add(&[u8::from(fold.is_some())]);
-                let tables = fold.iter().flat_map(|fold| [fold.constants(), fold.scales()]);
-                tables.flatten().for_each(|x| id.add(&x.to_le_bytes()));
-            }
-        }
-        Self { layers, id: id.0 }
+        Self { layers }
     }
 
     /// A layer's transform.
@@ -134,31 +123,10 @@ impl KvTransforms {
         self.layers.get(layer)
     }
 
-    /// A hash of the bytes of all tables: equal transforms have equal ids. Rows stored under one id mean nothing under another.
-    #[must_use]
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
     /// Bytes of all tables.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let folds = self.layers.iter().flat_map(|layer| layer.keys.iter().chain(&layer.values));
         folds.map(KvFold::bytes).sum()
-    }
-}
-
-/// FNV-1a (Fowler, Noll and Vo): short, and the same on every machine.
-struct Fnv(u64);
-
-impl Fnv {
-    fn new() -> Self {
-        Self(0xcbf2_9ce4_8422_2325)
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
     }
 }
