@@ -78,13 +78,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let (mut measured, mut left_out) = (Vec::new(), BTreeSet::new());
     let done = contexts.iter().try_for_each(|with| {
         bar.set_message(format!("{} {}", with.type_k(), with.type_v()));
-        match measure(args, with, &model, text.as_deref(), &bar, &cancel, &mut measured) {
-            Err(error) => match impossible(&error).filter(|&kv_type| !args.is_named(kv_type)) {
-                // Nobody asked for this type.
-                Some(_) => drop(left_out.insert(error.to_string())),
-                None => return Err(error),
-            },
-            Ok(()) => {}
+        let done = measure(args, with, &model, text.as_deref(), &bar, &cancel, &mut measured);
+        if let Err(error) = done {
+            if impossible(&error).is_none_or(|kv_type| args.is_named(kv_type)) {
+                return Err(error);
+            }
+            // Nobody asked for this type.
+            left_out.insert(error.to_string());
         }
         Ok(())
     });
