@@ -1,13 +1,17 @@
-//! `Lent`: places of a range in somebody else's hands, to be filled there, on another thread.
+//! `Lent`: places of a range in somebody else's hands, to be filled there, on another thread, or given back.
 
-use granule_device::Granule;
+use std::sync::Weak;
+
+use granule_device::{Event, Granule};
 
 use crate::piece::{Piece, PieceId};
+use crate::trace::RangeId;
 use crate::{Bank, Error, Owner, Stock};
 
-/// Bare places that a [`Range`](crate::Range) has [lent](crate::Range::lend). Whoever holds this fills them, while the range is
-/// used elsewhere; what it fills them with counts as the range's owner's at once, and stands behind the range when it is
-/// [taken back](crate::Range::take_back). Dropping it gives everything back.
+/// Places that a [`Range`](crate::Range) has [lent](crate::Range::lend), bare or [with what stands behind
+/// them](crate::Range::lend_filled). Whoever holds this fills them, while the range is used elsewhere; what they are filled with
+/// counts as the range's owner's at once, and stands behind the range when it is [taken back](crate::Range::take_back).
+/// Dropping it gives everything back.
 #[must_use = "dropping it gives back what it was filled with and ends the loan"]
 #[derive(Debug)]
 pub struct Lent {
@@ -16,11 +20,16 @@ pub struct Lent {
     pub(crate) pieces: Vec<Piece>,
     bank: Bank,
     owner: Owner,
+    range: RangeId,
 }
 
 impl Lent {
-    pub(crate) fn new(lent: granule_device::Lent, bank: &Bank, owner: &Owner) -> Lent {
-        Lent { lent, pieces: Vec::new(), bank: bank.clone(), owner: owner.clone() }
+    pub(crate) fn new(
+        lent: granule_device::Lent,
+        pieces: Vec<Piece>,
+        (bank, owner, range): (&Bank, &Owner, RangeId),
+    ) -> Lent {
+        Lent { lent, pieces, bank: bank.clone(), owner: owner.clone(), range }
     }
 
     /// The number of the first place.
@@ -43,14 +52,24 @@ impl Lent {
         self.pieces.iter().map(Piece::id)
     }
 
-    /// Puts memory behind the places: all or nothing. Nobody is asked to give some back for it: what is filled ahead of its
-    /// use is not worth that.
+    /// Puts memory behind the places: all or nothing. Under pressure it goes as in [`Bank::take`].
     ///
     /// # Errors
     /// [`Error::OutOfMemory`], [`Error::TooLarge`], [`Error::Device`].
     pub fn fill(&mut self) -> Result<(), Error> {
-        let mut stock = self.bank.take_now(&self.owner, self.places())?;
+        let mut stock = self.bank.take(&self.owner, self.places())?;
         self.fill_from(&mut stock)
+    }
+
+    /// Gives everything back, but keeps it mapped until the event is done where it is not yet: for memory that device work may
+    /// still use. Only then are the places empty ones of their range.
+    pub fn give_back_after(self, event: &Event) {
+        if event.is_done() || self.pieces.is_empty() {
+            return;
+        }
+        let (range, first) = (self.range, self.lent.first());
+        // The range said that they are gone when it lent them.
+        self.bank.retiring().push(range, Weak::new(), first, self.lent.retire(), self.pieces, event);
     }
 
     /// As [`Lent::fill`], with granules that were taken before. What is not needed stays in the stock, and where it fails all

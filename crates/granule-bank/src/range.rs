@@ -1,6 +1,7 @@
 //! `Range`: a sparse range of addresses with granules of the bank behind any of its places. The primitive of the bank.
 
 use std::ops::{Range as Span, RangeBounds};
+use std::sync::Arc;
 
 use granule_device::{Access, Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Event, Reservation};
 
@@ -169,7 +170,8 @@ impl Range {
         for run in self.runs(&places, true)? {
             let retired = self.reservation.retire(run.clone())?;
             let pieces = self.contents.retire(run.clone());
-            self.bank.retiring().push(self.contents.places(), run.start, retired, pieces, event);
+            let places = Arc::downgrade(self.contents.places());
+            self.bank.retiring().push(self.id(), places, run.start, retired, pieces, event);
         }
         Ok(())
     }
@@ -180,7 +182,19 @@ impl Range {
     /// # Errors
     /// [`Error::Device`], also where a place has memory or is lent already.
     pub fn lend(&mut self, places: Span<usize>) -> Result<Lent, Error> {
-        Ok(Lent::new(self.reservation.lend(places)?, &self.bank, &self.owner))
+        let lent = self.reservation.lend(places)?;
+        Ok(Lent::new(lent, Vec::new(), (&self.bank, &self.owner, self.id())))
+    }
+
+    /// Lends places with the memory behind them, which is this range's alone: for memory that is nobody's at the moment, which
+    /// whoever holds the loan may give back by dropping it, on any thread. It makes no call to the system.
+    ///
+    /// # Errors
+    /// [`Error::Device`], also where a place has no memory, or may only be read.
+    pub fn lend_filled(&mut self, places: Span<usize>) -> Result<Lent, Error> {
+        let lent = self.reservation.lend_mapped(places.clone())?;
+        let pieces = self.contents.take(places);
+        Ok(Lent::new(lent, pieces, (&self.bank, &self.owner, self.id())))
     }
 
     /// Takes lent places back with what they were filled with; it makes no call to the system. One of another range is
@@ -188,17 +202,30 @@ impl Range {
     ///
     /// # Errors
     /// [`Error::Device`]: it is of another range.
-    pub fn take_back(&mut self, lent: Lent) -> Result<(), Error> {
-        let Lent { lent, pieces, .. } = lent;
+    pub fn take_back(&mut self, mut lent: Lent) -> Result<(), Error> {
+        let places = lent.places();
+        self.take_back_first(&mut lent, places)
+    }
+
+    /// As [`Range::take_back`], of the first `count` of the places, or of all where there are fewer; the others stay lent.
+    ///
+    /// # Errors
+    /// [`Error::Device`]: it is of another range.
+    pub fn take_back_first(&mut self, lent: &mut Lent, count: usize) -> Result<(), Error> {
         let first = lent.first();
-        self.reservation.take_back(lent)?;
-        self.contents.put(first, pieces);
+        self.reservation.take_back_first(&mut lent.lent, count)?;
+        self.contents.put(first, lent.pieces.drain(..count.min(lent.pieces.len())));
         Ok(())
     }
 
     /// One past the last of the places from `place` on that can be written without a gap; `place` itself where it cannot.
     pub fn writable_to(&self, place: usize) -> usize {
         self.reservation.writable_to(place)
+    }
+
+    /// The first run of these places that can be written; `None` where none of them can.
+    pub fn next_writable(&self, places: Span<usize>) -> Option<Span<usize>> {
+        self.reservation.next_writable(places)
     }
 
     /// Every place that has memory, with its granule and whether that is somebody else's too, in order.

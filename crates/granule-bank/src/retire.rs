@@ -1,7 +1,7 @@
 //! The retire queue: memory that is given back once device work that may still use it is done.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
 
 use granule_device::{Event, Retired};
 
@@ -23,7 +23,7 @@ pub(crate) struct RetireQueue {
 struct Retiree {
     id: u64,
     range: RangeId,
-    /// Gone with its range.
+    /// Who tells of it. Gone with its range; nobody where the range let go of the places before.
     places: Weak<Places>,
     /// The first place.
     first: usize,
@@ -36,7 +36,8 @@ struct Retiree {
 impl RetireQueue {
     pub(crate) fn push(
         &self,
-        places: &Arc<Places>,
+        range: RangeId,
+        places: Weak<Places>,
         first: usize,
         retired: Retired,
         pieces: Vec<Piece>,
@@ -44,7 +45,7 @@ impl RetireQueue {
     ) {
         let id = self.pushed.fetch_add(pieces.len() as u64, Ordering::Relaxed);
         self.places.fetch_add(pieces.len(), Ordering::AcqRel);
-        let (range, places, event) = (places.id, Arc::downgrade(places), event.clone());
+        let event = event.clone();
         self.waiting().push(Retiree { id, range, places, first, retired, pieces, event });
     }
 

@@ -1,24 +1,25 @@
 //! `Lent`: places of a reservation in somebody else's hands, to be mapped there, on another thread.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backend::RawGranule;
 use crate::device::Thing;
 use crate::reservation::Core;
-use crate::retired::{Fate, REFUSED, UNMAPPED};
+use crate::retired::{Fate, REFUSED, Retired, UNMAPPED};
 use crate::{Access, Bytes, Device, Error, Granule};
 
 /// Empty places that a [`Reservation`](crate::Reservation) has [lent](crate::Reservation::lend): only the holder of this can
 /// map them, and nobody can read or write them before they are [taken back](crate::Reservation::take_back). So memory can be
 /// mapped on one thread while another uses the rest of the reservation. Dropping it unmaps what was mapped; the places are
-/// the reservation's again.
+/// the reservation's again. Places that are [lent with their memory](crate::Reservation::lend_mapped) are such a loan too.
 #[must_use = "dropping it unmaps the places and ends the loan"]
 #[derive(Debug)]
 pub struct Lent {
     /// For all places, or none.
-    granules: Vec<Granule>,
+    granules: VecDeque<Granule>,
     /// What mapping left behind the first so many places when it failed and could not be undone either.
-    stale: Vec<Granule>,
+    stale: VecDeque<Granule>,
     fate: Arc<Fate>,
     first: usize,
     places: usize,
@@ -28,7 +29,12 @@ pub struct Lent {
 impl Lent {
     pub(crate) fn new(core: &Arc<Core>, first: usize, places: usize, fate: &Arc<Fate>) -> Lent {
         let (core, fate) = (Arc::clone(core), Arc::clone(fate));
-        Lent { granules: Vec::new(), stale: Vec::new(), fate, first, places, core }
+        Lent { granules: VecDeque::new(), stale: VecDeque::new(), fate, first, places, core }
+    }
+
+    /// The next of the places has this behind it, mapped for writing: for a loan of places that are mapped.
+    pub(crate) fn put_mapped(&mut self, granule: Granule) {
+        self.granules.push_back(granule);
     }
 
     /// The number of the first place.
@@ -79,10 +85,10 @@ impl Lent {
         }
         if let Err((error, left_mapped)) = self.put(granules) {
             granules.iter().for_each(|granule| granule.end_use(Access::ReadWrite));
-            self.stale.extend_from_slice(&granules[..left_mapped]);
+            self.stale.extend(granules[..left_mapped].iter().cloned());
             return Err(error);
         }
-        self.granules.extend_from_slice(granules);
+        self.granules.extend(granules.iter().cloned());
         self.device().add_live(Thing::Mapping, granules.len());
         Ok(())
     }
@@ -115,12 +121,36 @@ impl Lent {
         &self.core
     }
 
-    /// What stands behind the places, and what is left behind the first few of them, for the reservation that takes them back.
-    pub(crate) fn end(mut self) -> (Vec<Granule>, Vec<Granule>) {
-        // Nothing is left for the drop: the reservation says itself what its places are.
-        self.places = 0;
-        (std::mem::take(&mut self.granules), std::mem::take(&mut self.stale))
+    /// Takes the first place out of the loan: the reservation that lent it says itself what it is from here on.
+    pub(crate) fn next(&mut self) -> Back {
+        self.first += 1;
+        self.places -= 1;
+        let (granule, stale) = (self.granules.pop_front(), self.stale.pop_front());
+        granule.map(Back::Mapped).or(stale.map(Back::Stale)).unwrap_or(Back::Empty)
     }
+
+    /// Gives the places back without unmapping them yet, where they are mapped: device work that is under way may go on with
+    /// them. They are empty places of their reservation once the answer is [finished](Retired::finish).
+    pub fn retire(mut self) -> Retired {
+        let granules = std::mem::take(&mut self.granules);
+        self.device().sub_live(Thing::Mapping, granules.len());
+        let mut fate = Arc::<Fate>::default();
+        if !granules.is_empty() {
+            // What comes of the places is the answer's to say.
+            std::mem::swap(&mut fate, &mut self.fate);
+            fate.retire();
+        }
+        let granules = granules.into_iter().map(|granule| (granule, Access::ReadWrite)).collect();
+        Retired::new(Arc::clone(&self.core), self.first, granules, fate)
+    }
+}
+
+/// What a place is that comes back.
+#[derive(Debug)]
+pub(crate) enum Back {
+    Mapped(Granule),
+    Stale(Granule),
+    Empty,
 }
 
 impl Drop for Lent {

@@ -1,17 +1,17 @@
 //! `Reservation`: a range of device addresses, with granules behind any of its places.
 
+mod access;
+mod lending;
 mod runs;
 
-use std::ops::{Range, RangeBounds};
+use std::ops::Range;
 use std::sync::Arc;
 
 use self::runs::Runs;
 use crate::backend::RawGranule;
 use crate::device::{Counted, Thing};
-use crate::lent::Lent;
-use crate::retired::{Fate, Retired};
-use crate::slice::{Home, checked_range};
-use crate::{Access, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule};
+use crate::retired::Fate;
+use crate::{Access, Bytes, Device, DevicePtr, Error, Granule};
 
 /// A range of addresses cut into granule-sized places, numbered from 0, with a granule behind some of them.
 ///
@@ -239,79 +239,6 @@ impl Reservation {
         granules
     }
 
-    /// Takes these places out of use without unmapping them yet: device work that is under way may go on with them. They are
-    /// empty places again once the answer is [finished](Retired::finish).
-    ///
-    /// # Errors
-    /// [`Error::NoSuchPlace`]; [`Error::NotMapped`] where one of them has nothing behind it.
-    pub fn retire(&mut self, places: Range<usize>) -> Result<Retired, Error> {
-        let places = self.checked_mapped(places)?;
-        let fate = Arc::new(Fate::default());
-        let mut granules = Vec::with_capacity(places.len());
-        for place in &mut self.places[places.clone()] {
-            if let Place::Mapped { granule, access } =
-                std::mem::replace(place, Place::Retiring(Arc::clone(&fate)))
-            {
-                granules.push((granule, access));
-            }
-        }
-        self.device().sub_live(Thing::Mapping, granules.len());
-        self.note_unmapped(places.clone());
-        Ok(Retired::new(Arc::clone(&self.core), places.start, granules, fate))
-    }
-
-    /// Lends empty places, to be mapped on another thread. Until they are taken back, or the loan is dropped, they can be
-    /// neither used nor mapped here.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchPlace`], [`Error::AlreadyMapped`], [`Error::Retiring`], [`Error::Lent`]; [`Error::Os`] where an earlier
-    /// call left something there that has to go first.
-    pub fn lend(&mut self, places: Range<usize>) -> Result<Lent, Error> {
-        let places = self.checked_places(places)?;
-        if let Some(taken) = places.clone().find(|&place| self.mapped(place).is_some()) {
-            return Err(Error::AlreadyMapped { place: taken });
-        }
-        self.clear_stale(places.clone())?;
-        let fate = Arc::new(Fate::default());
-        for place in &mut self.places[places.clone()] {
-            *place = Place::Lent(Arc::clone(&fate));
-        }
-        Ok(Lent::new(&self.core, places.start, places.len(), &fate))
-    }
-
-    /// Takes lent places back, mapped or not; it makes no call to the system. One that was lent by another reservation is
-    /// dropped, as if nobody had taken it back.
-    ///
-    /// # Errors
-    /// [`Error::OtherReservation`].
-    pub fn take_back(&mut self, lent: Lent) -> Result<(), Error> {
-        if !Arc::ptr_eq(&self.core, lent.core()) {
-            return Err(Error::OtherReservation { what: "a loan of places" });
-        }
-        let (first, count) = (lent.first(), lent.places());
-        let (granules, stale) = lent.end();
-        let mapped = first..first + granules.len();
-        let (mut granules, mut stale) = (granules.into_iter(), stale.into_iter());
-        for place in &mut self.places[first..first + count] {
-            *place = match (granules.next(), stale.next()) {
-                (Some(granule), _) => Place::Mapped { granule, access: Access::ReadWrite },
-                (None, Some(granule)) => Place::Stale { granule },
-                (None, None) => Place::Empty,
-            };
-        }
-        if !mapped.is_empty() {
-            self.note_mapped(mapped, Access::ReadWrite);
-        }
-        Ok(())
-    }
-
-    /// One past the last of the places from `place` on that can be written without a gap; `place` itself where it cannot.
-    pub fn writable_to(&self, place: usize) -> usize {
-        let all = place.min(self.places.len())..self.places.len();
-        let mapped = self.mapped.first_outside(all).unwrap_or(self.places.len());
-        self.read_only.first_inside(place.min(mapped)..mapped).unwrap_or(mapped)
-    }
-
     /// Puts another granule behind a mapped place, at the same address, and answers with the one that was there. A CUDA
     /// device does it in two steps; where both the second and undoing the first are refused, the place is left empty.
     ///
@@ -355,85 +282,12 @@ impl Reservation {
         }
     }
 
-    /// Changes what may be done through these places.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchPlace`], [`Error::NotMapped`]; [`Error::Aliased`] where a granule that is to be written stands behind
-    /// another place too; [`Error::Os`].
-    pub fn set_access(&mut self, places: Range<usize>, access: Access) -> Result<(), Error> {
-        let places = self.checked_mapped(places)?;
-        if places.is_empty() {
-            return Ok(());
-        }
-        let changed = self.change_uses(places.clone(), access)?;
-        // SAFETY: the places are mapped, and `&mut self` says that no slice of them exists.
-        let done = unsafe {
-            self.device().backend().set_access(self.address(places.start), self.size_of(&places), access)
-        };
-        if let Err(error) = done {
-            for &(place, before) in &changed {
-                if let Some((granule, _)) = self.mapped(place) {
-                    granule.change_use(access, before);
-                }
-                let (at, len) = (self.address(place), Bytes::from_usize(self.granule));
-                // The system may have changed the first few of several mappings before it failed.
-                // SAFETY: as above.
-                let _ = unsafe { self.device().backend().set_access(at, len, before) };
-            }
-            return Err(error);
-        }
-        for place in &mut self.places[places.clone()] {
-            if let Place::Mapped { access: current, .. } = place {
-                *current = access;
-            }
-        }
-        self.note_mapped(places, access);
-        Ok(())
-    }
-
-    /// The bytes at `range`, to read.
-    ///
-    /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::NotMapped`] where nothing stands behind some of them.
-    pub fn slice(&self, range: impl RangeBounds<usize>) -> Result<DeviceSlice<'_>, Error> {
-        let range = checked_range(range, self.places.len() * self.granule)?;
-        self.check_mapped(self.places_of(&range))?;
-        // SAFETY: all places are mapped and stay so while `self` is borrowed. No mapping of these granules can write
-        // during that: one that can is this one, which takes `&mut self`.
-        Ok(unsafe { DeviceSlice::from_raw(self.core.base.offset(range.start), range.len(), self.home()) })
-    }
-
-    /// The bytes at `range`, to write.
-    ///
-    /// # Errors
-    /// [`Error::OutOfRange`], [`Error::NotMapped`]; [`Error::ReadOnly`] where some of them may only be read here.
-    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> Result<DeviceSliceMut<'_>, Error> {
-        let range = checked_range(range, self.places.len() * self.granule)?;
-        let places = self.places_of(&range);
-        self.check_mapped(places.clone())?;
-        if self.read_only.meets(places) {
-            return Err(Error::ReadOnly { what: "a place that is shared" });
-        }
-        // SAFETY: all places are mapped for writing, which makes each the only mapping of its granule, and `self` is
-        // borrowed exclusively.
-        Ok(unsafe { DeviceSliceMut::from_raw(self.core.base.offset(range.start), range.len(), self.home()) })
-    }
-
-    fn home(&self) -> Home {
-        Home::of(self.device().kind())
-    }
-
     fn address(&self, place: usize) -> DevicePtr {
         self.core.place(place)
     }
 
     fn size_of(&self, places: &Range<usize>) -> Bytes {
         Bytes::from_usize(places.len() * self.granule)
-    }
-
-    /// The places that a range of bytes touches.
-    fn places_of(&self, bytes: &Range<usize>) -> Range<usize> {
-        if bytes.is_empty() { 0..0 } else { bytes.start / self.granule..bytes.end.div_ceil(self.granule) }
     }
 
     fn checked_places(&self, range: Range<usize>) -> Result<Range<usize>, Error> {
@@ -458,30 +312,12 @@ impl Reservation {
         }
     }
 
-    /// Gives the places' granules their new use, all or none; answers which were changed and from what.
-    fn change_uses(&self, places: Range<usize>, access: Access) -> Result<Vec<(usize, Access)>, Error> {
-        let mut changed: Vec<(usize, Access)> = Vec::with_capacity(places.len());
-        for place in places {
-            let Some((granule, before)) = self.mapped(place) else { continue };
-            if granule.change_use(before, access) {
-                changed.push((place, before));
-                continue;
-            }
-            for (place, before) in changed {
-                if let Some((granule, _)) = self.mapped(place) {
-                    granule.change_use(access, before);
-                }
-            }
-            return Err(Error::Aliased { place });
-        }
-        Ok(changed)
-    }
-
     /// Makes sure that nothing stands behind these places, which are not in use.
     fn clear_stale(&mut self, places: Range<usize>) -> Result<(), Error> {
         for place in places {
             let left = match &self.places[place] {
                 Place::Retiring(fate) if fate.is_waiting() => return Err(Error::Retiring { place }),
+                Place::Lent(fate) if fate.is_retiring() => return Err(Error::Retiring { place }),
                 Place::Lent(fate) if fate.is_waiting() => return Err(Error::Lent { place }),
                 Place::Retiring(fate) | Place::Lent(fate) => !fate.is_unmapped(),
                 Place::Stale { .. } | Place::Halfway { .. } => true,

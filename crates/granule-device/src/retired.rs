@@ -27,11 +27,23 @@ const WAITING: u8 = 0;
 pub(crate) const UNMAPPED: u8 = 1;
 /// The system did not unmap it.
 pub(crate) const REFUSED: u8 = 2;
+/// Lent until now, and waiting for device work.
+const RETIRING: u8 = 3;
 
 impl Fate {
     /// True until the places are out of use altogether.
     pub(crate) fn is_waiting(&self) -> bool {
-        self.0.load(Ordering::Acquire) == WAITING
+        matches!(self.0.load(Ordering::Acquire), WAITING | RETIRING)
+    }
+
+    /// True where places that were lent are out of use, and wait for device work.
+    pub(crate) fn is_retiring(&self) -> bool {
+        self.0.load(Ordering::Acquire) == RETIRING
+    }
+
+    /// Says that whoever had them lent wants them no more; they wait for device work.
+    pub(crate) fn retire(&self) {
+        self.0.store(RETIRING, Ordering::Release);
     }
 
     /// True where nothing is mapped any more.

@@ -62,7 +62,7 @@ pub(crate) fn a_loan_that_ends_gives_back(open: Open<'_>) {
     let mut lent = range.lend(1..4).unwrap();
     drop(range);
     lent.fill().unwrap();
-    // It asks for nothing that is not free, and nobody to make room.
+    // Nobody has any to give.
     let mut second = other.lend(0..2).unwrap();
     assert!(matches!(second.fill(), Err(Error::OutOfMemory { .. })));
     let mut stock = bank.take(&owner, 1).unwrap();
@@ -171,4 +171,42 @@ pub(crate) fn a_failing_loan_leaves_nothing(open: Open<'_>) {
             break;
         }
     }
+}
+
+/// Memory that is nobody's at the moment is lent with its places: it counts until it is given back, which is behind device work
+/// where that may still use it.
+pub(crate) fn filled_places_are_given_back_by_whoever_has_them(open: Open<'_>) {
+    let bank = bank(open, 8);
+    let device = bank.device().clone();
+    let stream = device.stream().unwrap();
+    let owner = Owner::new("kv");
+    let mut range = bank.range(&owner, granules(&device, 8)).unwrap();
+    range.fill(0..6).unwrap();
+    fill(&device, range.slice_mut(place(&device, 2)).unwrap(), 7);
+    assert_eq!(range.next_writable(0..8), Some(0..6));
+    let ids: Vec<_> = (2..6).filter_map(|place| range.piece_id(place)).collect();
+    let mut lent = range.lend_filled(2..6).unwrap();
+    assert_eq!((lent.is_filled(), lent.pieces().collect::<Vec<_>>()), (true, ids.clone()));
+    assert_eq!((mapped(&range), bank.stats().held), (vec![0, 1], granules(&device, 6)));
+    range.take_back_first(&mut lent, 1).unwrap();
+    assert_eq!((mapped(&range), range.piece_id(2)), (vec![0, 1, 2], Some(ids[0])));
+    assert!(is_all(&device, range.slice(place(&device, 2)).unwrap(), 7));
+    assert_eq!((lent.first(), lent.pieces().count(), bank.stats().held), (3, 3, granules(&device, 6)));
+    drop(lent);
+    assert_eq!(bank.stats().held, granules(&device, 3));
+    let lent = range.lend_filled(1..3).unwrap();
+    stream.call(|| std::thread::sleep(std::time::Duration::from_millis(5))).unwrap();
+    let event = stream.record().unwrap();
+    lent.give_back_after(&event);
+    event.synchronize();
+    bank.drain();
+    assert_eq!((bank.stats().held, bank.stats().retiring), (granules(&device, 1), Bytes::ZERO));
+    range.fill(0..8).unwrap();
+    // Shared ones are not anybody's.
+    let shared = range.share(0..1).unwrap();
+    assert!(range.lend_filled(0..2).is_err());
+    drop(shared);
+    // For work that is done there is nothing to wait for.
+    range.lend_filled(4..8).unwrap().give_back_after(&event);
+    assert_eq!(bank.stats().held, granules(&device, 4));
 }

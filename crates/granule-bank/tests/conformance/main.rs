@@ -61,7 +61,8 @@ granule_sim::conformance! {
         lent_places_are_filled_elsewhere,
         a_loan_that_ends_gives_back,
         claims_and_clears_are_all_or_nothing,
-        a_failing_loan_leaves_nothing;
+        a_failing_loan_leaves_nothing,
+        filled_places_are_given_back_by_whoever_has_them;
     watches:
         low_and_enough_in_turn,
         a_watch_of_what_is_low_already_hears_it,

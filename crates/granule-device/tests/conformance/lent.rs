@@ -136,3 +136,53 @@ pub(crate) fn a_loan_goes_back_where_it_came_from(open: &dyn Fn() -> Device) {
     assert!(range.slice(..1).is_err());
     range.map(0, &one, Access::ReadWrite).unwrap();
 }
+
+/// Mapped places leave with what stands behind them, which whoever has the loan gives back, or the reservation takes back in parts.
+pub(crate) fn places_are_lent_with_their_memory(open: &dyn Fn() -> Device) {
+    let device = open();
+    let size = granule(&device);
+    let mut range = reserve(&device, 8);
+    range.map(1, &granules(&device, 6), Access::ReadWrite).unwrap();
+    range.set_access(3..4, Access::ReadOnly).unwrap();
+    assert_eq!(range.next_writable(0..8), Some(1..3));
+    assert_eq!(range.next_writable(2..3), Some(2..3));
+    assert_eq!(range.next_writable(3..8), Some(4..7));
+    assert_eq!(
+        (range.next_writable(3..4), range.next_writable(7..8), range.next_writable(8..9)),
+        (None, None, None)
+    );
+    assert!(matches!(range.lend_mapped(2..4), Err(Error::ReadOnly { .. })));
+    assert!(matches!(range.lend_mapped(6..8), Err(Error::NotMapped { place: 7 })));
+    assert!(matches!(range.lend_mapped(7..9), Err(Error::NoSuchPlace { .. })));
+    write(&device, &[5; 8], range.slice_mut(4 * size..4 * size + 8).unwrap());
+    let calls = device.calls_made();
+    let mut lent = range.lend_mapped(4..7).unwrap();
+    assert_eq!((lent.first(), lent.places(), lent.is_mapped()), (4, 3, true));
+    assert!(range.slice(4 * size..4 * size + 8).is_err());
+    assert!(matches!(range.lend(4..5), Err(Error::Lent { place: 4 })));
+    range.take_back_first(&mut lent, 1).unwrap();
+    assert_eq!((lent.first(), lent.places(), lent.is_mapped(), device.calls_made()), (5, 2, true, calls));
+    assert_eq!(read(&device, range.slice(4 * size..4 * size + 8).unwrap()), [5; 8]);
+    assert_eq!((range.writable_to(4), device.live().mappings), (5, 6));
+    std::thread::spawn(move || drop(lent)).join().unwrap();
+    assert_eq!((device.live().mappings, device.live().granules), (4, 4));
+    range.map(5, &granules(&device, 2), Access::ReadWrite).unwrap();
+    // What work may still use stays mapped until somebody says that it is done.
+    let mut retired = range.lend_mapped(5..7).unwrap().retire();
+    assert_eq!((retired.len(), device.live().mappings), (2, 4));
+    assert!(matches!(range.lend(6..7), Err(Error::Retiring { place: 6 })));
+    assert!(matches!(
+        range.map(5, &granules(&device, 1), Access::ReadWrite),
+        Err(Error::Retiring { place: 5 })
+    ));
+    retired.finish().unwrap();
+    range.map(5, &granules(&device, 2), Access::ReadWrite).unwrap();
+    // A bare loan has nothing to wait for; of a loan, more than there is, is all of it.
+    drop(range.lend(7..8).unwrap().retire());
+    let mut lent = range.lend(7..8).unwrap();
+    range.take_back_first(&mut lent, 9).unwrap();
+    assert_eq!(lent.places(), 0);
+    range.map(7, &granules(&device, 1), Access::ReadWrite).unwrap();
+    drop(lent);
+    assert_eq!(range.writable_to(4), 8);
+}

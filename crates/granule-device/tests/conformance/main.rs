@@ -38,7 +38,8 @@ granule_sim::conformance! {
         a_loan_that_is_dropped_leaves_empty_places,
         a_loan_outlives_its_reservation,
         a_failing_map_leaves_the_places_empty,
-        a_loan_goes_back_where_it_came_from;
+        a_loan_goes_back_where_it_came_from,
+        places_are_lent_with_their_memory;
     streams:
         one_stream_keeps_its_order,
         looking_waits_for_what_is_in_the_way,
