@@ -352,7 +352,17 @@ fn what_is_no_state_file_is_not_replaced() {
     // An empty one is, keeping its permissions; a link stays one; what a program that was ended has left is no hindrance.
     fs::write(&path, "").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::write(folder.path().join("state.part"), [1; 100_000]).unwrap();
+    let part = folder.path().join("state.part");
+    fs::write(&part, "somebody's notes").unwrap();
+    let Err(StateError::NotAStateFile { path: named }) = try_one(&path) else {
+        panic!("it was written over")
+    };
+    assert_eq!((fs::read(&part).unwrap(), named), (b"somebody's notes".to_vec(), part.clone()));
+    fs::remove_file(&part).unwrap();
+    std::os::unix::fs::symlink(&path, &part).unwrap();
+    assert!(matches!(try_one(&path), Err(StateError::Io { .. })));
+    fs::remove_file(&part).unwrap();
+    fs::write(&part, [[0; 48].to_vec(), [1; 100_000].to_vec()].concat()).unwrap();
     let link = folder.path().join("link");
     std::os::unix::fs::symlink(&path, &link).unwrap();
     try_one(&link).unwrap();
@@ -369,6 +379,9 @@ fn what_is_no_state_file_is_not_replaced() {
         fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     left.sort();
     assert_eq!(left, ["link", "state"]);
+    // What is new is for its owner's eyes.
+    try_one(&folder.path().join("new")).unwrap();
+    assert_eq!(fs::metadata(folder.path().join("new")).unwrap().permissions().mode() & 0o777, 0o600);
 }
 
 #[test]

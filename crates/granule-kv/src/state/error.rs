@@ -6,13 +6,23 @@ use std::path::PathBuf;
 
 use crate::{KvShape, KvType};
 
-/// Why a state file was not written, or not taken. Nothing has changed: no file, no sequence, no memory held.
+/// Why a state file was not written, or not taken. But for [`StateError::NotSynced`] nothing has changed: no file, no sequence, no
+/// memory held.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StateError {
     /// The file, or its folder, could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The new file has taken the old one's place, and the system could not put the name onto the disk: after a power loss it may be
+    /// the old one again.
+    #[error("{} is saved, but may be the old one again after a power loss: {source}", path.display())]
+    NotSynced {
         /// Which file.
         path: PathBuf,
         /// What the system said.

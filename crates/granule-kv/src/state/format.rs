@@ -290,6 +290,7 @@ impl Contents {
                 segments.iter().filter(|run| run.row < sinks).map(|run| (run.row, run.row + run.len));
             let ends: Vec<_> = sinks_at.collect();
             if left > 0
+                || !can_be_counted(&segments)
                 || segments.last().is_some_and(|last| last.turn != 0)
                 || canonical(segments.iter().copied(), sinks) != segments
                 || !ends.is_sorted_by(|before, after| before.1 <= after.0)
@@ -307,6 +308,14 @@ impl Contents {
             sequences,
         })
     }
+}
+
+/// Whether positions and turns can be counted, whichever of the tokens is the last: what is taken can be cut anywhere.
+fn can_be_counted(runs: &[Run]) -> bool {
+    let fits = |number: i64| number <= i64::from(i32::MAX);
+    let turns = || runs.iter().map(|run| i64::from(run.turn));
+    let apart = turns().max().unwrap_or(0) - turns().min().unwrap_or(0);
+    fits(apart) && runs.iter().all(|run| fits(run.stored as i64 + run.len as i64))
 }
 
 fn put(out: &mut Vec<u8>, number: usize) -> Option<()> {

@@ -71,3 +71,26 @@ proptest! {
         }
     }
 }
+
+/// Turns that no shift could make, and from which cutting could not go on.
+#[test]
+fn what_could_not_be_counted_on_is_not_read() {
+    let run = |stored, turn| Run { row: 0, len: 1, stored, turn };
+    let is_read = |runs: Vec<Run>| {
+        let contents = Contents {
+            shape: KvShape { n_layers: 1, n_kv_heads: 1, head_dim: 32 },
+            k: KvType::F16,
+            v: KvType::F16,
+            sinks: 0,
+            identity: Identity::default(),
+            sequences: vec![one(Vec::new(), runs, 1, 0)],
+        };
+        Contents::read(&contents.write().unwrap()).is_some()
+    };
+    assert!(is_read(vec![run(0, i32::MAX), run(5, 0)]));
+    assert!(is_read(vec![run(9, i32::MIN + 1), run(5, 0)]));
+    assert!(!is_read(vec![run(9, i32::MIN), run(5, 0)]));
+    assert!(!is_read(vec![run(0, i32::MAX), run(9, -1), run(5, 0)]));
+    assert!(is_read(vec![run(i32::MAX as usize - 1, 0)]));
+    assert!(!is_read(vec![run(i32::MAX as usize, 0)]));
+}

@@ -37,7 +37,7 @@
 //! probability where a CRC does with certainty; a cryptographic one costs tens of times more.
 //!
 //! **Saving** writes `FILE.part`, under a lock, has the system put it onto the disk, and then gives it the name: whatever happens,
-//! `FILE` is the old one or the new one. A file that is no state file is not replaced.
+//! `FILE` is the old one or the new one. A file that is no state file is not replaced, nor is a `FILE.part` that is none.
 //!
 //! ```
 //! # use granule_bank::*; use granule_device::*; use granule_kv::*;
@@ -99,11 +99,13 @@ pub fn check_path(path: impl AsRef<Path>) -> Result<(), StateError> {
 }
 
 /// Saves sequences to the file at `path`, in place of a state file that is there; answers how long it is. They may be of several
-/// caches of one shape, with the same types.
+/// caches of one shape, with the same types. Device work that they are [busy](Sequence::busy_until) with is waited for. A new file
+/// can be read by its owner alone; one that is replaced leaves its permissions.
 ///
 /// # Errors
 /// [`StateError::NotAStateFile`] where something else has the name, [`StateError::Busy`], [`StateError::Io`], also for a full
-/// disk; [`StateError::Count`], [`StateError::Tokens`], [`StateError::Mixed`], [`StateError::Kv`]. What was there is there still.
+/// disk; [`StateError::Count`], [`StateError::Tokens`], [`StateError::Mixed`], [`StateError::Kv`]: what was there is there still.
+/// [`StateError::NotSynced`]: the new file is there.
 pub fn save(
     path: impl AsRef<Path>,
     identity: &Identity,
@@ -137,6 +139,7 @@ pub fn save(
     let mut writer = Writer::begin(path.as_ref(), &head, data_len)?;
     let mut buffer = Vec::new();
     for one in sequences {
+        one.sequence.await_work();
         let (tokens, at_once) = (one.tokens.len(), bytes.at_once(one.tokens.len()));
         for layer in 0..contents.shape.n_layers {
             for start in (0..tokens).step_by(at_once) {

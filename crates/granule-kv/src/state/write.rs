@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use super::error::StateError;
-use super::format::{self, CHUNK, Header, MAGIC};
+use super::format::{self, CHUNK, HEADER, Header, MAGIC};
 
 /// `FILE.part`, locked; gone when dropped, unless it took the place of `FILE`.
 pub(super) struct PartFile {
@@ -31,8 +31,7 @@ impl PartFile {
             if fs::symlink_metadata(&part).is_ok_and(|about| !about.is_file()) {
                 return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, "not a plain file")));
             }
-            let file =
-                OpenOptions::new().write(true).create(true).truncate(false).open(&part).map_err(failed)?;
+            let mut file = open_part(&part).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Err(StateError::Busy { path: target }),
@@ -40,9 +39,15 @@ impl PartFile {
             }
             // Whoever had the lock until now may have moved the file into its place, or removed it.
             if is_at(&file, &part).map_err(failed)? {
-                let this = PartFile { file, part: part.clone(), target, like, placed: false };
-                // What a program that was ended has left.
-                this.file.set_len(0).map_err(failed)?;
+                // What a program of ours that was ended has left, and nothing else.
+                let mut begin = Vec::new();
+                (&mut file).take(HEADER as u64).read_to_end(&mut begin).map_err(failed)?;
+                if !begin.starts_with(&MAGIC) && begin.iter().any(|&byte| byte != 0) {
+                    return Err(StateError::NotAStateFile { path: part });
+                }
+                keep_private(&file).map_err(failed)?;
+                let mut this = PartFile { file, part: part.clone(), target, like, placed: false };
+                this.file.set_len(0).and_then(|()| this.file.rewind()).map_err(failed)?;
                 return Ok(this);
             }
         }
@@ -53,7 +58,7 @@ impl PartFile {
         move |source| StateError::Io { path: path.clone(), source }
     }
 
-    /// Has the file take the place of the old one. After this, the new one is there whatever happens; before, the old one.
+    /// Has the file take the place of the old one, which is there until it has, whatever happens.
     fn place(mut self) -> Result<(), StateError> {
         let failed = self.failed();
         if let Some(like) = self.like.take() {
@@ -62,8 +67,33 @@ impl PartFile {
         self.file.sync_all().map_err(&failed)?;
         fs::rename(&self.part, &self.target).map_err(&failed)?;
         self.placed = true;
-        sync_entry(&self.target).map_err(&failed)
+        sync_entry(&self.target).map_err(|source| StateError::NotSynced { path: self.target.clone(), source })
     }
+}
+
+/// Opens `FILE.part`, or makes it, for nobody else to read; never what a link of that name leads to.
+fn open_part(part: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    }
+    options.open(part)
+}
+
+/// For nobody else to read, also where it was left by somebody who let others.
+#[cfg(unix)]
+fn keep_private(file: &File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(fs::Permissions::from_mode(0o600))
+}
+
+/// New files are as their folder says there.
+#[cfg(not(unix))]
+fn keep_private(_: &File) -> io::Result<()> {
+    Ok(())
 }
 
 /// Whether the open file is the one of that name.
@@ -138,7 +168,7 @@ impl Writer {
         let mut to = PartFile::create(path)?;
         let failed = to.failed();
         // In the header's place until everything else is there: no state file yet.
-        to.file.write_all(&[0; format::HEADER]).map_err(&failed)?;
+        to.file.write_all(&[0; HEADER]).map_err(&failed)?;
         to.file.write_all(contents).map_err(&failed)?;
         Ok(Writer { to, header, chunk: Vec::with_capacity(CHUNK), sums: Vec::new() })
     }
