@@ -12,7 +12,7 @@ use granule_bank::{Bank, BankOptions, Owner};
 use granule_device::{Bytes, Device, FaultGuard, FaultPlan, HostOptions, LiveCounts};
 use granule_kv::state::{SaveSequence, StateFile, save};
 use granule_kv::{
-    Error, Identity, KvCache, KvLayout, KvOptions, KvShape, KvType, Pin, PrefixCache, PrefixKey, PrefixOptions,
+    Error, Identity, KvCache, KvLayout, KvOptions, KvShape, KvType, PrefixCache, PrefixKey, PrefixOptions,
     Sequence,
 };
 use granule_ops::KvRowLayout;
@@ -77,7 +77,6 @@ struct Mine {
     tokens: Vec<Token>,
     /// How many first tokens were computed in sight of those before them and no others.
     pure: usize,
-    _pin: Option<Pin>,
 }
 
 fn mix(a: u64, b: u64) -> u64 {
@@ -223,7 +222,7 @@ impl World {
             .parked(Bytes::new(GRANULE * u64::from(input.parked % 30)));
         let layout = layout(input.layers_per_row, input.sinks);
         let cache = KvCache::new(&bank, layout, options).unwrap();
-        let prefixes = PrefixCache::new(&bank, PrefixOptions::new().entries(4));
+        let prefixes = PrefixCache::new(&bank, PrefixOptions::new().entries(4).least(1));
         let key = PrefixKey::new(&Identity::default(), &layout, N_CTX);
         World { bank, cache, layout, prefixes, key, remembered: Vec::new(), live: Vec::new(), fault: None }
     }
@@ -250,7 +249,7 @@ impl World {
                 if self.live.len() < 5
                     && let Ok(sequence) = self.cache.sequence(N_CTX)
                 {
-                    self.live.push(Mine { sequence, tokens: Vec::new(), pure: 0, _pin: None });
+                    self.live.push(Mine { sequence, tokens: Vec::new(), pure: 0 });
                 }
             }
             Step::Append { which, n, token } => {
@@ -313,7 +312,7 @@ impl World {
                     && let Some(one) = self.one(which)
                     && let Ok(sequence) = one.sequence.fork()
                 {
-                    let fork = Mine { sequence, tokens: one.tokens.clone(), pure: one.pure, _pin: None };
+                    let fork = Mine { sequence, tokens: one.tokens.clone(), pure: one.pure };
                     self.live.push(fork);
                 }
             }
@@ -324,7 +323,7 @@ impl World {
                     && let Ok(sequence) = one.sequence.copy(span.clone())
                 {
                     let pure = if span.start == 0 { one.pure.min(span.end) } else { 0 };
-                    let copy = Mine { sequence, tokens: normal(one.tokens[span].to_vec()), pure, _pin: None };
+                    let copy = Mine { sequence, tokens: normal(one.tokens[span].to_vec()), pure };
                     self.live.push(copy);
                 }
             }
@@ -393,7 +392,6 @@ impl World {
             sequence: hit.sequence,
             tokens: tokens.into_iter().map(|token| Token { turn: 0, ..token }).collect(),
             pure: hit.matched,
-            _pin: Some(hit.pin),
         };
         mine.check();
         if self.live.len() < 5 {
@@ -416,7 +414,7 @@ impl World {
         let file = StateFile::open(&*PATH).unwrap();
         assert_eq!(file.tokens(0).unwrap(), names);
         let Ok(sequence) = file.restore(0, &other, one.len() + 1, &Identity::default()) else { return };
-        Mine { sequence, tokens: one.tokens.clone(), pure: 0, _pin: None }.check();
+        Mine { sequence, tokens: one.tokens.clone(), pure: 0 }.check();
     }
 
     /// Everything goes back, whatever happened.

@@ -55,7 +55,7 @@ fn a_finished_prompt_is_found_again_after_others_came_and_went() {
         }
         let held = prefixes.stats().held;
         let asked = [&tokens[..70], &prompt(9, 30)].concat();
-        let Hit { mut sequence, matched, pin } = prefixes.lookup(&key(&cache), &asked).unwrap().unwrap();
+        let Hit { mut sequence, matched } = prefixes.lookup(&key(&cache), &asked).unwrap().unwrap();
         assert_eq!(matched, 70);
         assert!(holds(&sequence, &tokens[..70]));
         assert_eq!(sequence.bytes_copied(), Bytes::ZERO);
@@ -63,8 +63,8 @@ fn a_finished_prompt_is_found_again_after_others_came_and_went() {
         let mut so_far = tokens[..70].to_vec();
         append(&mut sequence, &mut so_far, &prompt(9, 30)).unwrap();
         assert!(holds(&sequence, &asked));
-        drop((sequence, pin));
-        let Hit { sequence, matched, .. } = prefixes.lookup(&key(&cache), &tokens).unwrap().unwrap();
+        drop(sequence);
+        let Hit { sequence, matched } = prefixes.lookup(&key(&cache), &tokens).unwrap().unwrap();
         assert_eq!(matched, 100);
         assert!(holds(&sequence, &tokens));
         drop(sequence);
@@ -94,7 +94,8 @@ fn remembering_copies_nothing_and_the_sequence_goes_on() {
     // Nothing new in either: known already, and none at all.
     assert!(prefixes.insert(&key(&cache), &tokens[..80], &mut one).unwrap());
     assert!(prefixes.insert(&key(&cache), &[], &mut one).unwrap());
-    assert_eq!((prefixes.stats().entries, prefixes.stats().inserted), (2, 2));
+    // The shorter one is found in the longer one.
+    assert_eq!((prefixes.stats().entries, prefixes.stats().inserted), (1, 2));
     for len in [20, 50, 51, 100] {
         let hit = prefixes.lookup(&key(&cache), &tokens[..len]).unwrap().unwrap();
         assert!(hit.matched == len && holds(&hit.sequence, &tokens[..len]));
@@ -146,7 +147,6 @@ fn whatever_changes_the_bytes_is_another_key() {
         PrefixKey::new(&part(b"model", b"r", b""), cache.layout(), N_CTX),
         PrefixKey::new(&part(b"model", b"", b"t"), cache.layout(), N_CTX),
         PrefixKey::new(&part(b"model", b"", b""), &other_layout, N_CTX),
-        PrefixKey::new(&part(b"model", b"", b""), cache.layout(), N_CTX + 1),
         PrefixKey::new(
             &part(b"model", b"", b""),
             &support::layout(cache.layout().v_type(), cache.layout().k_type(), 3),
@@ -161,6 +161,14 @@ fn whatever_changes_the_bytes_is_another_key() {
         assert!(matches!(refused, Err(granule_kv::Error::OtherKey)));
     }
     assert!(prefixes.lookup(&key(&cache), &tokens).unwrap().is_some());
+    // The size of the context makes no difference, but for what fits into it.
+    for (n_ctx, matched) in [(N_CTX + 1, 20), (12, 12)] {
+        let identity = Identity { model: b"model".to_vec(), ..Identity::default() };
+        let hit =
+            prefixes.lookup(&PrefixKey::new(&identity, cache.layout(), n_ctx), &tokens).unwrap().unwrap();
+        assert_eq!((hit.matched, hit.sequence.n_ctx()), (matched, n_ctx));
+        assert!(holds(&hit.sequence, &tokens[..matched]));
+    }
 }
 
 #[test]
@@ -304,10 +312,10 @@ proptest! {
     ) {
         let bank = bank(budget);
         let cache = cache(&bank, layers_per_row);
-        let prefixes = PrefixCache::new(&bank, PrefixOptions::new().entries(entries));
+        let prefixes = PrefixCache::new(&bank, PrefixOptions::new().entries(entries).least(1));
         let key = key(&cache);
         let mut remembered: Vec<Vec<u32>> = Vec::new();
-        let mut live: Vec<(Sequence, Vec<u32>, Option<granule_kv::Pin>)> = Vec::new();
+        let mut live: Vec<(Sequence, Vec<u32>)> = Vec::new();
         let mut pins = Vec::new();
         let mut fault = None;
         for op in ops {
@@ -315,9 +323,9 @@ proptest! {
                 Op::Finish(tokens, keep) => {
                     // As an engine does: what is known is not computed again.
                     let found = prefixes.lookup(&key, &tokens[..tokens.len() - 1]).ok().flatten();
-                    let (mut one, pin) = match found {
-                        Some(hit) => (hit.sequence, Some(hit.pin)),
-                        None => match cache.sequence(N_CTX) { Ok(one) => (one, None), Err(_) => continue },
+                    let mut one = match found {
+                        Some(hit) => hit.sequence,
+                        None => match cache.sequence(N_CTX) { Ok(one) => one, Err(_) => continue },
                     };
                     let (known, rest) = tokens.split_at(one.len());
                     let mut so_far = known.to_vec();
@@ -328,13 +336,13 @@ proptest! {
                     if keep && prefixes.insert(&key, &tokens, &mut one).is_ok_and(|kept| kept) {
                         remembered.push(tokens.clone());
                     }
-                    live.push((one, tokens, pin));
+                    live.push((one, tokens));
                 }
-                Op::Lookup(tokens) => if let Ok(Some(Hit { sequence, matched, pin })) = prefixes.lookup(&key, &tokens) {
+                Op::Lookup(tokens) => if let Ok(Some(Hit { sequence, matched })) = prefixes.lookup(&key, &tokens) {
                     let common = |known: &Vec<u32>| known.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
                     prop_assert!(matched > 0 && remembered.iter().any(|known| common(known) >= matched));
                     prop_assert!(holds(&sequence, &tokens[..matched]));
-                    live.push((sequence, tokens[..matched].to_vec(), Some(pin)));
+                    live.push((sequence, tokens[..matched].to_vec()));
                 },
                 Op::Pin(tokens) => pins.extend(prefixes.pin(&key, &tokens).map(|(pin, len)| (pin, tokens[..len].to_vec()))),
                 Op::Unpin => drop(pins.pop()),
@@ -351,7 +359,7 @@ proptest! {
                     fault = Some(bank.device().inject_fault(FaultPlan::nth(nth)));
                 }
             }
-            for (one, tokens, _) in &live {
+            for (one, tokens) in &live {
                 prop_assert!(holds(one, tokens));
             }
             for (_, tokens) in &pins {
@@ -381,9 +389,9 @@ fn many_threads_share_one() {
                 for round in 0..60u32 {
                     let tokens = prompt((thread + round) % 5, 40 + round % 30);
                     let found = prefixes.lookup(&key(cache), &tokens).unwrap();
-                    let (mut one, _pin) = match found {
-                        Some(hit) => (hit.sequence, Some(hit.pin)),
-                        None => (cache.sequence(N_CTX).unwrap(), None),
+                    let mut one = match found {
+                        Some(hit) => hit.sequence,
+                        None => cache.sequence(N_CTX).unwrap(),
                     };
                     assert!(holds(&one, &tokens[..one.len()]));
                     let (known, rest) = tokens.split_at(one.len());

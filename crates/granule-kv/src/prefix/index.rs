@@ -4,7 +4,7 @@
 //! root to it. There is no hashing anywhere: what matches has been compared token by token.
 //!
 //! ```text
-//! insert [1 2 3 4], [1 2 3 9], [1 2]        find [1 2 3 7]: 3 tokens, of entry a (or b, as good)
+//! insert and pin [1 2]; insert [1 2 3 4], [1 2 3 9]        find [1 2 3 7]: 3 tokens, of entry a (or b, as good)
 //!
 //!   root ──[1 2]── c ──[3]── · ──[4]── a    own tokens: a 1, b 1, c 0: all that c knows, others know too.
 //!                             └──[9]── b    Without b: a 2, "3 4". Without a and b: c 2.
@@ -114,8 +114,10 @@ impl<K: Ord + Clone, T> Index<K, T> {
         (len > 0).then(|| self.below(node)).flatten().map(|id| Match { id, len })
     }
 
-    /// Remembers a list of tokens as used just now; gives the value back where all of it is known already, and for no tokens.
-    pub(crate) fn insert(&mut self, key: &K, tokens: &[u32], value: T) -> Result<Id, T> {
+    /// Remembers a list of tokens as used just now, and forgets those that it begins with, but for pinned ones, whose values it
+    /// answers: who looks for them finds them in this one. Gives the value back where all of it is known already, and for no
+    /// tokens.
+    pub(crate) fn insert(&mut self, key: &K, tokens: &[u32], value: T) -> Result<(Id, Vec<T>), T> {
         let root = match self.roots.get(key) {
             Some(&root) => root,
             None if tokens.is_empty() => return Err(value),
@@ -139,7 +141,14 @@ impl<K: Ord + Clone, T> Index<K, T> {
         self.nodes[leaf].entry = Some(at);
         let id = Id { at, serial };
         self.touch(id);
-        Ok(id)
+        let mut contained = Vec::new();
+        let mut above = Some(node);
+        while let Some(node) = above {
+            above = self.nodes[node].parent;
+            let known = self.nodes[node].entry.map(|at| Id { at, serial: self.entries[at].serial });
+            contained.extend(known.and_then(|id| self.remove(id)));
+        }
+        Ok((id, contained))
     }
 
     /// Counts a use.
@@ -178,12 +187,23 @@ impl<K: Ord + Clone, T> Index<K, T> {
 
     /// The entry to forget first, of those that are not pinned and that `bytes` answers for: with how many bytes only it holds.
     pub(crate) fn first_to_go(&self, bytes: impl Fn(&T) -> Option<u64>) -> Option<Victim> {
-        let victims = self.entries.iter().filter(|(_, entry)| entry.pins == 0).filter_map(|(at, entry)| {
+        self.victims(bytes).min_by_key(|(used, victim)| (victim.priority, *used)).map(|(_, victim)| victim)
+    }
+
+    /// As [`Index::first_to_go`], all of them, first the one to forget first. Each is weighed as if the others stayed.
+    pub(crate) fn to_go(&self, bytes: impl Fn(&T) -> Option<u64>) -> Vec<Victim> {
+        let mut victims: Vec<(u64, Victim)> = self.victims(bytes).collect();
+        victims.sort_by_key(|(used, victim)| (victim.priority, *used));
+        victims.into_iter().map(|(_, victim)| victim).collect()
+    }
+
+    /// Those that can be forgotten, each with when it was used last.
+    fn victims(&self, bytes: impl Fn(&T) -> Option<u64>) -> impl Iterator<Item = (u64, Victim)> {
+        self.entries.iter().filter(|(_, entry)| entry.pins == 0).filter_map(move |(at, entry)| {
             let bytes = bytes(&entry.value)?;
             let priority = entry.aged.saturating_add(cost(self.own_tokens(entry), bytes));
             Some((entry.used, Victim { id: Id { at, serial: entry.serial }, bytes, priority }))
-        });
-        victims.min_by_key(|(used, victim)| (victim.priority, *used)).map(|(_, victim)| victim)
+        })
     }
 
     /// Forgets a victim because its room is needed: the index is older by that. `None` where it is pinned or gone.

@@ -140,8 +140,17 @@ proptest! {
                     let known = naive.longest(key, &tokens) == tokens.len();
                     match index.insert(&key, &tokens, value) {
                         Err(back) => prop_assert!(known && back == value),
-                        Ok(id) => {
+                        Ok((id, contained)) => {
                             prop_assert!(!known);
+                            let begins = |e: &mut Known| e.key == key && e.pins == 0 && tokens.starts_with(&e.tokens);
+                            let mut expected = Vec::new();
+                            for e in naive.entries.extract_if(.., begins) {
+                                expected.push(e.value);
+                                gone.push(e.id);
+                            }
+                            // From the longest on; all are values of their own.
+                            let sorted = |mut values: Vec<u64>| { values.sort(); values };
+                            prop_assert_eq!(sorted(contained), sorted(expected));
                             naive.entries.push(Known { key, tokens, value, id, pins: 0, used: 0, aged: 0 });
                             naive.use_of(naive.entries.len() - 1);
                         }
@@ -178,6 +187,7 @@ proptest! {
                 },
                 Op::Evict => {
                     let victim = index.first_to_go(bytes);
+                    prop_assert_eq!(index.to_go(bytes).first().copied(), victim);
                     let expected = naive.first_to_go();
                     prop_assert_eq!(
                         victim.map(|victim| (victim.priority, victim.id)),
@@ -209,9 +219,12 @@ proptest! {
 #[test]
 fn the_picture_on_the_first_page() {
     let mut index = Index::new();
-    let c = index.insert(&"model", &[1, 2], 'c').unwrap();
-    let a = index.insert(&"model", &[1, 2, 3, 4], 'a').unwrap();
-    let b = index.insert(&"model", &[1, 2, 3, 9], 'b').unwrap();
+    let (c, _) = index.insert(&"model", &[1, 2], 'c').unwrap();
+    index.pin(c);
+    let (a, none) = index.insert(&"model", &[1, 2, 3, 4], 'a').unwrap();
+    assert_eq!(none, []);
+    let (b, _) = index.insert(&"model", &[1, 2, 3, 9], 'b').unwrap();
+    index.unpin(c);
     let own = |index: &Index<_, _>, wanted| index.unpinned().find(|(id, ..)| *id == wanted).unwrap().2;
     assert_eq!((own(&index, a), own(&index, b), own(&index, c), index.tokens()), (1, 1, 0, 5));
     assert_eq!(index.find(&"model", &[1, 2, 3, 7]), Some(Match { id: a, len: 3 }));
@@ -222,14 +235,15 @@ fn the_picture_on_the_first_page() {
     assert_eq!(own(&index, a), 2);
     assert_eq!(index.remove(a), Some('a'));
     assert_eq!((own(&index, c), index.tokens()), (2, 2));
+    let (_, contained) = index.insert(&"model", &[1, 2, 5], 'd').unwrap();
+    assert_eq!((contained, index.len(), index.tokens()), (vec!['c'], 1, 3));
 }
 
 #[test]
 fn of_equal_cost_the_least_recently_used_goes_and_a_dear_one_stays_until_it_is_old() {
     let mut index = Index::new();
-    let dear = index.insert(&(), &[9; 64], 1 << 20).unwrap();
-    let first = index.insert(&(), &[1, 1], 1 << 20).unwrap();
-    let second = index.insert(&(), &[2, 2], 1 << 20).unwrap();
+    let [dear, first, second] =
+        [vec![9; 64], vec![1, 1], vec![2, 2]].map(|tokens| index.insert(&(), &tokens, 1 << 20).unwrap().0);
     index.touch(first);
     let mut next = || {
         let victim = index.first_to_go(|&bytes| Some(bytes)).unwrap();
@@ -256,9 +270,15 @@ fn long_lists_are_walked_and_not_recursed_into() {
     let count = if cfg!(miri) { 30 } else { 20_000 };
     let tokens: Vec<u32> = (0..count).collect();
     let mut index = Index::new();
-    let ids: Vec<Id> = (1..=tokens.len()).map(|n| index.insert(&(), &tokens[..n], n).unwrap()).collect();
+    let ids = (1..=tokens.len()).map(|n| {
+        let (id, _) = index.insert(&(), &tokens[..n], n).unwrap();
+        index.pin(id);
+        id
+    });
+    let ids: Vec<Id> = ids.collect();
     assert_eq!(index.find(&(), &tokens).map(|found| found.len), Some(tokens.len()));
     assert_eq!(index.tokens(), tokens.len());
+    ids.iter().for_each(|&id| index.unpin(id));
     ids.into_iter().rev().for_each(|id| assert!(index.remove(id).is_some()));
     assert_eq!((index.len(), index.tokens(), index.nodes.len(), index.roots.len()), (0, 0, 0, 0));
 }

@@ -29,17 +29,18 @@ pub use stats::PrefixStats;
 pub struct PrefixOptions {
     bytes: Option<Bytes>,
     entries: usize,
+    least: usize,
     token_time: Duration,
 }
 
 impl Default for PrefixOptions {
     fn default() -> Self {
-        PrefixOptions { bytes: None, entries: 4096, token_time: Duration::from_millis(1) }
+        PrefixOptions { bytes: None, entries: 4096, least: 8, token_time: Duration::from_millis(1) }
     }
 }
 
 impl PrefixOptions {
-    /// No limit but the bank's budget and 4096 prefixes, each token worth a millisecond.
+    /// No limit but the bank's budget and 4096 prefixes, of which 8 tokens have to match, each worth a millisecond.
     pub fn new() -> PrefixOptions {
         PrefixOptions::default()
     }
@@ -54,6 +55,13 @@ impl PrefixOptions {
     #[must_use]
     pub fn entries(self, entries: usize) -> PrefixOptions {
         PrefixOptions { entries, ..self }
+    }
+
+    /// The fewest tokens that are worth a lookup: nearly every prompt begins with the token that begins a text, and with that alone
+    /// nothing is won.
+    #[must_use]
+    pub fn least(self, least: usize) -> PrefixOptions {
+        PrefixOptions { least, ..self }
     }
 
     /// How long the model takes for one token of a prompt. By this the bank compares forgetting a prefix with what others offer.
@@ -73,7 +81,7 @@ impl PrefixOptions {
 /// # let shape = KvShape { n_layers: 2, n_kv_heads: 2, head_dim: 64 };
 /// # let layout = KvLayout::new(shape, KvType::Q8_0, KvType::F16, None, 0)?;
 /// let cache = KvCache::new(&bank, layout, KvOptions::new())?;
-/// let prefixes = PrefixCache::new(&bank, PrefixOptions::new());
+/// let prefixes = PrefixCache::new(&bank, PrefixOptions::new().least(2));
 /// let identity = Identity { model: b"digest of the weights".to_vec(), ..Identity::default() };
 /// let key = PrefixKey::new(&identity, &layout, 4096);
 ///
@@ -98,13 +106,11 @@ pub struct PrefixCache {
 /// A prefix that was found.
 #[derive(Debug)]
 pub struct Hit {
-    /// A fork that holds the first [`matched`](Hit::matched) of the tokens, and can go on from there.
+    /// A fork that holds the first [`matched`](Hit::matched) of the tokens, and can go on from there. It keeps the granules that
+    /// they lie in; the rest of what it was found in may be forgotten.
     pub sequence: Sequence,
-    /// How many tokens that are; at least 1.
+    /// How many tokens that are; at least [as many as are worth it](PrefixOptions::least).
     pub matched: usize,
-    /// Keeps what it was found in: to be dropped when the sequence is done. While a fork lives, forgetting its source would give
-    /// back little anyway.
-    pub pin: Pin,
 }
 
 /// Keeps a prefix from being forgotten until dropped.
@@ -156,14 +162,16 @@ impl PrefixCache {
     /// the limits are too tight. The sequence stays as it is; it shares its granules with the prefix from now on, and gets
     /// its own copy of the last one when it goes on.
     ///
+    /// What is remembered and begins these tokens is forgotten, unless it is pinned: it is found in them.
+    ///
     /// Of a sequence that tokens were removed from, only what is before them is remembered: what came after was computed with
     /// them in sight.
     ///
     /// # Errors
-    /// [`Error::OtherKey`] where the key is that of other sequences, [`Error::PastEnd`] where the sequence has fewer tokens;
+    /// [`Error::OtherKey`] where the key is that of another layout, [`Error::PastEnd`] where the sequence has fewer tokens;
     /// [`Error::Bank`].
     pub fn insert(&self, key: &PrefixKey, tokens: &[u32], sequence: &mut Sequence) -> Result<bool, Error> {
-        if key.layout() != sequence.cache().layout() || key.n_ctx() != sequence.n_ctx() {
+        if key.layout() != sequence.cache().layout() {
             return Err(Error::OtherKey);
         }
         if tokens.len() > sequence.len() {
@@ -175,7 +183,8 @@ impl PrefixCache {
         if self.core.state().knows(key, known) {
             return Ok(known.len() == tokens.len());
         }
-        let fork = sequence.copy(0..known.len())?;
+        // Nobody appends to it: it needs no addresses for more than it has.
+        let fork = sequence.copy_within(0..known.len(), known.len(), 0)?;
         let granules: Vec<PieceId> = fork.granules().map(|(id, _)| id).collect();
         let frozen = Arc::new(Frozen { sequence: Mutex::new(Some(fork)), granules });
         let (kept, gone) = self.core.remember(key, known, frozen);
@@ -191,25 +200,27 @@ impl PrefixCache {
     /// # Errors
     /// [`Error::Bank`], for a prefix that was found and could not be forked.
     pub fn lookup(&self, key: &PrefixKey, tokens: &[u32]) -> Result<Option<Hit>, Error> {
-        let Some((pin, frozen, matched)) = self.find(key, tokens) else {
+        let tokens = &tokens[..tokens.len().min(key.n_ctx())];
+        let Some((_pin, frozen, matched)) = self.find(key, tokens, self.core.options.least) else {
             self.core.state().counts.misses += 1;
             return Ok(None);
         };
         let sequence = {
             let mut source = frozen.sequence.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(source) = source.as_mut() else { return Ok(None) };
-            source.copy(0..matched)?
+            let rows = Sequence::rows_for(source.cache(), key.n_ctx());
+            source.copy_within(0..matched, key.n_ctx(), rows)?
         };
         let mut state = self.core.state();
         state.counts.hits += 1;
         state.counts.tokens_saved += matched as u64;
         drop(state);
-        Ok(Some(Hit { sequence, matched, pin }))
+        Ok(Some(Hit { sequence, matched }))
     }
 
     /// Keeps the longest remembered beginning of `tokens`, and answers how long it is: for prompts that everybody uses.
     pub fn pin(&self, key: &PrefixKey, tokens: &[u32]) -> Option<(Pin, usize)> {
-        self.find(key, tokens).map(|(pin, _, matched)| (pin, matched))
+        self.find(key, tokens, 1).map(|(pin, _, matched)| (pin, matched))
     }
 
     /// Forgets everything that is not pinned; answers how much was given back.
@@ -234,9 +245,9 @@ impl PrefixCache {
         self.core.state().holders.keys().copied().collect()
     }
 
-    fn find(&self, key: &PrefixKey, tokens: &[u32]) -> Option<(Pin, Arc<Frozen>, usize)> {
+    fn find(&self, key: &PrefixKey, tokens: &[u32], least: usize) -> Option<(Pin, Arc<Frozen>, usize)> {
         let mut state = self.core.state();
-        let found = state.index.find(key.bytes(), tokens)?;
+        let found = state.index.find(key.bytes(), tokens).filter(|found| found.len >= least)?;
         let frozen = state.index.get(found.id)?.clone();
         state.index.touch(found.id);
         state.index.pin(found.id);
@@ -258,16 +269,16 @@ impl Core {
             return (false, vec![frozen]);
         }
         let mut state = self.state();
-        let id = match state.index.insert(key.bytes(), tokens, frozen.clone()) {
-            Ok(id) => id,
+        let (id, mut gone) = match state.index.insert(key.bytes(), tokens, frozen.clone()) {
+            Ok(done) => done,
             // Somebody else remembered it meanwhile.
             Err(frozen) => return (!tokens.is_empty(), vec![frozen]),
         };
         frozen.granules.iter().for_each(|&id| *state.holders.entry(id).or_default() += 1);
+        gone.iter().for_each(|contained| state.forget(contained));
         state.counts.inserted += 1;
         // The new one is not weighed against the old: it is what was used last.
         state.index.pin(id);
-        let mut gone = Vec::new();
         while state.holders.len() > limit || state.index.len() > self.options.entries {
             let State { index, holders, .. } = &*state;
             let alone = |frozen: &Arc<Frozen>| {
@@ -337,12 +348,17 @@ impl Frozen {
     /// Gives its memory back to the bank, and answers how much that was.
     fn give_back(&self) -> Bytes {
         let sequence = self.sequence.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut sequence) = sequence else { return Bytes::ZERO };
+        let Some(sequence) = sequence else { return Bytes::ZERO };
         let memory = sequence.memory();
-        sequence.clear();
-        // Where the device refuses, dropping it tries again.
-        let _ = sequence.trim();
+        sequence.discard();
         memory.held.saturating_sub(memory.shared)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Its addresses are too few for any other sequence.
+        self.give_back();
     }
 }
 
@@ -365,12 +381,22 @@ impl Reclaim for Core {
     fn reclaim(&self, want: Bytes) -> Bytes {
         let mut given = Bytes::ZERO;
         while given < want {
-            // What one gives back may be the next one's alone: looked at anew each time.
             let mut state = self.state();
-            let victim = state.index.first_to_go(|frozen| frozen.alone().map(Bytes::get));
-            let Some(frozen) = victim.and_then(|victim| state.evict(victim)) else { break };
+            let mut gone = Vec::new();
+            let mut expected = given;
+            for victim in state.index.to_go(|frozen| frozen.alone().map(Bytes::get)) {
+                if expected >= want {
+                    break;
+                }
+                expected = expected.saturating_add(Bytes::new(victim.bytes));
+                gone.extend(state.evict(victim));
+            }
             drop(state);
-            given = given.saturating_add(frozen.give_back());
+            if gone.is_empty() {
+                break;
+            }
+            // What one gives back may be the next one's alone: where it is not enough they are looked at anew.
+            given = gone.iter().map(|frozen| frozen.give_back()).fold(given, Bytes::saturating_add);
         }
         given
     }

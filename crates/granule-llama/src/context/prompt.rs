@@ -44,7 +44,7 @@ impl Context {
         };
         let wanted: Vec<u32> = wanted.iter().copied().map(TokenId::get).collect();
         let found = self.model.prefixes().lookup(&self.prefix_key()?, &wanted);
-        let Ok(Some(Hit { sequence, matched, .. })) = found else { return Ok(0) };
+        let Ok(Some(Hit { sequence, matched })) = found else { return Ok(0) };
         let slot = self.slot_mut(id)?;
         slot.sequence = sequence;
         slot.tokens.extend_from_slice(&tokens[..matched]);
