@@ -1,14 +1,13 @@
 //! `KvCache`: a bank, a layout, and the sequences made of them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 
-use granule_bank::{Bank, Owner, PieceId, Range, ReclaimGuard};
+use granule_bank::{Bank, Owner, PieceId, ReclaimGuard};
 use granule_device::Bytes;
 
-use crate::mapper::{Job, Mapper};
-use crate::parking::Parking;
+use crate::idle::Idle;
+use crate::mapper::Mapper;
 use crate::stats::Counts;
 use crate::{Error, KvLayout, KvMemory, KvOptions, KvStats, Sequence};
 
@@ -23,38 +22,12 @@ struct Inner {
     // Ends before what it maps goes.
     mapper: Option<Mapper>,
     _reclaimer: ReclaimGuard,
-    parking: Arc<Parking>,
+    idle: Arc<Idle>,
     counts: Arc<Counts>,
     layout: KvLayout,
     options: KvOptions,
     owner: Owner,
-    records: Mutex<Vec<Weak<Record>>>,
     bank: Bank,
-}
-
-/// What a sequence tells its cache, so that a report can be made without stopping it.
-#[derive(Debug)]
-pub(crate) struct Record {
-    /// What snapshots of the bank call its ranges.
-    ranges: Vec<u32>,
-    reserved: Bytes,
-    rows: AtomicUsize,
-    /// What is being mapped for it.
-    job: Mutex<Option<Arc<Job>>>,
-}
-
-impl Record {
-    pub(crate) fn set_rows(&self, rows: usize) {
-        self.rows.store(rows, Ordering::Relaxed);
-    }
-
-    pub(crate) fn set_job(&self, job: Option<Arc<Job>>) {
-        *self.job.lock().unwrap_or_else(PoisonError::into_inner) = job;
-    }
-
-    fn job(&self) -> Option<Arc<Job>> {
-        self.job.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 impl KvCache {
@@ -64,17 +37,16 @@ impl KvCache {
     /// [`Error::Bank`] where the thread that maps ahead cannot be started.
     pub fn new(bank: &Bank, layout: KvLayout, options: KvOptions) -> Result<KvCache, Error> {
         let (owner, counts) = (Owner::new("kv"), Arc::<Counts>::default());
-        let parking = Parking::new(&owner, bank.granule(), options.parked);
+        let idle = Idle::new(&owner, bank.granule(), options.parked);
         let mapper = if options.ahead > 0 { Some(Mapper::start(&counts)?) } else { None };
         let inner = Inner {
             mapper,
-            _reclaimer: bank.add_reclaimer(&parking),
-            parking,
+            _reclaimer: bank.add_reclaimer(&idle),
+            idle,
             counts,
             layout,
             options,
             owner,
-            records: Mutex::default(),
             bank: bank.clone(),
         };
         Ok(KvCache { inner: Arc::new(inner) })
@@ -96,7 +68,7 @@ impl KvCache {
     }
 
     /// An empty sequence for up to `n_ctx` tokens. It sets addresses aside and holds no memory yet, unless a sequence that is
-    /// gone has left some: then it starts with that.
+    /// gone has left some: then it starts with that, as far as nobody else needs it.
     ///
     /// # Errors
     /// [`Error::Bank`].
@@ -106,26 +78,28 @@ impl KvCache {
 
     /// What all sequences have together, shared granules counted once, and what is parked.
     pub fn memory(&self) -> KvMemory {
-        // Of each granule, how many sequences have it. One that is being mapped may be taken back between the two looks.
+        // Of each granule, how many sequences have it. One that is spare may be taken back between the two looks.
         let mut holders: HashMap<PieceId, usize> = HashMap::new();
         let mut ranges = HashSet::new();
-        let (mut rows, mut reserved) = (0u64, Bytes::ZERO);
-        for record in self.records() {
-            let job = record.job().map(|job| job.pieces()).unwrap_or_default();
-            holders.extend(job.into_iter().map(|id| (id, 0)));
+        let (mut rows, mut reserved, mut spare) = (0u64, Bytes::ZERO, self.idle().parked());
+        let granule = self.inner.bank.granule();
+        for record in self.idle().records() {
+            let pieces = record.spare().pieces();
+            spare = spare.saturating_add(granule.saturating_mul(pieces.len() as u64));
+            holders.extend(pieces.into_iter().map(|id| (id, 0)));
             ranges.extend(record.ranges.iter().copied());
-            rows += record.rows.load(Ordering::Relaxed) as u64;
+            rows += record.rows() as u64;
             reserved = reserved.saturating_add(record.reserved);
         }
         let snapshot = self.bank().snapshot();
         for range in snapshot.ranges.iter().filter(|range| ranges.contains(&range.range)) {
             range.behind.iter().for_each(|behind| *holders.entry(behind.granule).or_default() += 1);
         }
-        let granule = self.inner.bank.granule();
         let shared = holders.values().filter(|&&count| count > 1).count();
         KvMemory {
-            held: granule.saturating_mul(holders.len() as u64).saturating_add(self.parking().parked()),
+            held: granule.saturating_mul(holders.len() as u64).saturating_add(self.idle().parked()),
             shared: granule.saturating_mul(shared as u64),
+            spare,
             used: self.layout().token_bytes().saturating_mul(rows),
             reserved,
         }
@@ -133,12 +107,12 @@ impl KvCache {
 
     /// What has happened so far.
     pub fn stats(&self) -> KvStats {
-        self.inner.counts.stats(self.parking().parked())
+        self.inner.counts.stats(self.idle().parked())
     }
 
     /// Gives back what is parked; answers how much that was.
     pub fn trim(&self) -> Bytes {
-        self.parking().empty()
+        self.inner.bank.granule().saturating_mul(self.idle().parking().empty() as u64)
     }
 
     pub(crate) fn owner(&self) -> &Owner {
@@ -149,27 +123,11 @@ impl KvCache {
         self.inner.mapper.as_ref()
     }
 
-    pub(crate) fn parking(&self) -> &Parking {
-        &self.inner.parking
+    pub(crate) fn idle(&self) -> &Idle {
+        &self.inner.idle
     }
 
     pub(crate) fn counts(&self) -> &Counts {
         &self.inner.counts
-    }
-
-    pub(crate) fn register(&self, ranges: &[Range]) -> Arc<Record> {
-        let reserved = ranges.iter().map(Range::reserved).fold(Bytes::ZERO, Bytes::saturating_add);
-        let ranges = ranges.iter().map(|range| range.id().0).collect();
-        let record = Record { ranges, reserved, rows: AtomicUsize::new(0), job: Mutex::default() };
-        let record = Arc::new(record);
-        let mut records = self.inner.records.lock().unwrap_or_else(PoisonError::into_inner);
-        records.retain(|record| record.strong_count() > 0);
-        records.push(Arc::downgrade(&record));
-        record
-    }
-
-    fn records(&self) -> Vec<Arc<Record>> {
-        let records = self.inner.records.lock().unwrap_or_else(PoisonError::into_inner);
-        records.iter().filter_map(Weak::upgrade).collect()
     }
 }

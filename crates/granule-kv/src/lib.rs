@@ -5,6 +5,7 @@ mod cache;
 mod error;
 mod grid;
 mod identity;
+mod idle;
 mod kv_type;
 mod layout;
 mod mapper;
@@ -14,6 +15,7 @@ mod parking;
 mod prefix;
 mod segments;
 mod sequence;
+mod spare;
 pub mod state;
 mod stats;
 

@@ -1,79 +1,41 @@
 //! The mapper: a thread that maps memory before a sequence needs it, so that no step of decoding waits for the driver.
 //!
-//! A sequence lends places (see [`Range::lend`](granule_bank::Range::lend)) as a [`Job`] and goes on; the mapper fills them;
-//! the sequence takes them back, which calls nobody. A job that fails gives everything back: the sequence finds the places
-//! bare and maps them itself, and tells of the error if there still is one.
+//! It fills what a sequence's [`Spare`] asks for. For that it asks the bank as everybody does, so remembered prompts make room for
+//! live sequences here and not on the thread that decodes; but what is mapped ahead for one sequence is never taken for another's.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-use granule_bank::{Lent, PieceId};
-
 use crate::Error;
+use crate::spare::Spare;
 use crate::stats::Counts;
 
-/// Places of a sequence's groups that are to be filled, or are.
-#[derive(Debug)]
-pub(crate) struct Job {
-    /// Set once by the mapper, so that the sequence can ask without the lock.
-    done: AtomicBool,
-    /// By group. The mapper holds the lock while it maps; empty once it has failed or they were taken.
-    lents: Mutex<Vec<(usize, Lent)>>,
+thread_local! {
+    static IS_MAPPER: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Job {
-    fn new(lents: Vec<(usize, Lent)>) -> Job {
-        Job { done: AtomicBool::new(false), lents: Mutex::new(lents) }
-    }
-
-    /// True once the mapper has nothing to do with it any more.
-    pub(crate) fn is_done(&self) -> bool {
-        self.done.load(Ordering::Acquire)
-    }
-
-    /// The places back, filled or, where the mapper had not come to it yet, bare; waits while it is at it.
-    pub(crate) fn take(&self) -> Vec<(usize, Lent)> {
-        std::mem::take(&mut *self.lock())
-    }
-
-    /// Which granules stand behind the places now; waits while they are being mapped.
-    pub(crate) fn pieces(&self) -> Vec<PieceId> {
-        self.lock().iter().flat_map(|(_, lent)| lent.pieces()).collect()
-    }
-
-    fn run(&self, counts: &Counts) {
-        let mut lents = self.lock();
-        match lents.iter_mut().try_for_each(|(_, lent)| lent.fill()) {
-            Ok(()) => counts.mapped_ahead(lents.iter().map(|(_, lent)| lent.places()).sum()),
-            // All or nothing: what was filled goes back too.
-            Err(_) => lents.clear(),
-        }
-        drop(lents);
-        self.done.store(true, Ordering::Release);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(usize, Lent)>> {
-        self.lents.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Whether this thread is a mapper, of whichever cache.
+pub(crate) fn is_mapper() -> bool {
+    IS_MAPPER.get()
 }
 
-/// What is to be done, and whether the thread is to end.
+/// What is to be filled, and whether the thread is to end.
 #[derive(Debug, Default)]
 struct Queue {
-    state: Mutex<(VecDeque<Arc<Job>>, bool)>,
+    state: Mutex<(VecDeque<Arc<Spare>>, bool)>,
     changed: Condvar,
 }
 
 impl Queue {
-    fn lock(&self) -> MutexGuard<'_, (VecDeque<Arc<Job>>, bool)> {
+    fn lock(&self) -> MutexGuard<'_, (VecDeque<Arc<Spare>>, bool)> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next job; `None` where the thread is to end.
-    fn next(&self) -> Option<Arc<Job>> {
-        let idle = |(jobs, stop): &mut (VecDeque<_>, bool)| jobs.is_empty() && !*stop;
+    /// The next to be filled; `None` where the thread is to end.
+    fn next(&self) -> Option<Arc<Spare>> {
+        let idle = |(asked, stop): &mut (VecDeque<_>, bool)| asked.is_empty() && !*stop;
         let waited = self.changed.wait_while(self.lock(), idle);
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
         if state.1 { None } else { state.0.pop_front() }
@@ -90,10 +52,11 @@ pub(crate) struct Mapper {
 impl Mapper {
     pub(crate) fn start(counts: &Arc<Counts>) -> Result<Mapper, Error> {
         let (queue, counts) = (Arc::new(Queue::default()), Arc::clone(counts));
-        let jobs = Arc::clone(&queue);
+        let asked = Arc::clone(&queue);
         let thread = std::thread::Builder::new().name("granule-kv".to_owned()).spawn(move || {
-            while let Some(job) = jobs.next() {
-                job.run(&counts);
+            IS_MAPPER.set(true);
+            while let Some(spare) = asked.next() {
+                spare.fill(&counts);
             }
         });
         let call = "spawn(mapper)";
@@ -103,12 +66,10 @@ impl Mapper {
         Ok(Mapper { queue, thread: Some(thread) })
     }
 
-    /// Has the places filled, soon.
-    pub(crate) fn fill(&self, lents: Vec<(usize, Lent)>) -> Arc<Job> {
-        let job = Arc::new(Job::new(lents));
-        self.queue.lock().0.push_back(Arc::clone(&job));
+    /// Has filled what is asked for, soon.
+    pub(crate) fn fill(&self, spare: &Arc<Spare>) {
+        self.queue.lock().0.push_back(Arc::clone(spare));
         self.queue.changed.notify_one();
-        job
     }
 }
 

@@ -12,6 +12,9 @@ pub struct KvMemory {
     pub held: Bytes,
     /// The part of `held` that stands behind another sequence too.
     pub shared: Bytes,
+    /// The part of `held` that no token lies in: mapped ahead, left by tokens that are gone and, of a cache, parked. Whoever asks
+    /// the bank for memory gets it.
+    pub spare: Bytes,
     /// The tokens' own bytes: tokens times the bytes of one, shared or not.
     pub used: Bytes,
     /// Addresses set aside for the whole context; they cost nothing.

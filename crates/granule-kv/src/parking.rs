@@ -1,8 +1,10 @@
 //! Parking: the ranges of sequences that are gone, kept with what is mapped behind them, for the next sequence.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::ops::Range as Span;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use granule_bank::{Offer, Owner, Range, Reclaim};
+use granule_bank::Range;
 use granule_device::{Bytes, Event};
 
 /// One range for each group, and what device work may still do with them.
@@ -12,35 +14,54 @@ pub(crate) struct Set {
     pub(crate) busy: Option<Event>,
     /// Rows that the ranges have addresses for.
     pub(crate) rows: usize,
+    /// How many places have memory, once it is parked.
+    granules: usize,
 }
 
 impl Set {
-    /// Which places of which range have memory, and whether it is shared.
-    fn places(&self) -> impl Iterator<Item = (usize, usize, bool)> + '_ {
-        let of = |(group, range): (usize, &Range)| {
-            let pieces = range.pieces().into_iter();
-            pieces.map(move |(place, _, shared)| (group, place, shared)).collect::<Vec<_>>()
-        };
-        self.ranges.iter().enumerate().flat_map(of)
+    pub(crate) fn new(ranges: Vec<Range>, rows: usize, busy: Option<Event>) -> Set {
+        Set { ranges, busy, rows, granules: 0 }
     }
 
     pub(crate) fn granules(&self) -> usize {
-        self.places().count()
+        self.granules
     }
 
-    /// Takes away what is shared, and what is further from the start than the first `keep` places; false where the system
-    /// refuses.
+    /// Takes away what is shared, and what is further from the start than the first `keep` places, and counts the rest; false
+    /// where the system refuses.
     fn cut(&mut self, keep: usize) -> bool {
-        let gone: Vec<_> = self.places().filter(|&(_, place, shared)| shared || place >= keep).collect();
-        gone.into_iter().all(|(group, place, _)| clear(&mut self.ranges[group], place, self.busy.as_ref()))
+        let busy = self.busy.as_ref();
+        self.granules = 0;
+        self.ranges.iter_mut().all(|range| {
+            let pieces = range.pieces();
+            // What was shared until the others let go is read only still.
+            let mut is_ours = |place| range.writable_to(place) > place || range.make_private(place).is_ok();
+            let gone =
+                pieces.iter().filter(|&&(place, _, shared)| shared || place >= keep || !is_ours(place));
+            let gone = runs(gone.map(|&(place, ..)| place));
+            self.granules += pieces.len() - gone.iter().map(Span::len).sum::<usize>();
+            gone.into_iter().all(|places| clear(range, places, busy))
+        })
     }
 }
 
-/// Takes the memory away from behind a place, once the work is done.
-pub(crate) fn clear(range: &mut Range, place: usize, busy: Option<&Event>) -> bool {
+/// Places in rising order as runs.
+fn runs(places: impl Iterator<Item = usize>) -> Vec<Span<usize>> {
+    let mut runs: Vec<Span<usize>> = Vec::new();
+    for place in places {
+        match runs.last_mut() {
+            Some(run) if run.end == place => run.end += 1,
+            _ => runs.push(place..place + 1),
+        }
+    }
+    runs
+}
+
+/// Takes the memory away from behind places, once the work is done; false where the system refuses.
+pub(crate) fn clear(range: &mut Range, places: Span<usize>, busy: Option<&Event>) -> bool {
     match busy {
-        Some(event) => range.clear_after(place..place + 1, event).is_ok(),
-        None => range.clear(place..place + 1).is_ok(),
+        Some(event) => range.clear_after(places, event).is_ok(),
+        None => range.clear(places).is_ok(),
     }
 }
 
@@ -58,36 +79,30 @@ impl Drop for Set {
     }
 }
 
-/// The sets, oldest first, up to a limit; the bank asks for them when memory is short.
+/// The sets, oldest first, up to a limit.
 #[derive(Debug)]
 pub(crate) struct Parking {
-    owner: Owner,
     granule: Bytes,
     limit: Bytes,
     sets: Mutex<Vec<Set>>,
 }
 
 impl Parking {
-    pub(crate) fn new(owner: &Owner, granule: Bytes, limit: Bytes) -> Arc<Parking> {
-        Arc::new(Parking { owner: owner.clone(), granule, limit, sets: Mutex::default() })
+    pub(crate) fn new(granule: Bytes, limit: Bytes) -> Parking {
+        Parking { granule, limit, sets: Mutex::default() }
     }
 
     /// Keeps a sequence's ranges, with as much of what is behind them as the limit allows, from the start on.
     pub(crate) fn park(&self, mut set: Set) {
         let groups = set.ranges.len().max(1);
-        let keep = self.limit.get() / self.granule.get().max(1) / groups as u64;
-        if keep == 0 || !set.cut(usize::try_from(keep).unwrap_or(usize::MAX)) || set.granules() == 0 {
+        let limit = usize::try_from(self.limit.get() / self.granule.get().max(1)).unwrap_or(usize::MAX);
+        if limit / groups == 0 || !set.cut(limit / groups) || set.granules == 0 {
             return;
         }
         let mut sets = self.lock();
         sets.push(set);
-        let mut excess = self.size(&sets).saturating_sub(self.limit);
-        let mut gone = Vec::new();
-        while !excess.is_zero() && !sets.is_empty() {
-            let oldest = sets.remove(0);
-            excess = excess.saturating_sub(self.size(std::slice::from_ref(&oldest)));
-            gone.push(oldest);
-        }
+        let excess = count(&sets).saturating_sub(limit);
+        let gone = oldest(&mut sets, excess);
         // The driver is called without the lock.
         drop(sets);
         drop(gone);
@@ -101,19 +116,23 @@ impl Parking {
         Some(sets.remove(index))
     }
 
-    /// Lets go of all of them; answers how much that was.
-    pub(crate) fn empty(&self) -> Bytes {
+    /// Lets go of all of them; answers how many granules that was.
+    pub(crate) fn empty(&self) -> usize {
         let sets = std::mem::take(&mut *self.lock());
-        self.size(&sets)
+        count(&sets)
     }
 
-    /// How much is parked.
-    pub(crate) fn parked(&self) -> Bytes {
-        self.size(&self.lock())
+    /// The oldest ones, with so many granules together if there are as many; `leaving` counts them before anybody can find them gone.
+    pub(crate) fn give(&self, wanted: usize, leaving: &AtomicUsize) -> Vec<Set> {
+        let mut sets = self.lock();
+        let gone = oldest(&mut sets, wanted);
+        leaving.fetch_add(count(&gone), Ordering::AcqRel);
+        gone
     }
 
-    fn size(&self, sets: &[Set]) -> Bytes {
-        self.granule.saturating_mul(sets.iter().map(Set::granules).sum::<usize>() as u64)
+    /// How many granules are parked.
+    pub(crate) fn granules(&self) -> usize {
+        count(&self.lock())
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Set>> {
@@ -121,26 +140,17 @@ impl Parking {
     }
 }
 
-impl Reclaim for Parking {
-    fn owner(&self) -> Owner {
-        self.owner.clone()
-    }
+fn count(sets: &[Set]) -> usize {
+    sets.iter().map(Set::granules).sum()
+}
 
-    fn could_give(&self) -> Vec<Offer> {
-        // Mapping it again is all that is lost.
-        vec![Offer::new(self.parked(), 0)]
-    }
-
-    fn reclaim(&self, want: Bytes) -> Bytes {
-        // Nobody asks the bank with the lock held, so it is waited for: to give nothing would be a false out of memory.
-        let mut sets = self.lock();
-        let mut gone = Vec::new();
-        while self.size(&gone) < want && !sets.is_empty() {
-            gone.push(sets.remove(0));
-        }
-        drop(sets);
-        let size = self.size(&gone);
-        drop(gone);
-        size
-    }
+/// Takes the oldest ones out, as many as have so many granules together.
+fn oldest(sets: &mut Vec<Set>, granules: usize) -> Vec<Set> {
+    let mut sum = 0;
+    let end = sets.iter().position(|set| {
+        let is_enough = sum >= granules;
+        sum += set.granules;
+        is_enough
+    });
+    sets.drain(..end.unwrap_or(sets.len())).collect()
 }

@@ -59,6 +59,11 @@ impl Segments {
         &self.list
     }
 
+    /// One past the last row that a token lies in.
+    pub(crate) fn rows_end(&self) -> usize {
+        self.list.iter().map(|segment| segment.rows().end).max().unwrap_or(0)
+    }
+
     /// The position of the next token.
     pub(crate) fn position(&self) -> usize {
         self.list.last().map_or(0, |last| last.stored + last.len)
@@ -116,8 +121,10 @@ impl Segments {
         self.check(&tokens)?;
         let mut list = Vec::new();
         self.pieces(0..tokens.start, &mut list);
-        turn(&mut list, i32::try_from(tokens.len()).ok())?;
-        self.pieces(tokens.end..self.len, &mut list);
+        if tokens.end < self.len {
+            turn(&mut list, i32::try_from(tokens.len()).ok())?;
+            self.pieces(tokens.end..self.len, &mut list);
+        }
         Segments::of(list)
     }
 
@@ -159,7 +166,7 @@ impl Segments {
         Ok(list.iter().map(Segment::rows).collect())
     }
 
-    fn check(&self, tokens: &Range<usize>) -> Result<(), Error> {
+    pub(crate) fn check(&self, tokens: &Range<usize>) -> Result<(), Error> {
         if tokens.start > tokens.end || tokens.end > self.len {
             return Err(Error::NoSuchTokens { tokens: tokens.clone(), len: self.len });
         }

@@ -13,9 +13,8 @@ use granule_device::{Bytes, DevicePtr, Event};
 use granule_ops::{KvSegment, KvView, KvViewMut};
 use smallvec::SmallVec;
 
-use crate::cache::Record;
 use crate::grid::Grid;
-use crate::mapper::Job;
+use crate::idle::Record;
 use crate::parking::Set;
 use crate::segments::{Segment, Segments};
 use crate::{Error, KvCache, KvMemory};
@@ -45,8 +44,8 @@ pub struct Sequence {
     ready: usize,
     /// How many rows, from the room's start on, [`prepare`](Sequence::prepare) has promised.
     prepared: usize,
-    /// What is being mapped ahead.
-    job: Option<Arc<Job>>,
+    /// One past the last row of the room that has memory, ready or spare, and how often spare had been lost when that was so.
+    covered: (usize, usize),
     /// How far the room was ready when mapping ahead last failed.
     failed_at: Option<usize>,
     /// When the last device work that uses its memory is done.
@@ -56,16 +55,23 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(cache: &KvCache, n_ctx: usize) -> Result<Sequence, Error> {
-        let layout = cache.layout();
-        // Twice the context: what is behind a window that slides can be given back before its addresses are used again.
-        let rows = layout.sinks().saturating_add(n_ctx.saturating_mul(2)).max(1);
-        if let Some(mut set) = cache.parking().take(rows) {
+        let rows = Sequence::rows_for(cache, n_ctx);
+        if let Some(mut set) = cache.idle().parking().take(rows) {
             cache.counts().reused(set.granules());
             let (ranges, rows) = (std::mem::take(&mut set.ranges), set.rows);
-            return Ok(Sequence::of(cache, ranges, n_ctx, rows, Segments::default()));
+            let mut sequence = Sequence::of(cache, ranges, n_ctx, rows, Segments::default());
+            // It has no token yet: all of it is anybody's until one comes.
+            sequence.put_away();
+            return Ok(sequence);
         }
         let ranges = Sequence::reserve(cache, rows)?;
         Ok(Sequence::of(cache, ranges, n_ctx, rows, Segments::default()))
+    }
+
+    /// How many rows a context of this size has addresses for: twice as many, so that what is behind a window that slides can be
+    /// given back before its addresses are used again.
+    pub(crate) fn rows_for(cache: &KvCache, n_ctx: usize) -> usize {
+        cache.layout().sinks().saturating_add(n_ctx.saturating_mul(2)).max(1)
     }
 
     /// A range for each group, with addresses for so many rows.
@@ -80,7 +86,7 @@ impl Sequence {
     fn of(cache: &KvCache, ranges: Vec<Range>, n_ctx: usize, rows: usize, segments: Segments) -> Sequence {
         let mut sequence = Sequence {
             cache: cache.clone(),
-            record: cache.register(&ranges),
+            record: cache.idle().register(&ranges),
             ranges,
             n_ctx,
             rows,
@@ -88,7 +94,7 @@ impl Sequence {
             room: 0..0,
             ready: 0,
             prepared: 0,
-            job: None,
+            covered: (0, 0),
             failed_at: None,
             busy: None,
             copied: Bytes::ZERO,
@@ -147,6 +153,7 @@ impl Sequence {
     /// from here on waits for that; it takes the place of an event told before. Work of the host needs none.
     pub fn busy_until(&mut self, event: &Event) {
         self.busy = Some(event.clone());
+        self.record.spare().set_busy(event);
     }
 
     /// A layer's first `len` tokens, to read; `len` may go past the sequence's own as far as rows are prepared, so that a step
@@ -219,8 +226,8 @@ impl Sequence {
     /// What it has, granules shared with forks included.
     pub fn memory(&self) -> KvMemory {
         let granule = self.cache.bank().granule();
-        let ahead = self.job.as_ref().map_or(0, |job| job.pieces().len()) as u64;
-        let (mut all, mut shared) = (ahead, 0);
+        let spare = self.record.spare().granules() as u64;
+        let (mut all, mut shared) = (spare, 0);
         for (_, _, is_shared) in self.ranges.iter().flat_map(Range::pieces) {
             all += 1;
             shared += u64::from(is_shared);
@@ -228,6 +235,7 @@ impl Sequence {
         KvMemory {
             held: granule.saturating_mul(all),
             shared: granule.saturating_mul(shared),
+            spare: granule.saturating_mul(spare),
             used: self.cache.layout().token_bytes().saturating_mul(self.len() as u64),
             reserved: self.ranges.iter().map(Range::reserved).fold(Bytes::ZERO, Bytes::saturating_add),
         }
@@ -236,13 +244,18 @@ impl Sequence {
     /// The granules behind it, and whether somebody else has them too: for reports over several sequences, in which each counts
     /// once. What is being mapped ahead at this moment is not among them.
     pub fn granules(&self) -> impl Iterator<Item = (PieceId, bool)> + '_ {
-        self.ranges.iter().flat_map(Range::pieces).map(|(_, id, is_shared)| (id, is_shared))
+        let spare = self.record.spare().pieces().into_iter().map(|id| (id, false));
+        let own = self.ranges.iter().flat_map(Range::pieces).map(|(_, id, is_shared)| (id, is_shared));
+        own.chain(spare)
     }
 
     fn grid(&self, group: usize) -> Grid {
-        // A reservation of granules was made, so their size can be addressed.
-        let granule = self.cache.bank().granule().to_usize().unwrap_or(usize::MAX);
-        self.cache.layout().grid(group, granule)
+        self.cache.layout().grid(group, self.granule())
+    }
+
+    /// The size of a granule; a reservation of them was made, so it can be addressed.
+    fn granule(&self) -> usize {
+        self.cache.bank().granule().to_usize().unwrap_or(usize::MAX)
     }
 
     /// Has other segments from here on: where the next tokens go follows from them.
@@ -251,8 +264,15 @@ impl Sequence {
         self.room = self.segments.room(self.rows, self.cache.layout().sinks());
         self.ready = self.room.start;
         self.prepared = 0;
+        self.covered = (0, 0);
         self.failed_at = None;
         self.tell_len();
+    }
+
+    /// Gives back all that it has: no other sequence begins with it.
+    pub(crate) fn discard(mut self) {
+        self.take_all();
+        drop(Set::new(std::mem::take(&mut self.ranges), self.rows, self.busy.take()));
     }
 
     fn tell_len(&self) {
@@ -268,10 +288,12 @@ impl Sequence {
 
 impl Drop for Sequence {
     fn drop(&mut self) {
-        self.take_back();
+        let whole = self.take_all();
         let (ranges, busy) = (std::mem::take(&mut self.ranges), self.busy.take());
-        if !ranges.is_empty() {
-            self.cache.parking().park(Set { ranges, busy, rows: self.rows });
+        let set = Set::new(ranges, self.rows, busy);
+        // Places that the mapper still has in hand are none for the next sequence.
+        if whole {
+            self.cache.idle().parking().park(set);
         }
     }
 }

@@ -29,12 +29,12 @@ impl Sequence {
     /// [`Error::NoSuchTokens`], [`Error::Positions`]. Memory that the system refuses to take is kept, for
     /// [`trim`](Sequence::trim) to try again.
     pub fn remove(&mut self, tokens: Span<usize>) -> Result<(), Error> {
-        if tokens.is_empty() && tokens.end <= self.len() {
+        if tokens.start == tokens.end && tokens.end <= self.len() {
             return Ok(());
         }
         let len = self.len();
-        let tail = if tokens.end == len { tokens.clone() } else { len..len };
-        let segments = self.segments.without(tokens)?;
+        let segments = self.segments.without(tokens.clone())?;
+        let tail = if tokens.end == len { tokens } else { len..len };
         self.change(segments, tail)
     }
 
@@ -43,9 +43,8 @@ impl Sequence {
     /// # Errors
     /// As [`Sequence::remove`].
     pub fn keep(&mut self, tokens: Span<usize>) -> Result<(), Error> {
-        let tail = tokens.end..self.len();
-        let segments = self.segments.part(tokens)?;
-        self.change(segments, tail)
+        let segments = self.segments.part(tokens.clone())?;
+        self.change(segments, tokens.end..self.len())
     }
 
     /// Keeps the first `first` tokens and the last `last`, as a window that slides over a text does: the first few draw so
@@ -81,27 +80,30 @@ impl Sequence {
     /// Gives back the granules that no token lies in; answers how much less it holds.
     ///
     /// # Errors
-    /// [`Error::Bank`].
+    /// [`Error::Bank`], where the system refuses to take memory: then nothing has changed, but where device work is
+    /// [under way](Sequence::busy_until) what was given back until then is.
     pub fn trim(&mut self) -> Result<Bytes, Error> {
-        self.take_back();
         let before = self.memory().held;
-        let dead: Vec<Vec<Span<usize>>> = (0..self.ranges.len()).map(|group| self.dead(group)).collect();
-        if let Some(event) = &self.busy {
-            for (range, dead) in self.ranges.iter_mut().zip(dead) {
-                dead.into_iter().try_for_each(|places| range.clear_after(places, event))?;
-            }
-        } else {
-            let mut clears: Vec<(&mut Range, Vec<Span<usize>>)> = self.ranges.iter_mut().zip(dead).collect();
-            if let Err(error) = clear_together(&mut clears) {
-                // What could not be put back is gone, and no token lay in it.
-                self.ready = self.find_ready();
-                self.prepared = self.prepared.min(self.ready - self.room.start);
-                return Err(error.into());
-            }
-        }
+        self.take_all();
+        let done = self.clear_dead();
+        // What is left, also of what could not be put back, is what it is: rows are ready where there is memory behind them.
         self.ready = self.find_ready();
         self.prepared = self.prepared.min(self.ready - self.room.start);
+        if done.is_err() {
+            self.put_away();
+        }
+        done?;
         Ok(before.saturating_sub(self.memory().held))
+    }
+
+    /// Takes the memory away from behind all places that no token lies in.
+    fn clear_dead(&mut self) -> Result<(), granule_bank::Error> {
+        let dead: Vec<Vec<Span<usize>>> = (0..self.ranges.len()).map(|group| self.dead(group)).collect();
+        let mut clears: Vec<(&mut Range, Vec<Span<usize>>)> = self.ranges.iter_mut().zip(dead).collect();
+        let Some(event) = &self.busy else { return clear_together(&mut clears) };
+        clears.into_iter().try_for_each(|(range, dead)| {
+            dead.into_iter().try_for_each(|places| range.clear_after(places, event))
+        })
     }
 
     /// A second sequence with the same tokens, which shares all memory with this one until one of them writes: then that one
@@ -119,8 +121,23 @@ impl Sequence {
     /// # Errors
     /// [`Error::NoSuchTokens`], [`Error::Positions`], [`Error::Bank`].
     pub fn copy(&mut self, tokens: Span<usize>) -> Result<Sequence, Error> {
+        self.copy_within(tokens, self.n_ctx, self.rows)
+    }
+
+    /// As [`Sequence::copy`], with another context size, and addresses for so many rows: no fewer than the tokens reach to.
+    pub(crate) fn copy_within(
+        &mut self,
+        tokens: Span<usize>,
+        n_ctx: usize,
+        rows: usize,
+    ) -> Result<Sequence, Error> {
         let segments = self.segments.part(tokens)?;
-        let mut ranges = Sequence::reserve(&self.cache, self.rows)?;
+        if let Some(event) = self.busy.take_if(|_| !segments.as_slice().is_empty()) {
+            // Work may still write to what is shared from here on, and nobody may write to that.
+            event.synchronize();
+        }
+        let rows = rows.max(segments.rows_end());
+        let mut ranges = Sequence::reserve(&self.cache, rows)?;
         let shared = ranges.iter_mut().enumerate().try_for_each(|(group, range)| {
             self.live(group, &segments).into_iter().try_for_each(|places| {
                 let first = places.start;
@@ -132,35 +149,55 @@ impl Sequence {
         self.prepared = 0;
         self.ready = self.find_ready();
         shared?;
-        let mut copy = Sequence::of(&self.cache, ranges, self.n_ctx, self.rows, segments);
-        copy.busy = self.busy.clone();
-        Ok(copy)
+        Ok(Sequence::of(&self.cache, ranges, n_ctx, rows, segments))
     }
 
     /// Has these tokens from here on, and gives back what none of them lies in. What only the tokens of `tail` lay in, those
-    /// behind the last one that stays, is kept for what comes next, as far as it is this sequence's alone.
+    /// behind the last one that stays, is spare from here on, as far as it is this sequence's alone.
     fn change(&mut self, segments: Segments, tail: Span<usize>) -> Result<(), Error> {
         let tail = self.segments.part(tail)?;
         let of = |sequence: &Sequence, segments: &Segments| -> Vec<Vec<Span<usize>>> {
             (0..sequence.ranges.len()).map(|group| sequence.live(group, segments)).collect()
         };
         let (before, kept) = (of(self, &self.segments), of(self, &tail));
+        // What is spare moves with the room.
+        self.record.spare().cancel();
+        self.take_filled();
         self.set_segments(segments);
         for (group, (before, kept)) in before.into_iter().zip(kept).enumerate() {
             let room = self.grid(group).places(&self.room);
             let dead = self.dead(group);
-            let is_in =
-                |places: &[Span<usize>], place: usize| places.iter().any(|span| span.contains(&place));
-            for place in before.into_iter().flatten().filter(|&place| is_in(&dead, place)) {
-                let range = &mut self.ranges[group];
-                let is_ours = range.writable_to(place) > place;
-                if !(is_ours && room.contains(&place) && is_in(&kept, place)) {
-                    // What is refused stays, for `trim`.
-                    let _ = clear(range, place, self.busy.as_ref());
+            let range = &mut self.ranges[group];
+            // What is refused stays, for `trim`.
+            let give_back = |range: &mut Range, places| {
+                let _ = clear(range, places, self.busy.as_ref());
+            };
+            let is_in = |spans: &[Span<usize>], place: usize| spans.iter().any(|span| span.contains(&place));
+            for places in both(&before, &dead) {
+                let ours = |range: &Range, place| range.writable_to(place) > place;
+                let stays =
+                    |range: &Range, place| ours(range, place) && room.contains(&place) && is_in(&kept, place);
+                let mut from = places.start;
+                while from < places.end {
+                    let first = stays(range, from);
+                    let to = (from..places.end).find(|&place| stays(range, place) != first);
+                    let run = from..to.unwrap_or(places.end);
+                    from = run.end;
+                    if !first {
+                        give_back(range, run);
+                    }
+                }
+            }
+            // What was spare, or was prepared, and is out of the room.
+            for outside in both(&dead, &[0..room.start, room.end..range.places()]) {
+                let mut places = outside;
+                while let Some(run) = range.next_writable(places.clone()) {
+                    places.start = run.end;
+                    give_back(range, run);
                 }
             }
         }
-        self.ready = self.find_ready();
+        self.put_away();
         Ok(())
     }
 
@@ -188,7 +225,7 @@ impl Sequence {
     }
 
     /// The places of a group that no token lies in, as runs.
-    fn dead(&self, group: usize) -> Vec<Span<usize>> {
+    pub(super) fn dead(&self, group: usize) -> Vec<Span<usize>> {
         let mut next = 0;
         let mut dead = Vec::new();
         let all = self.ranges[group].places();
@@ -200,4 +237,10 @@ impl Sequence {
         }
         dead
     }
+}
+
+/// What is in both: lists of runs in rising order that do not meet.
+fn both(a: &[Span<usize>], b: &[Span<usize>]) -> Vec<Span<usize>> {
+    let meet = |a: &Span<usize>, b: &Span<usize>| a.start.max(b.start)..a.end.min(b.end);
+    a.iter().flat_map(|a| b.iter().map(move |b| meet(a, b))).filter(|places| !places.is_empty()).collect()
 }

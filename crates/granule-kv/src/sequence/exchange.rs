@@ -47,7 +47,8 @@ impl KvLayout {
 }
 
 impl Sequence {
-    /// These tokens of a layer as ggml has them: keys, then values, each tokens x heads x head dim in blocks of their type.
+    /// These tokens of a layer as ggml has them: keys, then values, each tokens x heads x head dim in blocks of their type. Device
+    /// work that it is [busy](Sequence::busy_until) with is waited for.
     ///
     /// # Errors
     /// [`Error::Transformed`], [`Error::NoSuchTokens`], [`Error::NoSuchLayer`], [`Error::Device`].
@@ -55,8 +56,10 @@ impl Sequence {
         self.check_plain()?;
         let (_, row) = self.cache.layout().layer(layer)?;
         let each = self.cache.layout().canonical_bytes()?;
-        let mut canonical = vec![0; each.saturating_mul(tokens.len().min(self.len()))];
+        self.segments.check(&tokens)?;
+        self.await_work();
         let n = tokens.len();
+        let mut canonical = vec![0; each.saturating_mul(n)];
         self.read_layer(layer, tokens, &mut canonical)?;
         let [kq, ks, vq, vs] = planes(&row)?.map(|(_, len)| len);
         let (mut k, mut v) = (vec![0; n * (kq + ks)], vec![0; n * (vq + vs)]);
@@ -107,7 +110,15 @@ impl Sequence {
         if self.cache.layout().sinks() > 0 { Err(Error::Transformed) } else { Ok(()) }
     }
 
-    /// These tokens of a layer in canonical order, one after the other; `out` is as long as that. Sinks are apart.
+    /// Waits for the device work that may still write what is to be read: copies go on streams of their own.
+    pub(crate) fn await_work(&self) {
+        if let Some(event) = &self.busy {
+            event.synchronize();
+        }
+    }
+
+    /// These tokens of a layer in canonical order, one after the other; `out` is as long as that. Sinks are apart. Nobody writes
+    /// to them any more.
     pub(crate) fn read_layer(&self, layer: usize, tokens: Span<usize>, out: &mut [u8]) -> Result<(), Error> {
         let (group, row) = self.cache.layout().layer(layer)?;
         let (grid, each) = (self.grid(group), self.cache.layout().canonical_bytes()?);
@@ -152,7 +163,7 @@ impl Sequence {
         self.clear();
         let segments = Segments::packed(segments, self.cache.layout().sinks())?;
         let (requested, n_ctx) = (segments.len(), self.n_ctx);
-        let end = segments.as_slice().iter().map(|segment| segment.rows().end).max().unwrap_or(0);
+        let end = segments.rows_end();
         if requested > n_ctx || end > self.rows {
             return Err(Error::ContextFull { requested, len: 0, n_ctx });
         }

@@ -3,7 +3,9 @@
 use granule_device::Bytes;
 use granule_kv::KvOptions;
 
-use crate::support::{Model, Open, append, assert_holds, assert_reported, bank, cache, exact, granules};
+use crate::support::{
+    Model, Open, append, assert_holds, assert_reported, bank, cache, exact, granules, work,
+};
 
 pub(crate) fn clear_keeps_memory_and_trim_gives_it_back(open: Open<'_>) {
     let bank = bank(open, 60, 0);
@@ -28,6 +30,43 @@ pub(crate) fn clear_keeps_memory_and_trim_gives_it_back(open: Open<'_>) {
     sequence.clear();
     sequence.trim().unwrap();
     assert_eq!(bank.stats().held, Bytes::ZERO);
+}
+
+/// What `clear` and `truncate` keep for what comes next goes to whoever needs it before that.
+pub(crate) fn what_is_kept_goes_to_whoever_needs_it(open: Open<'_>) {
+    let bank = bank(open, 24, 0);
+    let cache = cache(&bank, 1, 4, exact());
+    let stream = bank.device().stream().unwrap();
+    let owner = granule_bank::Owner::new("somebody");
+    let mut sequence = cache.sequence(200).unwrap();
+    let mut model = Model::default();
+    for left in [0, 5] {
+        append(&mut sequence, &mut model, &(0..100).collect::<Vec<_>>()).unwrap();
+        let held = bank.stats().held;
+        // Also what device work may still use: that is waited for.
+        sequence.busy_until(&work(&stream, 2));
+        sequence.truncate(left).unwrap();
+        model.keep(0..left);
+        let needed = cache.layout().held_bytes(left, bank.granule()).unwrap();
+        assert_eq!(sequence.memory().held, held);
+        assert_eq!(sequence.memory().spare, held.checked_sub(needed).unwrap());
+        let rest = bank.stats().budget.get() - needed.get();
+        let stock = bank.take(&owner, usize::try_from(rest / bank.granule().get()).unwrap()).unwrap();
+        assert_eq!((sequence.memory().held, sequence.memory().spare), (needed, Bytes::ZERO));
+        assert_holds(&sequence, &model);
+        drop(stock);
+        append(&mut sequence, &mut model, &[7; 90]).unwrap();
+        assert_holds(&sequence, &model);
+        // A few tokens take back what they lie in, and no more.
+        sequence.clear();
+        model.keep(0..0);
+        append(&mut sequence, &mut model, &[8]).unwrap();
+        let needed = cache.layout().held_bytes(1, bank.granule()).unwrap();
+        assert_eq!(sequence.memory().held, sequence.memory().spare.checked_add(needed).unwrap());
+        assert_reported(&cache, [&sequence].into_iter());
+        sequence.clear();
+        model.keep(0..0);
+    }
 }
 
 pub(crate) fn the_middle_goes_back(open: Open<'_>) {

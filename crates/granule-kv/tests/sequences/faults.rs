@@ -171,3 +171,27 @@ pub(crate) fn nothing_is_lost_where_undoing_fails_too(open: Open<'_>) {
         }
     }
 }
+
+/// Where giving back behind device work fails, no row counts as ready that has no memory.
+pub(crate) fn a_trim_that_fails_leaves_no_row_ready_without_memory(open: Open<'_>) {
+    let bank = bank(open, 60, 0);
+    let cache = cache(&bank, 1, 0, exact());
+    let stream = bank.device().stream().unwrap();
+    let mut struck = 0;
+    for k in 1..12 {
+        let mut sequence = cache.sequence(100).unwrap();
+        let mut model = Model::default();
+        append(&mut sequence, &mut model, &(0..60).collect::<Vec<_>>()).unwrap();
+        sequence.busy_until(&stream.record().unwrap());
+        stream.synchronize().unwrap();
+        sequence.truncate(2).unwrap();
+        model.keep(0..2);
+        let guard = bank.device().inject_fault(FaultPlan::nth(k));
+        let trimmed = sequence.trim();
+        drop(guard);
+        struck += usize::from(trimmed.is_err());
+        append(&mut sequence, &mut model, &[7; 40]).unwrap();
+        assert_holds(&sequence, &model);
+    }
+    assert!(struck > 0);
+}

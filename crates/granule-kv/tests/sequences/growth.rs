@@ -124,6 +124,26 @@ pub(crate) fn what_cannot_be_mapped_ahead_is_mapped_when_needed(open: Open<'_>) 
     assert_eq!(bank.stats().held, Bytes::ZERO);
 }
 
+/// Rows that are mapped ahead are the sequence's until somebody needs their memory; then it maps them when it comes to them.
+pub(crate) fn what_is_mapped_ahead_goes_to_whoever_needs_it(open: Open<'_>) {
+    let bank = bank(open, 8, 0);
+    let cache = cache(&bank, 1, 0, KvOptions::new().ahead(30).parked(Bytes::ZERO));
+    let mut sequence = cache.sequence(100).unwrap();
+    let mut model = Model::default();
+    append(&mut sequence, &mut model, &[1]).unwrap();
+    until("memory ahead", || sequence.memory().held == granules(&bank, 6));
+    assert_eq!((sequence.memory().spare, cache.memory().spare), (granules(&bank, 3), granules(&bank, 3)));
+    let needed = cache.layout().held_bytes(1, bank.granule()).unwrap();
+    let stock = bank.take(&granule_bank::Owner::new("somebody"), 5).unwrap();
+    assert_eq!((sequence.memory().held, sequence.memory().spare), (needed, Bytes::ZERO));
+    let ids: Vec<u32> = (2..50).collect();
+    assert!(append(&mut sequence, &mut model, &ids).is_err());
+    assert_holds(&sequence, &model);
+    drop(stock);
+    append(&mut sequence, &mut model, &ids).unwrap();
+    assert_holds(&sequence, &model);
+}
+
 pub(crate) fn too_little_memory_is_an_error_and_changes_nothing(open: Open<'_>) {
     let bank = bank(open, 7, 0);
     let cache = cache(&bank, 1, 0, exact());
@@ -149,6 +169,12 @@ pub(crate) fn wrong_asks_are_refused(open: Open<'_>) {
     assert!(matches!(sequence.truncate(4), Err(Error::PastEnd { to: 4, len: 3 })));
     assert!(matches!(sequence.remove(2..4), Err(Error::NoSuchTokens { len: 3, .. })));
     assert!(matches!(sequence.remove(4..4), Err(Error::NoSuchTokens { len: 3, .. })));
+    let upside_down = std::ops::Range { start: 3, end: 1 };
+    assert!(matches!(sequence.remove(upside_down.clone()), Err(Error::NoSuchTokens { len: 3, .. })));
+    assert!(matches!(sequence.keep(upside_down.clone()), Err(Error::NoSuchTokens { len: 3, .. })));
+    assert!(matches!(sequence.shift(upside_down.clone(), 1), Err(Error::NoSuchTokens { len: 3, .. })));
+    assert!(matches!(sequence.copy(upside_down), Err(Error::NoSuchTokens { len: 3, .. })));
+    assert_eq!(sequence.len(), 3);
     assert!(matches!(sequence.keep(2..4), Err(Error::NoSuchTokens { len: 3, .. })));
     assert!(matches!(sequence.shift(2..4, 1), Err(Error::NoSuchTokens { len: 3, .. })));
     assert!(matches!(sequence.shift(0..1, i32::MIN), Ok(())));

@@ -11,7 +11,9 @@ mod faults;
 mod growth;
 mod model;
 mod parking;
+mod remembered;
 mod sharing;
+mod states;
 mod support;
 mod threads;
 
@@ -21,6 +23,7 @@ granule_sim::conformance! {
         thirty_thousand_tokens_are_never_copied,
         steady_decode_makes_no_call,
         what_cannot_be_mapped_ahead_is_mapped_when_needed,
+        what_is_mapped_ahead_goes_to_whoever_needs_it,
         too_little_memory_is_an_error_and_changes_nothing,
         wrong_asks_are_refused;
     sharing:
@@ -30,6 +33,7 @@ granule_sim::conformance! {
         memory_is_given_back_after_work;
     edits:
         clear_keeps_memory_and_trim_gives_it_back,
+        what_is_kept_goes_to_whoever_needs_it,
         the_middle_goes_back,
         a_window_slides_for_ever,
         shifted_tokens_stand_elsewhere,
@@ -40,10 +44,22 @@ granule_sim::conformance! {
     parking:
         what_is_parked_is_used_again,
         what_is_parked_goes_to_whoever_needs_it,
+        what_is_used_again_is_anybodys_until_it_is_used,
         no_more_is_parked_than_said;
     faults:
         every_failing_call_changes_nothing,
-        nothing_is_lost_where_undoing_fails_too;
+        nothing_is_lost_where_undoing_fails_too,
+        a_trim_that_fails_leaves_no_row_ready_without_memory;
+    remembered:
+        a_prompt_is_found_again,
+        a_fork_keeps_no_more_than_it_has,
+        a_chat_is_remembered_once,
+        prompts_make_room_ahead,
+        forks_wait_for_work;
+    states:
+        what_was_saved_is_restored_in_any_layout,
+        saving_waits_for_work,
+        a_restore_waits_for_memory_and_leaves_nothing_where_it_fails;
     model:
         like_vectors,
         like_vectors_with_a_mapper;

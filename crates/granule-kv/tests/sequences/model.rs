@@ -149,9 +149,11 @@ fn run(
         };
         drop(guard);
         if let Err(error) = &done {
-            // Only growth, sharing and trimming can fail, on their way too.
+            // Only growth, sharing and trimming can fail, on their way too; who needs memory may have got what is spare.
             let grew = live.get(which).is_some_and(|(_, model)| model.len() != before);
-            prop_assert!(grew || !is_exact || cache.memory() == total, "{op:?}: {error}");
+            let now = cache.memory();
+            let same = now.used == total.used && now.shared == total.shared && now.held <= total.held;
+            prop_assert!(grew || !is_exact || same, "{op:?}: {error}");
             prop_assert_eq!(live.len(), count);
             let same = |((sequence, _), bases): (&(Sequence, Model), &Vec<_>)| {
                 sequence.bases().eq(bases.iter().copied())

@@ -2,13 +2,8 @@
 
 use granule_bank::Owner;
 use granule_device::Bytes;
-use granule_kv::KvOptions;
 
-use crate::support::{Model, Open, append, assert_holds, assert_reported, bank, cache, granules};
-
-fn parked(bank: &granule_bank::Bank, count: u64) -> KvOptions {
-    KvOptions::new().ahead(0).parked(granules(bank, count))
-}
+use crate::support::{Model, Open, append, assert_holds, assert_reported, bank, cache, granules, parked};
 
 pub(crate) fn what_is_parked_is_used_again(open: Open<'_>) {
     let bank = bank(open, 60, 0);
@@ -76,4 +71,31 @@ pub(crate) fn no_more_is_parked_than_said(open: Open<'_>) {
         assert!(parked <= granules(&bank, 6) && !parked.is_zero(), "{parked}");
         assert_eq!(bank.stats().held, parked);
     }
+}
+
+/// A sequence that begins with what another one left holds no more than its tokens need, once somebody needs the rest.
+pub(crate) fn what_is_used_again_is_anybodys_until_it_is_used(open: Open<'_>) {
+    let bank = bank(open, 20, 0);
+    let cache = cache(&bank, 3, 0, parked(&bank, 20));
+    let tokens: Vec<u32> = (0..80).collect();
+    // Also what was shared until just now.
+    let mut first = cache.sequence(100).unwrap();
+    append(&mut first, &mut Model::default(), &tokens).unwrap();
+    drop(first.fork().unwrap());
+    drop(first);
+    let left = cache.stats().parked;
+    let mut one = cache.sequence(100).unwrap();
+    assert_eq!((one.memory().held, one.memory().spare, cache.memory().spare), (left, left, left));
+    let mut model = Model::default();
+    append(&mut one, &mut model, &[1]).unwrap();
+    assert_eq!(one.memory().held, left);
+    assert_reported(&cache, [&one].into_iter());
+    let stock = bank.take(&Owner::new("somebody"), 19).unwrap();
+    assert_eq!((one.memory().held, one.memory().spare), (granules(&bank, 1), Bytes::ZERO));
+    assert_holds(&one, &model);
+    assert!(append(&mut one, &mut model, &tokens).is_err());
+    drop(stock);
+    append(&mut one, &mut model, &tokens).unwrap();
+    assert_holds(&one, &model);
+    assert_reported(&cache, [&one].into_iter());
 }

@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use granule_bank::{Bank, BankOptions};
-use granule_device::{Bytes, Device, DeviceKind, DeviceSlice, DeviceSliceMut, HostOptions, LiveCounts};
+use granule_device::{
+    Bytes, Device, DeviceKind, DeviceSlice, DeviceSliceMut, Event, HostOptions, LiveCounts, Stream,
+};
 use granule_kv::{Error, KvCache, KvLayout, KvOptions, KvShape, KvType, Sequence};
 
 /// What a test is given: opens a device with room for so many granules, on the host exactly so many.
@@ -58,6 +60,17 @@ pub(crate) fn bank(open: Open<'_>, granules: usize, cached: usize) -> Bank {
 /// Nothing ahead, nothing parked: what is held is what tokens lie in.
 pub(crate) fn exact() -> KvOptions {
     KvOptions::new().ahead(0).parked(Bytes::ZERO)
+}
+
+/// Nothing ahead, and so many granules parked.
+pub(crate) fn parked(bank: &Bank, count: u64) -> KvOptions {
+    exact().parked(granules(bank, count))
+}
+
+/// Work on a stream that takes so many milliseconds, and when it is done.
+pub(crate) fn work(stream: &Stream, millis: u64) -> Event {
+    stream.call(move || std::thread::sleep(Duration::from_millis(millis))).unwrap();
+    stream.record().unwrap()
 }
 
 /// A layout of which a granule holds eight rows of all layers and a bit, whatever a granule is.
