@@ -90,6 +90,11 @@ impl Idle {
         self.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
+    /// Waits until what others are giving back at this moment is the bank's.
+    pub(crate) fn await_giving(&self) {
+        drop(self.giving.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn size(&self, granules: usize) -> Bytes {
         self.granule.saturating_mul(granules as u64)
     }

@@ -41,8 +41,11 @@ impl Sequence {
         }
         let rows = self.room.start..self.room.start.saturating_add(n).min(self.room.end);
         self.take_spare(&rows);
-        if self.ready < rows.end && self.record.spare().finish() {
-            self.cache.counts().waited();
+        if self.ready < rows.end {
+            if self.record.spare().finish() {
+                self.cache.counts().waited();
+            }
+            // The mapper may have been done since the first look.
             self.take_spare(&rows);
         }
         if rows.end <= self.ready {
@@ -98,14 +101,22 @@ impl Sequence {
             };
             claim_together(&mut self.ranges.iter_mut().zip(spans).map(of).collect::<Vec<_>>())
         };
-        match claim() {
-            // Memory that was given back there waits for device work.
-            Err(granule_bank::Error::Device(granule_device::Error::Retiring { .. })) => {
-                self.cache.bank().drain();
-                claim()
+        let mut done = claim();
+        // Places are out of reach for as long as it takes others to give back the memory that they took from here: what was spare
+        // by then, and what waits for device work after that.
+        for _ in 0..2 {
+            match &done {
+                Err(granule_bank::Error::Device(granule_device::Error::Lent { .. })) => {
+                    self.cache.idle().await_giving();
+                }
+                Err(granule_bank::Error::Device(granule_device::Error::Retiring { .. })) => {
+                    self.cache.bank().drain();
+                }
+                _ => break,
             }
-            done => done,
+            done = claim();
         }
+        done
     }
 
     /// Has memory mapped ahead where there is little left behind the position. It makes no call: places are lent to the

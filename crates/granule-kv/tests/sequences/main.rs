@@ -64,7 +64,8 @@ granule_sim::conformance! {
         like_vectors,
         like_vectors_with_a_mapper;
     threads:
-        forks_go_their_ways_on_threads;
+        forks_go_their_ways_on_threads,
+        memory_is_taken_from_sequences_that_go_on;
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub(crate) fn bank(open: Open<'_>, granules: usize, cached: usize) -> Bank {
     let device = open(granules);
     let size = |count| device.granularity().saturating_mul(count as u64);
     let options = BankOptions::new().budget(size(granules)).cache(size(cached));
-    let options = options.patience(Duration::from_millis(50));
+    let options = options.patience(Duration::from_secs(10));
     Bank::new(device, options).unwrap()
 }
 

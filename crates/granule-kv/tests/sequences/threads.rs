@@ -1,7 +1,10 @@
 //! Forks that go their ways on threads of their own.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use granule_bank::Owner;
 use granule_device::Bytes;
-use granule_kv::KvOptions;
+use granule_kv::{Error, KvOptions};
 
 use crate::support::{Model, Open, append, assert_holds, bank, cache, is_host};
 
@@ -35,6 +38,47 @@ pub(crate) fn forks_go_their_ways_on_threads(open: Open<'_>) {
         assert_holds(&parent, &model);
     }
     drop(parent);
+    cache.trim();
+    assert_eq!(bank.stats().held, Bytes::ZERO);
+}
+
+/// Ends the other thread, however this one ends.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Somebody takes again and again what a sequence has that no token lies in, while it goes on: that is out of memory at times, and
+/// nothing else, and no token is lost by it.
+pub(crate) fn memory_is_taken_from_sequences_that_go_on(open: Open<'_>) {
+    let bank = bank(open, 16, 0);
+    let rounds = if is_host(bank.device()) { 300 } else { 6 };
+    let cache = cache(&bank, 1, 4, KvOptions::new().ahead(20));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                drop(bank.take(&Owner::new("somebody"), 9));
+            }
+        });
+        let _stop = Stop(&done);
+        let (mut sequence, mut model) = (cache.sequence(60).unwrap(), Model::default());
+        for round in 0..rounds {
+            let keep = round as usize % 9;
+            sequence.truncate(keep.min(model.len())).unwrap();
+            model.keep(0..keep.min(model.len()));
+            for token in 0..50 {
+                match append(&mut sequence, &mut model, &[1000 * round + token]) {
+                    Ok(()) | Err(Error::Bank(granule_bank::Error::OutOfMemory { .. })) => {}
+                    Err(error) => panic!("round {round}, token {token}: {error}"),
+                }
+            }
+            assert_holds(&sequence, &model);
+        }
+    });
     cache.trim();
     assert_eq!(bank.stats().held, Bytes::ZERO);
 }
