@@ -41,7 +41,18 @@ fn new(options: HostOptions, faults: Arc<Faults>) -> Result<Host, Error> {
     let capacity = options.capacity.unwrap_or_else(capacity::detect);
     faults.gate("memfd_create")?;
     let file = sys::memfd().map_err(|source| Error::Os { call: "memfd_create", source })?;
-    Ok(Host { file, granule, page, capacity, faults, state: Mutex::default(), execution: Arc::default() })
+    let whole = |huge: &Bytes| granule.get().is_multiple_of(huge.get());
+    let huge = sys::huge_page_size().map(Bytes::new).filter(whole);
+    Ok(Host {
+        file,
+        granule,
+        page,
+        huge,
+        capacity,
+        faults,
+        state: Mutex::default(),
+        execution: Arc::default(),
+    })
 }
 
 fn no_peers() -> Error {
@@ -62,6 +73,8 @@ struct Host {
     file: OwnedFd,
     granule: Bytes,
     page: Bytes,
+    /// The system's huge page, where a granule is whole ones.
+    huge: Option<Bytes>,
     capacity: Bytes,
     faults: Arc<Faults>,
     state: Mutex<State>,
@@ -227,10 +240,19 @@ unsafe impl Backend for Host {
         } else if backed.is_err() {
             state.free_places.push(Reverse(place));
         }
-        backed.map(|()| RawGranule(place)).map_err(|error| {
+        if let Err(error) = backed {
             state.used = state.used.saturating_sub(self.granule);
-            self.as_out_of_memory(error, self.granule, state.used)
-        })
+            return Err(self.as_out_of_memory(error, self.granule, state.used));
+        }
+        drop(state);
+        if let Some((len, huge)) =
+            self.huge.and_then(|huge| Some((self.granule.to_usize()?, huge.to_usize()?)))
+        {
+            // A favour: the granule is as good in small pages, only slower. What an attention reads lies pages apart, and the
+            // tables that lead to small pages are no longer in the caches when it comes back to them.
+            let _ = sys::gather_pages(&self.file, place * self.granule.get(), len, huge);
+        }
+        Ok(RawGranule(place))
     }
 
     unsafe fn release_granule(&self, granule: RawGranule) {

@@ -27,6 +27,26 @@ pub(super) fn allocate(file: &OwnedFd, offset: u64, len: u64) -> io::Result<()> 
     fallocate(file, 0, offset, len)
 }
 
+/// The size of the system's huge pages, `None` where it has none for files in memory.
+pub(super) fn huge_page_size() -> Option<u64> {
+    let size = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size").ok()?;
+    size.trim().parse().ok().filter(|size: &u64| size.is_power_of_two())
+}
+
+/// Moves a backed piece of the file, whole huge pages long and placed so, into huge pages. Its bytes stay, whether it works
+/// or not: it takes Linux 6.1, memory in one piece, and a system that does not deny it.
+///
+/// Asking when the piece is mapped would be no use: the system's setting for files in memory is "never" nearly everywhere.
+pub(super) fn gather_pages(file: &OwnedFd, offset: u64, len: usize, huge: usize) -> io::Result<()> {
+    let at = reserve(len, huge)?;
+    // SAFETY: the addresses are new and nobody else's; the caller has backed the piece.
+    let gathered = unsafe { map_file(at, len, file, offset, Access::ReadWrite) }
+        // SAFETY: the addresses are mapped.
+        .and_then(|()| check(unsafe { libc::madvise(at.as_host_ptr().cast(), len, libc::MADV_COLLAPSE) }));
+    // SAFETY: as above; nobody has seen them.
+    check(unsafe { libc::munmap(at.as_host_ptr().cast(), len) }).and(gathered)
+}
+
 /// Frees the memory behind a piece of the file.
 pub(super) fn punch_hole(file: &OwnedFd, offset: u64, len: u64) -> io::Result<()> {
     fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
