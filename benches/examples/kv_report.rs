@@ -2,7 +2,7 @@
 //! extremes of `layers_per_row`, beside the memory bandwidth of the same run.
 //!
 //! `cargo run --release --package granule-benches --example kv_report -- [--quick] [--threads N] [--shape 1b|8b]
-//! [--deepest N]` prints Markdown. A record is made on a machine that does nothing else.
+//! [--deepest N] [--weights MIB]` prints Markdown. A record is made on a machine that does nothing else.
 
 use std::hint::black_box;
 use std::num::NonZero;
@@ -63,34 +63,44 @@ fn sequence(setup: &Setup, k: KvType, v: KvType, layers_per_row: usize) -> Seque
 fn token(setup: &Setup, sequence: &Sequence, depth: usize, memory: &mut Memory) -> Duration {
     let scale = 1.0 / (setup.shape.head_dim as f32).sqrt();
     let shape = AttentionShape { n_heads: N_HEADS, scale, transform: None, rope: None };
-    let start = Instant::now();
+    let mut took = Duration::ZERO;
     for layer in 0..setup.shape.n_layers {
+        read(&setup.threads, &memory.weights);
+        let start = Instant::now();
         let item = AttentionItem { cache: sequence.view(layer, depth).unwrap(), n_tokens: 1 };
-        let Memory { q, out, scratch } = memory;
+        let Memory { q, out, scratch, .. } = memory;
         attention::cpu(&setup.threads, &shape, q, &[item], out, scratch).unwrap();
+        took += start.elapsed();
     }
-    start.elapsed()
+    took
 }
 
 struct Memory {
     q: Vec<f32>,
     out: Vec<f32>,
     scratch: Vec<f32>,
+    /// What is read between two layers, as an engine reads weights: rows are not in the caches when attention comes back.
+    weights: Vec<u64>,
+}
+
+/// Reads all of it, each thread its part.
+fn read(threads: &Threads, words: &[u64]) {
+    let part = words.len() / threads.count();
+    threads.run(&|worker| {
+        let mut sums = [0u64; 32];
+        for chunk in words[worker * part..(worker + 1) * part].as_chunks::<32>().0 {
+            sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
+        }
+        black_box(sums);
+    });
 }
 
 /// Bytes per second of reading more memory than any cache holds, the best of some goes.
 fn bandwidth(threads: &Threads) -> f64 {
     let words = vec![1u64; 1 << 26];
-    let part = words.len() / threads.count();
     let best = (0..5).map(|_| {
         let start = Instant::now();
-        threads.run(&|worker| {
-            let mut sums = [0u64; 32];
-            for chunk in words[worker * part..(worker + 1) * part].as_chunks::<32>().0 {
-                sums.iter_mut().zip(chunk).for_each(|(sum, x)| *sum = sum.wrapping_add(*x));
-            }
-            black_box(sums);
-        });
+        read(threads, &words);
         start.elapsed()
     });
     (words.len() * 8) as f64 / best.min().unwrap_or_default().as_secs_f64()
@@ -104,12 +114,14 @@ fn median(times: &mut [Duration]) -> Duration {
 fn main() {
     let mut arguments = std::env::args().skip(1);
     let (mut quick, mut threads, mut shape, mut deepest) = (false, 2, "1b".to_owned(), 8192);
+    let mut weights = 0;
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value behind the flag");
         match argument.as_str() {
             "--quick" => quick = true,
             "--threads" => threads = value().parse().expect("a number of threads"),
             "--shape" => shape = value(),
+            "--weights" => weights = value().parse().expect("MiB"),
             "--deepest" => deepest = value().parse().expect("a number of tokens"),
             other => panic!("{other}: no such flag"),
         }
@@ -144,7 +156,8 @@ fn main() {
         attention::scratch_len(&setup.threads, &row, N_HEADS, 1)
     };
     let q = numbers(N_HEADS * shape.head_dim, 7);
-    let mut memory = Memory { out: q.clone(), q, scratch: vec![0.0; scratch + (1 << 20)] };
+    let weights = vec![1; weights << 17];
+    let mut memory = Memory { out: q.clone(), q, scratch: vec![0.0; scratch], weights };
     let mut table =
         Table::new(["K, V", "layers a row", "depth", "µs a token", "fastest", "GB/s", "of the bandwidth"]);
     for layers_per_row in [1, shape.n_layers] {

@@ -149,15 +149,17 @@ impl<'a, 'v> Call<'a, 'v> {
         let first = (cuts.blocks - 1 - block) * cuts.tokens;
         let tokens = cuts.tokens.min(at.n_tokens - first);
         let seen = at.cache.len() - at.n_tokens + first + 1;
+        let stretch = cuts.stretch(split, at.cache.len());
         Unit {
             item: at,
             token: self.tokens_before(item) + first,
             tokens,
             heads: heads..(heads + cuts.heads).min(self.plan.n_kv_heads),
             seen,
-            rows: split * cuts.split..((split + 1) * cuts.split).min(seen + tokens - 1),
+            rows: stretch.start..stretch.end.min(seen + tokens - 1),
             split: (cuts.splits > 1).then_some(split),
-            is_first: place.is_first || cuts.splits == 1 || cuts.head_groups > 1 || split == 0,
+            from_memory: cuts.blocks == 1,
+            is_first: place.is_first || cuts.head_groups > 1 || split == 0,
             goes_on: !place.is_last && cuts.head_groups == 1 && split + 1 < cuts.splits,
         }
     }

@@ -9,6 +9,8 @@
 //!   call has no more stretches than [`UNITS`] for each thread, which is what lets a thread that was held up lose little.
 //! - Queries of many tokens are enough work without cutting the context.
 
+use std::ops::Range;
+
 use granule_quant::{ATTEND_TILE, DType, query_words};
 
 use crate::KvRowLayout;
@@ -87,12 +89,18 @@ pub(super) struct Cuts {
     /// KV heads of a unit.
     pub(super) heads: usize,
     pub(super) head_groups: usize,
-    /// Rows of a stretch, whole tiles.
-    pub(super) split: usize,
+    /// Stretches of the context.
     pub(super) splits: usize,
 }
 
 impl Cuts {
+    /// Rows of the `i`-th stretch of `len`: whole tiles but for the last, and as many as any other's or one tile more.
+    pub(super) fn stretch(&self, i: usize, len: usize) -> Range<usize> {
+        let tiles = len.div_ceil(ATTEND_TILE);
+        let at = |i: usize| (tiles * i / self.splits * ATTEND_TILE).min(len);
+        at(i)..at(i + 1)
+    }
+
     pub(super) fn units(&self) -> usize {
         self.blocks * self.head_groups * self.splits
     }
@@ -147,15 +155,13 @@ impl Plan {
             let share = (target * len).div_ceil(rows.max(1));
             splits = share.min(len / SPLIT).max(1);
         }
-        let split = len.div_ceil(splits).next_multiple_of(ATTEND_TILE);
-        let splits = len.div_ceil(split);
         let mut heads = (UNIT_ROWS / (tokens * self.group)).clamp(1, self.n_kv_heads);
         let others = items * blocks * splits;
         if others < self.threads {
             // Not enough for all threads: each takes some heads only.
             heads = heads.min(self.n_kv_heads.div_ceil(self.threads.div_ceil(others)));
         }
-        Cuts { tokens, blocks, heads, head_groups: self.n_kv_heads.div_ceil(heads), split, splits }
+        Cuts { tokens, blocks, heads, head_groups: self.n_kv_heads.div_ceil(heads), splits }
     }
 
     /// What a worker needs for units with blocks of `tokens` tokens and `heads` KV heads.

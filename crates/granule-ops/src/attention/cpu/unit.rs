@@ -24,7 +24,9 @@ pub(super) struct Unit<'a, 'v> {
     pub(super) rows: Range<usize>,
     /// Which of several stretches it is.
     pub(super) split: Option<usize>,
-    /// Nobody has fetched the stretch's first rows.
+    /// The rows come from memory: there are no other blocks of queries that have just read them.
+    pub(super) from_memory: bool,
+    /// The worker has not fetched the stretch's first rows while it was at the one before.
     pub(super) is_first: bool,
     /// The worker will probably go on with the rows behind the stretch.
     pub(super) goes_on: bool,
@@ -135,7 +137,7 @@ impl<'a> Scratch<'a> {
         if from >= to {
             return Ok(());
         }
-        if unit.is_first || from == run.first {
+        if unit.from_memory && (unit.is_first || from == run.first) {
             let (start, lines) = lines(unit.item.cache.layout());
             let n = ATTEND_TILE.min(to - from);
             let rows = &run.bytes[(from - run.first) * run.stride..];
