@@ -103,7 +103,10 @@ pub(crate) fn a_failing_map_leaves_the_places_empty(open: &dyn Fn() -> Device) {
             drop(guard);
             match k % 3 {
                 // What is left there is cleared by whoever comes next: the loan itself, its end, the reservation.
-                0 if fired => lent.map(&some).unwrap(),
+                0 if fired => {
+                    lent.map(&some).unwrap();
+                    range.take_back(lent).unwrap();
+                }
                 1 => drop(lent),
                 _ => range.take_back(lent).unwrap(),
             }
