@@ -184,7 +184,7 @@ impl PrefixCache {
             return Ok(known.len() == tokens.len());
         }
         // Nobody appends to it: it needs no addresses for more than it has.
-        let fork = sequence.copy_within(0..known.len(), known.len(), 0)?;
+        let fork = self.core.counted(sequence.copy_within(0..known.len(), known.len(), 0))?;
         let granules: Vec<PieceId> = fork.granules().map(|(id, _)| id).collect();
         let frozen = Arc::new(Frozen { sequence: Mutex::new(Some(fork)), granules });
         let (kept, gone) = self.core.remember(key, known, frozen);
@@ -209,8 +209,9 @@ impl PrefixCache {
             let mut source = frozen.sequence.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(source) = source.as_mut() else { return Ok(None) };
             let rows = Sequence::rows_for(source.cache(), key.n_ctx());
-            source.copy_within(0..matched, key.n_ctx(), rows)?
+            source.copy_within(0..matched, key.n_ctx(), rows)
         };
+        let sequence = self.core.counted(sequence)?;
         let mut state = self.core.state();
         state.counts.hits += 1;
         state.counts.tokens_saved += matched as u64;
@@ -258,6 +259,11 @@ impl PrefixCache {
 impl Core {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a fork that failed.
+    fn counted(&self, fork: Result<Sequence, Error>) -> Result<Sequence, Error> {
+        fork.inspect_err(|_| self.state().counts.failed += 1)
     }
 
     /// Puts a prefix in, and what the limits have no room for out. Answers whether the prefix is in, and what is out.

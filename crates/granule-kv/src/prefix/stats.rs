@@ -17,6 +17,8 @@ pub struct PrefixStats {
     pub hits: u64,
     /// Lookups that found nothing.
     pub misses: u64,
+    /// Prompts that could not be shared, from a prefix that was found or to remember one: mostly for want of memory or addresses.
+    pub failed: u64,
     /// Tokens that lookups found, and that did not have to be computed again.
     pub tokens_saved: u64,
     /// Prefixes that were remembered.
