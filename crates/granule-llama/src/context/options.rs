@@ -22,7 +22,7 @@ pub struct ContextOptions {
     pub kv_transform: KvTransformMode,
     /// How the cache deals with memory that no token lies in yet, or any more. Contexts for which it is the same share a cache.
     pub kv: KvOptions,
-    /// Whether prompts are remembered by the model, for all its contexts of these types and this size, and found again by
+    /// Whether prompts are remembered by the model, for all its contexts of these types, and found again by
     /// [`Context::eval_prompt`](crate::Context::eval_prompt) and generation.
     ///
     /// Off unless asked for, because of two things it changes: memory stays in use when the context is gone, until somebody

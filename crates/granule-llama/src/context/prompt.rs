@@ -31,8 +31,8 @@ impl Context {
 
     /// Has an empty sequence begin with the longest remembered beginning of `tokens`, at most all but the last one, and answers
     /// how many tokens that is; 0 also where [`ContextOptions::prefix_cache`](crate::ContextOptions) is off, the sequence is not
-    /// empty, or what is remembered cannot be shared: it may be computed all the same, and is counted as a failure in
-    /// [`PrefixCache::stats`](granule_kv::PrefixCache::stats). The sequence then lies at other addresses. It holds what it took by
+    /// empty, or what is remembered cannot be shared: it may be computed all the same, and is counted in
+    /// [`PrefixStats::failed`](granule_kv::PrefixStats::failed). The sequence then lies at other addresses. It holds what it took by
     /// itself: the remembered prompt may be forgotten meanwhile.
     ///
     /// # Errors

@@ -59,10 +59,11 @@ fn a_prompt_is_found_again_after_others_came_and_went() {
         assert_eq!(prompt(&mut again, &other).0, cut);
         let want = context(&model, 512, 512, kv).eval(&other).unwrap().to_vec();
         assert!(distance(again.logits().unwrap(), &want) < TIPPED, "{kv}");
+        // In a context of any size.
+        assert_eq!(prompt(&mut remembering(&model, 300, kv), &tokens).0, n - 1);
         // Not where the bytes are others, and not where nobody asked for it.
         let other = if kv == KvType::F16 { KvType::Q8_0 } else { KvType::F32 };
         assert_eq!(prompt(&mut remembering(&model, 512, other), &tokens).0, 0);
-        assert_eq!(prompt(&mut remembering(&model, 511, kv), &tokens).0, 0);
         assert_eq!(prompt(&mut context(&model, 512, 512, kv), &tokens).0, 0);
     }
     // It shows, by name, and goes with the model.
@@ -126,7 +127,7 @@ fn a_short_match_keeps_no_long_prompt() {
     assert_eq!(short.eval_prompt(&other, &mut |_| {}).unwrap(), 30);
     let free = (Bytes::mib(40).get() - bank.stats().held.get()) / Bytes::kib(64).get();
     let taken = bank.take(&Owner::new("somebody else"), free as usize + 25).unwrap();
-    assert_eq!(model.prefixes().stats().evicted, 1, "{:?}", model.prefixes().stats());
+    assert!(model.prefixes().stats().evicted > 0, "{:?}", model.prefixes().stats());
     drop(taken);
     let next = ids([302]);
     let got = short.eval(&next).unwrap().to_vec();
@@ -151,6 +152,8 @@ fn what_cannot_be_shared_is_computed() {
     drop(guard);
     assert_eq!((reused, again.tokens()), (0, &tokens[..]));
     assert!(distance(&logits, &right) < TIPPED);
+    let stats = model.prefixes().stats();
+    assert_eq!((stats.failed, stats.hits), (1, 0), "{stats:?}");
     again.clear().unwrap();
     assert_eq!(prompt(&mut again, &tokens).0, tokens.len() - 1);
 }
