@@ -8,7 +8,6 @@
 //! | read a block's bytes | [`BlockQ8_0`], [`BlockQ4_0`], [`BlockQ4_1`] |
 //! | convert rows | [`encode`], [`decode`] |
 //! | convert rows of a KV cache | [`planar_bytes`], [`encode_planar`], [`decode_planar`], [`planar_from_ggml`], [`ggml_from_planar`] |
-//! | attend to a row of a KV cache | [`dot_planar`], [`axpy_planar`] |
 //! | attend to a tile of rows of a KV cache | [`HeadRows`], [`Isa::prepare_queries`], [`Isa::scores`], [`Isa::softmax_tile`], [`Isa::weighted_sums`] |
 //! | prepare activations | [`quantize_row`], [`QuantizedRow`], [`QuantizedMatrix`] |
 //! | multiply | [`dot_q8`], [`dot_f32`], [`gemm_q8`], [`gemm_f32`], [`Tile`] |
@@ -39,6 +38,5 @@ pub use error::Error;
 pub use gemm::{Tile, gemm_f32, gemm_q8};
 pub use isa::Isa;
 pub use planar::{
-    PlanarBytes, axpy_planar, decode_planar, dot_planar, encode_planar, ggml_from_planar, planar_bytes,
-    planar_from_ggml,
+    PlanarBytes, decode_planar, encode_planar, ggml_from_planar, planar_bytes, planar_from_ggml,
 };

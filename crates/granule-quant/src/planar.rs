@@ -42,21 +42,6 @@ fn check_planes(dtype: DType, n: usize, quants: usize, scales: usize) -> Result<
     check_len("scales", bytes.scales, scales)
 }
 
-/// Whether these are the planes of a row of `n` elements: [`check_planes`] for calls that are made for every key.
-#[inline]
-fn planes_fit(dtype: DType, n: usize, quants: &[u8], scales: &[u8]) -> bool {
-    let blocks = n / BLOCK_LEN;
-    match dtype {
-        DType::F32 | DType::F16 | DType::BF16 => quants.len() == n * dtype.block_bytes() && scales.is_empty(),
-        DType::Q8_0 | DType::Q4_0 => {
-            n.is_multiple_of(BLOCK_LEN)
-                && quants.len() == blocks * (dtype.block_bytes() - 2)
-                && scales.len() == blocks * 2
-        }
-        DType::Q4_1 => false,
-    }
-}
-
 /// Encodes a row into planes: the bytes of [`encode`](crate::encode), with the scales set apart.
 ///
 /// # Errors
@@ -114,30 +99,6 @@ pub fn ggml_from_planar(dtype: DType, quants: &[u8], scales: &[u8], dst: &mut [u
     Ok(())
 }
 
-/// Dot product of a planar row (or of a part of one that starts and ends with a block) with f32 numbers: a key with
-/// a query. `q` has n elements and is not quantized.
-///
-/// Computed in f32, in an order that depends on the path: within `(n + 8) * 2^-23 * sum |x'*q|` of the exact sum.
-///
-/// The caller has checked the shapes: where the planes do not fit `q`, the result is NaN (and a debug assertion
-/// fails).
-#[inline]
-pub fn dot_planar(dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) -> f32 {
-    Isa::best().dot_planar(dtype, quants, scales, q)
-}
-
-/// `y += a * row`: a value added with its weight. The row is planar (or a part of one that starts and ends with a
-/// block), `y` has n elements.
-///
-/// Each element is within `2^-22 * (|y| + |a * x'|)` of the exact one.
-///
-/// The caller has checked the shapes: where the planes do not fit `y`, it is filled with NaN (and a debug assertion
-/// fails).
-#[inline]
-pub fn axpy_planar(dtype: DType, quants: &[u8], scales: &[u8], a: f32, y: &mut [f32]) {
-    Isa::best().axpy_planar(dtype, quants, scales, a, y);
-}
-
 impl Isa {
     /// [`encode_planar`] by this path.
     ///
@@ -170,26 +131,5 @@ impl Isa {
         check_planes(dtype, dst.len(), quants.len(), scales.len())?;
         by_isa!(self, planar::decode_planar(dtype, quants, scales, dst));
         Ok(())
-    }
-
-    /// [`dot_planar`] by this path.
-    #[inline]
-    pub fn dot_planar(self, dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) -> f32 {
-        if !planes_fit(dtype, q.len(), quants, scales) {
-            debug_assert!(false, "dot_planar: {} bytes of {dtype} against {}", quants.len(), q.len());
-            return f32::NAN;
-        }
-        by_isa!(self, planar::dot_planar(dtype, quants, scales, q))
-    }
-
-    /// [`axpy_planar`] by this path.
-    #[inline]
-    pub fn axpy_planar(self, dtype: DType, quants: &[u8], scales: &[u8], a: f32, y: &mut [f32]) {
-        if !planes_fit(dtype, y.len(), quants, scales) {
-            debug_assert!(false, "axpy_planar: {} bytes of {dtype} against {}", quants.len(), y.len());
-            y.fill(f32::NAN);
-            return;
-        }
-        by_isa!(self, planar::axpy_planar(dtype, quants, scales, a, y));
     }
 }

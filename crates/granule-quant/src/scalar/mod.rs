@@ -45,16 +45,6 @@ pub fn decode_planar(dtype: DType, quants: &[u8], scales: &[u8], dst: &mut [f32]
     Isa::SCALAR.decode_planar(dtype, quants, scales, dst)
 }
 
-/// [`crate::dot_planar`], by the reference.
-pub fn dot_planar(dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) -> f32 {
-    Isa::SCALAR.dot_planar(dtype, quants, scales, q)
-}
-
-/// [`crate::axpy_planar`], by the reference.
-pub fn axpy_planar(dtype: DType, quants: &[u8], scales: &[u8], a: f32, y: &mut [f32]) {
-    Isa::SCALAR.axpy_planar(dtype, quants, scales, a, y);
-}
-
 /// [`crate::quantize_row`], by the reference.
 ///
 /// # Errors

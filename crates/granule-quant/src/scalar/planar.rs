@@ -62,13 +62,3 @@ fn for_each(dtype: DType, quants: &[u8], scales: &[u8], mut f: impl FnMut(usize,
 pub(crate) fn decode_planar(dtype: DType, quants: &[u8], scales: &[u8], dst: &mut [f32]) {
     for_each(dtype, quants, scales, |i, x| dst[i] = x);
 }
-
-pub(crate) fn dot_planar(dtype: DType, quants: &[u8], scales: &[u8], q: &[f32]) -> f32 {
-    let mut sum = 0.0;
-    for_each(dtype, quants, scales, |i, x| sum += x * q[i]);
-    sum
-}
-
-pub(crate) fn axpy_planar(dtype: DType, quants: &[u8], scales: &[u8], a: f32, y: &mut [f32]) {
-    for_each(dtype, quants, scales, |i, x| y[i] += a * x);
-}

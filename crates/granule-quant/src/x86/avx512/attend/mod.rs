@@ -1,6 +1,7 @@
 //! Attention over a tile: four queries at a time, floats by f32 products, blocks by integer products.
 
 mod floats;
+mod quant_sums;
 mod quants;
 mod softmax;
 
@@ -91,8 +92,8 @@ unsafe fn sums_of<const R: usize>(
             DType::F32 => floats::sums::<F32, R>(values, weights, factors, sums),
             DType::F16 => floats::sums::<F16, R>(values, weights, factors, sums),
             DType::BF16 => floats::sums::<BF16, R>(values, weights, factors, sums),
-            DType::Q8_0 => quants::sums::<quants::Q8_0, R>(values, weights, factors, sums),
-            DType::Q4_0 => quants::sums::<quants::Q4_0, R>(values, weights, factors, sums),
+            DType::Q8_0 => quant_sums::sums::<quants::Q8_0, R>(values, weights, factors, sums),
+            DType::Q4_0 => quant_sums::sums::<quants::Q4_0, R>(values, weights, factors, sums),
             // Not planar, and refused before it gets here.
             DType::Q4_1 => {}
         }

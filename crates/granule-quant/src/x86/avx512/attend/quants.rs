@@ -4,9 +4,6 @@
 //! to all four lanes, `vpdpbusd` leaves four partial sums a lane, and four keys are transposed at once, so that nothing is
 //! summed across a register. Keys are unsigned bytes: nibbles are so already (and 8 too large), signed ones become so by
 //! turning their highest bit (and are 128 too large); what that adds is the same for every key and taken off afterwards.
-//!
-//! Sums: `weight * d` of a tile, where every weight is at most 1, become 16-bit integers; two keys' values, widened to 16
-//! bits and interleaved, meet two weights in `vpdpwssd`. At most 64 products of 16 by 8 bits: no sum overflows.
 
 use std::arch::x86_64::*;
 
@@ -21,6 +18,8 @@ pub(super) trait Quants {
     const BYTES: usize;
     /// How much too large the bytes are that [`Quants::bytes`] gives.
     const RAISED: i32;
+    /// Whether sums take two blocks at a time: where a block of two rows is less than a register.
+    const TWO_BLOCKS: bool;
 
     /// The quants of the block at `p`, raised to unsigned bytes: elements 0 to 15 and 16 to 31, each four times.
     ///
@@ -53,6 +52,7 @@ pub(super) struct Q4_0;
 impl Quants for Q8_0 {
     const BYTES: usize = 32;
     const RAISED: i32 = 128;
+    const TWO_BLOCKS: bool = false;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
@@ -104,6 +104,7 @@ impl Quants for Q8_0 {
 impl Quants for Q4_0 {
     const BYTES: usize = 16;
     const RAISED: i32 = 8;
+    const TWO_BLOCKS: bool = true;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
@@ -119,8 +120,9 @@ impl Quants for Q4_0 {
     #[inline]
     unsafe fn pairs(a: *const u8, b: *const u8) -> [__m512i; 2] {
         // SAFETY: as above.
-        let [a, b] = [a, b].map(|p| _mm512_cvtepu8_epi32(unsafe { _mm_loadu_si128(p.cast()) }));
-        let both = _mm512_or_si512(a, _mm512_slli_epi32::<16>(b));
+        let [a, b] = [a, b].map(|p| unsafe { _mm_loadu_si128(p.cast()) });
+        let both = _mm256_set_m128i(_mm_unpackhi_epi8(a, b), _mm_unpacklo_epi8(a, b));
+        let both = _mm512_cvtepu8_epi16(both);
         let (low, eight) = (_mm512_and_si512(both, _mm512_set1_epi16(15)), _mm512_set1_epi16(8));
         [_mm512_sub_epi16(low, eight), _mm512_sub_epi16(_mm512_srli_epi16::<4>(both), eight)]
     }
@@ -240,7 +242,7 @@ fn transposed_sum([a, b, c, d]: [__m512i; 4]) -> __m512i {
 /// - The rows have such a block.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn scales(rows: &HeadRows<'_>, b: usize) -> [f32; ATTEND_TILE] {
+pub(super) unsafe fn scales(rows: &HeadRows<'_>, b: usize) -> [f32; ATTEND_TILE] {
     let (mut halves, mut scales) = ([0u16; ATTEND_TILE], [0f32; ATTEND_TILE]);
     // SAFETY: two bytes of each row; the arrays have four registers' worth.
     unsafe {
@@ -255,85 +257,4 @@ unsafe fn scales(rows: &HeadRows<'_>, b: usize) -> [f32; ATTEND_TILE] {
         }
     }
     scales
-}
-
-/// The largest magnitude of a tile's integer weights: below 2^15, and whatever rounding adds too.
-const WEIGHT_MAX: f32 = 32_766.0;
-
-/// Sums of `R` query rows.
-///
-/// # Safety
-/// - The CPU has this module's instructions.
-/// - `values` has a row; `weights`, `factors` and `sums` are those of `R` query rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) unsafe fn sums<Q: Quants, const R: usize>(
-    values: &HeadRows<'_>,
-    weights: &[f32],
-    factors: &[[f32; 2]],
-    sums: &mut [f32],
-) {
-    let head_dim = values.head_dim;
-    for b in 0..head_dim / BLOCK_LEN {
-        // SAFETY: a block of the rows; weights and sums of `R` query rows, a tile's and a block's.
-        unsafe {
-            let d = scales(values, b);
-            let d: [__m512; 4] = std::array::from_fn(|c| _mm512_loadu_ps(d.as_ptr().add(16 * c)));
-            let [d0, d1, d2, d3] = d.map(|d| _mm512_abs_ps(d));
-            let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(d0, d1), _mm512_max_ps(d2, d3)));
-            let inverse = _mm512_set1_ps(if max > 0.0 { WEIGHT_MAX / max } else { 0.0 });
-            let d = d.map(|d| _mm512_mul_ps(d, inverse));
-            let mut integers = [[0i16; ATTEND_TILE]; R];
-            for (r, integers) in integers.iter_mut().enumerate() {
-                for (c, d) in d.into_iter().enumerate() {
-                    let weights = _mm512_loadu_ps(weights.as_ptr().add(r * ATTEND_TILE + 16 * c));
-                    let whole = _mm512_cvtps_epi32(_mm512_mul_ps(weights, d));
-                    let p = integers.as_mut_ptr().add(16 * c);
-                    _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(whole));
-                }
-            }
-            let tile = tile_sums::<Q, R>(values, b, &integers);
-            for (r, tile) in tile.into_iter().enumerate() {
-                let grow = _mm512_set1_ps(factors[r][0] * (max / WEIGHT_MAX));
-                let shrink = _mm512_set1_ps(factors[r][1]);
-                for (c, tile) in Q::in_order(tile).into_iter().enumerate() {
-                    let p = sums.as_mut_ptr().add(r * head_dim + b * BLOCK_LEN + c * 16);
-                    let before = _mm512_mul_ps(_mm512_loadu_ps(p), shrink);
-                    _mm512_storeu_ps(p, _mm512_fmadd_ps(_mm512_cvtepi32_ps(tile), grow, before));
-                }
-            }
-        }
-    }
-}
-
-/// The integer sums of one block over all values.
-///
-/// # Safety
-/// - The CPU has this module's instructions.
-/// - `values` has a row, with a block `b`.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-#[inline]
-unsafe fn tile_sums<Q: Quants, const R: usize>(
-    values: &HeadRows<'_>,
-    b: usize,
-    weights: &[[i16; ATTEND_TILE]; R],
-) -> [[__m512i; 2]; R] {
-    let mut sums = [[_mm512_setzero_si512(); 2]; R];
-    let mut start = values.bytes.as_ptr().wrapping_add(values.quants + b * Q::BYTES);
-    for key in (0..values.len).step_by(2) {
-        let rows: [*const u8; 2] = rows_at(start, values.stride, values.len - key);
-        if b == 0 {
-            fetch::<2>(values, start);
-        }
-        start = start.wrapping_add(2 * values.stride);
-        // SAFETY: the block's quants; a pair of weights, 0 where there is no second row.
-        unsafe {
-            let pairs = Q::pairs(rows[0], rows[1]);
-            for (sums, weights) in sums.iter_mut().zip(weights) {
-                let two = _mm512_set1_epi32(weights.as_ptr().add(key).cast::<i32>().read_unaligned());
-                sums[0] = _mm512_dpwssd_epi32(sums[0], pairs[0], two);
-                sums[1] = _mm512_dpwssd_epi32(sums[1], pairs[1], two);
-            }
-        }
-    }
-    sums
 }
