@@ -324,6 +324,91 @@ fn many_sequences_in_one_call() {
     check(&plain(8, 32), &items, 5);
 }
 
+/// Attention of one token each over these caches, on so many threads.
+fn one_token_each(n_threads: usize, q: &[f32], caches: &[KvView<'_>], n_heads: usize) -> Vec<f32> {
+    let (pool, layout) = (threads(n_threads), *caches[0].layout());
+    let items: Vec<_> =
+        caches.iter().map(|cache| AttentionItem { cache: cache.clone(), n_tokens: 1 }).collect();
+    let mut out = vec![f32::NAN; q.len()];
+    let mut scratch = vec![f32::NAN; attention::scratch_len(&pool, &layout, n_heads, caches.len())];
+    attention::cpu(&pool, &plain(n_heads, layout.head_dim), q, &items, &mut out, &mut scratch).unwrap();
+    out
+}
+
+#[test]
+fn the_order_of_a_batch_changes_no_bit() {
+    let layout = layout([DType::Q8_0, DType::Q4_0], 2, 64, 0, 0);
+    let lengths = [700, 1, 65, 1500, 64, 3];
+    let memories = lengths.map(|len| Memory::new(layout, &[(0, len, 0)], len as u64));
+    let (n_heads, order) = (8, [3, 0, 5, 1, 4, 2]);
+    let row = n_heads * 64;
+    let q = numbers(11, lengths.len() * row);
+    for n_threads in [1, 2, 3] {
+        let views = memories.each_ref().map(|memory| memory.view());
+        let straight = one_token_each(n_threads, &q, &views, n_heads);
+        let shuffled: Vec<KvView<'_>> = order.iter().map(|&i| views[i].clone()).collect();
+        let queries: Vec<f32> = order.iter().flat_map(|&i| &q[i * row..(i + 1) * row]).copied().collect();
+        let out = one_token_each(n_threads, &queries, &shuffled, n_heads);
+        for (place, &i) in order.iter().enumerate() {
+            assert_eq!(out[place * row..][..row], straight[i * row..][..row], "sequence {i}");
+        }
+    }
+}
+
+#[test]
+fn rows_that_forks_share_are_read_as_their_own() {
+    for types in [[DType::F16; 2], [DType::Q4_0; 2]] {
+        // Row 500 on is the forks' own: in one range behind each other, as mappings of a granule would have it.
+        let layout = layout(types, 2, 64, 16, 0);
+        let parent = Memory::new(layout, &[(0, 900, 0)], 5);
+        let fork = |segments: &[(usize, usize, i32)]| {
+            let view = parent.view();
+            let all = view.segments()[0].rows;
+            let stride = layout.row_stride;
+            let segments: SmallVec<_> = segments
+                .iter()
+                .map(|&(row, len, turn)| {
+                    let rows = all.subslice(row * stride..(row + len) * stride).unwrap();
+                    KvSegment { rows, row, len, turn }
+                })
+                .collect();
+            KvView::new(layout, None, segments).unwrap()
+        };
+        let shared = [fork(&[(0, 600, 0)]), fork(&[(0, 500, 0), (700, 200, 0)]), fork(&[(0, 500, 0)])];
+        let copies = [&[(0, 600, 0)][..], &[(0, 500, 0), (700, 200, 0)], &[(0, 500, 0)]];
+        let copies = copies.map(|segments| Memory {
+            segments: segments.to_vec(),
+            bytes: parent.bytes.clone(),
+            layout,
+            stored: [vec![], vec![]],
+        });
+        let q = numbers(3, 3 * 4 * 64);
+        for n_threads in [1, 2] {
+            let apart = one_token_each(n_threads, &q, &copies.each_ref().map(|memory| memory.view()), 4);
+            assert_eq!(one_token_each(n_threads, &q, &shared, 4), apart);
+        }
+    }
+}
+
+/// A cache that is cut where a granule ends, and one that is not, hold the same tokens.
+#[test]
+fn where_rows_are_cut_is_seen_by_nobody() {
+    for types in [[DType::F16; 2], [DType::Q8_0; 2]] {
+        let layout = layout(types, 2, 64, 16, 0);
+        for cuts in [&[1][..], &[63, 64], &[200, 201, 500]] {
+            let ends = cuts.iter().copied().chain([700]);
+            let segments: Vec<_> = ends
+                .scan(0, |row, end| Some((std::mem::replace(row, end), end)))
+                .map(|(row, end)| (row, end - row, 0))
+                .collect();
+            let memory = Memory::new(layout, &segments, 9);
+            assert_eq!(memory.bytes, Memory::new(layout, &[(0, 700, 0)], 9).bytes);
+            check(&plain(4, 64), &[(&memory, 1)], 1);
+            check(&plain(4, 64), &[(&memory, 20)], 2);
+        }
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let pool = threads(2);
