@@ -434,6 +434,21 @@ mod tests {
     }
 
     #[test]
+    fn the_table_knows_the_shared_memory() {
+        let table = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/ptx/TABLE.md");
+        let table = std::fs::read_to_string(table).unwrap();
+        let types = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
+        for (kernel, head_dim) in [("attention_64", 64), ("attention_128", 128)] {
+            let pairs = types.iter().flat_map(|&k| types.map(|v| (k, v)));
+            let each =
+                pairs.map(|(k, v)| plan(&layout(k, v, head_dim), None, counts(1, 1, 9)).unwrap().shared());
+            let row = table.lines().find(|line| line.contains(&format!("`{kernel}`"))).unwrap();
+            let most = row.split('|').nth(5).unwrap().trim().parse::<usize>().unwrap();
+            assert_eq!(each.max(), Some(most), "{kernel}");
+        }
+    }
+
+    #[test]
     fn the_rule_knows_the_registers_of_the_kernels() {
         let table = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/ptx/TABLE.md");
         let table = std::fs::read_to_string(table).unwrap();

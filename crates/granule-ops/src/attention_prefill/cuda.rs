@@ -236,6 +236,11 @@ mod tests {
         assert_eq!(bytes(DType::Q4_0, DType::Q4_0, 128), 2080 + 32768);
         assert_eq!(bytes(DType::Q8_0, DType::Q8_0, 128), 2080 + 16384 + 2 * 8192);
         assert_eq!(bytes(DType::F32, DType::F32, 128), 2080 + 16384 + 2 * 32768);
+        // The most, which the table of kernels has too.
+        let table = concat!(env!("CARGO_MANIFEST_DIR"), "/../../kernels/ptx/TABLE.md");
+        let table = std::fs::read_to_string(table).unwrap();
+        let row = table.lines().find(|line| line.contains("`attention_prefill`")).unwrap();
+        assert_eq!(row.split('|').nth(5).unwrap().trim(), bytes(DType::F32, DType::F32, 128).to_string());
         assert_eq!(bytes(DType::F16, DType::F32, 64), 2080 + 16384 + 16384 + 16384);
     }
 }
