@@ -68,7 +68,7 @@ impl Cuda {
     }
 
     /// The table of a step over caches that lie in these buffers.
-    fn table(&self, case: &Case, caches: &[Cache], there: &[Buffer]) -> (KvTable, Buffer) {
+    pub(crate) fn table(&self, case: &Case, caches: &[Cache], there: &[Buffer]) -> (KvTable, Buffer) {
         let (mut table, rope) = (KvTable::new(), case.rope());
         for (((segments, tokens), cache), buffer) in case.sequences.iter().zip(caches).zip(there) {
             let view = cache.view(buffer.slice(..cache.bytes.len()).unwrap(), segments);

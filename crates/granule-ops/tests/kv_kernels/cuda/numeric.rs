@@ -1,5 +1,6 @@
 //! Every number: attention within its bound of the exact result and of the host's twin, appended bytes those of the twin.
 
+mod faults;
 mod graphs;
 mod splits;
 mod step;
