@@ -10,7 +10,7 @@ use granule_bank::{Bank, BankOptions};
 use granule_device::Device;
 use granule_kv::{KvCache, KvLayout, KvOptions, KvShape, KvType, Sequence};
 use granule_ops::kv_append::{self, AppendShape};
-use granule_ops::{AttentionItem, AttentionShape, Threads, attention};
+use granule_ops::{AttentionItem, AttentionShape, KvFold, KvTransform, Threads, attention};
 
 const SHAPE: KvShape = KvShape { n_layers: 16, n_kv_heads: 8, head_dim: 64 };
 const WIDTH: usize = 512;
@@ -22,13 +22,30 @@ fn bank() -> Bank {
     Bank::new(Device::host().unwrap(), BankOptions::new()).unwrap()
 }
 
-/// A sequence of `depth` tokens, all of them alike.
-fn sequence(bank: &Bank, kv: KvType, layers_per_row: usize, depth: usize) -> Sequence {
-    let layout = KvLayout::new(SHAPE, kv, kv, Some(layers_per_row), 0).unwrap();
+/// A transform as `auto` makes them for q4_0: constants off the keys, channels of like size, Hadamard on both sides.
+fn transform() -> KvTransform {
+    let fold = |by: f32| {
+        let numbers =
+            |at: f32, by: f32| (0..WIDTH).map(|i| at + by * ((i % 37) as f32 - 18.0) / 18.0).collect();
+        KvFold::new(SHAPE.n_kv_heads, SHAPE.head_dim, numbers(0.0, by), numbers(1.0, 0.25)).unwrap()
+    };
+    KvTransform::new(SHAPE.n_kv_heads, SHAPE.head_dim, Some(fold(0.5)), Some(fold(0.0))).unwrap()
+}
+
+/// A sequence of `depth` tokens, all of them alike; transformed, with four sinks, where a transform is given.
+fn sequence(
+    bank: &Bank,
+    kv: KvType,
+    transform: Option<&KvTransform>,
+    layers_per_row: usize,
+    depth: usize,
+) -> Sequence {
+    let sinks = if transform.is_some() { 4 } else { 0 };
+    let layout = KvLayout::new(SHAPE, kv, kv, Some(layers_per_row), sinks).unwrap();
     let mut sequence = KvCache::new(bank, layout, KvOptions::new()).unwrap().sequence(N_CTX).unwrap();
     let threads = Threads::new(NonZero::<usize>::MIN).unwrap();
     let numbers: Vec<f32> = (0..STEP * WIDTH).map(|i| (i % 101) as f32 / 101.0 - 0.5).collect();
-    let shape = AppendShape { rope_dims: 0, angles: &[], transform: None };
+    let shape = AppendShape { rope_dims: 0, angles: &[], transform };
     for start in (0..depth).step_by(STEP) {
         let n = STEP.min(depth - start);
         sequence.prepare(n).unwrap();
@@ -49,15 +66,19 @@ fn layouts(criterion: &mut Criterion) {
     for depth in [512, 4096] {
         let mut group = criterion.benchmark_group(format!("kv/attention/depth {depth}"));
         group.sample_size(20).measurement_time(Duration::from_secs(3));
-        for kv in [KvType::F16, KvType::Q8_0, KvType::Q4_0] {
+        let auto = transform();
+        for (kv, transform) in
+            [(KvType::F16, None), (KvType::Q8_0, None), (KvType::Q4_0, None), (KvType::Q4_0, Some(&auto))]
+        {
             for layers_per_row in [1, 4, 16] {
-                let sequence = sequence(&bank, kv, layers_per_row, depth);
+                let sequence = sequence(&bank, kv, transform, layers_per_row, depth);
                 let bytes = sequence.cache().layout().token_bytes().get() * depth as u64;
                 let (_, row) = sequence.cache().layout().layer(0).unwrap();
                 let mut scratch = vec![0f32; attention::scratch_len(&threads, &row, N_HEADS, 1)];
-                let shape = AttentionShape { n_heads: N_HEADS, scale: 0.125, transform: None, rope: None };
+                let shape = AttentionShape { n_heads: N_HEADS, scale: 0.125, transform, rope: None };
                 group.throughput(Throughput::Bytes(bytes));
-                let id = BenchmarkId::new(kv.to_string(), format!("{layers_per_row} layers a row"));
+                let kind = if transform.is_some() { format!("{kv}, auto") } else { kv.to_string() };
+                let id = BenchmarkId::new(kind, format!("{layers_per_row} layers a row"));
                 group.bench_function(id, |bencher| {
                     bencher.iter(|| {
                         for layer in 0..SHAPE.n_layers {
@@ -79,7 +100,7 @@ fn bookkeeping(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("kv/bookkeeping");
     for layers_per_row in [1, 16] {
         let name = |what: &str| format!("{what}, {layers_per_row} layers a row");
-        let mut grown = sequence(&bank, KvType::F16, layers_per_row, 64);
+        let mut grown = sequence(&bank, KvType::F16, None, layers_per_row, 64);
         group.bench_function(name("append a token, granules there"), |bencher| {
             bencher.iter(|| {
                 if grown.len() + 1 > 4096 {
@@ -89,7 +110,7 @@ fn bookkeeping(criterion: &mut Criterion) {
                 grown.commit(1).unwrap();
             });
         });
-        let mut parent = sequence(&bank, KvType::F16, layers_per_row, 2048);
+        let mut parent = sequence(&bank, KvType::F16, None, layers_per_row, 2048);
         group.bench_function(name("fork 2048 tokens and drop"), |bencher| {
             bencher.iter(|| parent.fork().unwrap());
         });

@@ -7,7 +7,10 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use granule_quant::{DType, Isa, QuantizedMatrix, Tile, encode, planar_bytes, quantize_row};
+use granule_quant::{
+    ATTEND_TILE, DType, HeadRows, Isa, QuantizedMatrix, RunningSoftmax, Tile, TileShape, encode,
+    planar_bytes, quantize_row, query_words,
+};
 
 /// Numbers between -1 and 1, the same in every run.
 fn numbers(n: usize) -> Vec<f32> {
@@ -102,41 +105,42 @@ fn gemm(c: &mut Criterion) {
 }
 
 /// One query head over the keys and values of 2,048 tokens, with 8 heads in a row as a cache has them.
+/// A tile of keys and values that lie in the caches, four queries: each of the three calls.
 fn attention(c: &mut Criterion) {
-    let (tokens, heads, head_dim) = (2048, 8, 64);
-    let q = numbers(head_dim);
+    let (rows, head_dim) = (4, 64);
+    let q = numbers(rows * head_dim);
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0] {
         let head = planar_bytes(dtype, head_dim).unwrap();
-        let (mut quants, mut scales) = (vec![0; head.quants], vec![0; head.scales]);
-        granule_quant::encode_planar(dtype, &numbers(head_dim), &mut quants, &mut scales).unwrap();
-        let (quants, scales) = (quants.repeat(heads * tokens), scales.repeat(heads * tokens));
-        let share = |token: usize| {
-            let (quants, scales) =
-                (&quants[token * heads * head.quants..], &scales[token * heads * head.scales..]);
-            (&quants[..head.quants], &scales[..head.scales])
-        };
+        let mut row = vec![0; head.quants + head.scales];
+        let (quants, scales) = row.split_at_mut(head.quants);
+        granule_quant::encode_planar(dtype, &numbers(head_dim), quants, scales).unwrap();
+        let bytes = row.repeat(ATTEND_TILE);
+        let planes = [0, head.quants];
+        let tile = HeadRows::new(dtype, head_dim, &bytes, row.len(), planes, ATTEND_TILE).unwrap();
         for isa in vector_paths() {
-            let mut group = c.benchmark_group("dot_planar");
-            group.throughput(Throughput::Elements((tokens * head_dim) as u64));
-            group.bench_function(format!("{dtype}/{isa}"), |b| {
-                b.iter(|| {
-                    for token in 0..tokens {
-                        let (quants, scales) = share(token);
-                        black_box(isa.dot_planar(dtype, quants, scales, &q));
-                    }
-                });
+            let mut group = c.benchmark_group("attend");
+            group.throughput(Throughput::Elements(ATTEND_TILE as u64));
+            let mut words = vec![0.0; query_words(dtype, head_dim, rows)];
+            isa.prepare_queries(dtype, head_dim, &q, &mut words).unwrap();
+            let mut scores = vec![0.0; rows * ATTEND_TILE];
+            group.bench_function(format!("scores/{dtype}/{isa}"), |b| {
+                b.iter(|| isa.scores(&tile, &words, rows, black_box(&mut scores)));
             });
-            group.finish();
-            let mut group = c.benchmark_group("axpy_planar");
-            group.throughput(Throughput::Elements((tokens * head_dim) as u64));
-            let mut y = vec![0.0; head_dim];
-            group.bench_function(format!("{dtype}/{isa}"), |b| {
-                b.iter(|| {
-                    for token in 0..tokens {
-                        let (quants, scales) = share(token);
-                        isa.axpy_planar(dtype, quants, scales, 0.5, &mut y);
-                    }
-                });
+            let (mut max, mut total, mut factors) = ([f32::MIN; 4], [0.0; 4], [[0.0; 2]; 4]);
+            let shape = TileShape { rows, keys: ATTEND_TILE, seen: 64, group: rows, scale: 0.125 };
+            let mut weigh = |weights: &mut [f32]| {
+                let mut running = RunningSoftmax { max: &mut max, total: &mut total, factors: &mut factors };
+                isa.softmax_tile(shape, &[0.0; 4], weights, &mut running);
+            };
+            if dtype == DType::F32 {
+                // Weights become scores of the next round: any will do.
+                let mut weights = scores.clone();
+                group.bench_function(format!("softmax/{isa}"), |b| b.iter(|| weigh(black_box(&mut weights))));
+            }
+            weigh(&mut scores);
+            let mut sums = vec![0.0; rows * head_dim];
+            group.bench_function(format!("sums/{dtype}/{isa}"), |b| {
+                b.iter(|| isa.weighted_sums(&tile, &scores, &factors, black_box(&mut sums)));
             });
             group.finish();
         }

@@ -1,7 +1,10 @@
 //! What growing costs a decode step, on the shape of Llama 3.2 1B and the host device: the time of steps in which a granule is
 //! added beside that of all others.
 //!
-//! `cargo run --release -p granule-benches --example kv_growth [TOKENS [WEIGHTS_MIB]]`
+//! `cargo run --release -p granule-benches --example kv_growth [TOKENS [WEIGHTS_MIB [GROWN]]]`
+//!
+//! Sequences of TOKENS tokens, one after the other, until there are GROWN steps (1,000 by default) in which a granule was added:
+//! a 99th percentile of fewer is their maximum. That is some minutes for each line of `model`.
 //!
 //! A step prepares a row, writes it in every layer and commits it. `alone` is that and nothing else, which no mapper can keep up
 //! with: it shows what waiting costs. In `model` the step reads WEIGHTS_MIB of memory besides, a part for each layer, as one that
@@ -32,6 +35,7 @@ fn main() -> Result<(), Failure> {
     let mut args = std::env::args().skip(1).map(|arg| arg.parse::<usize>());
     let tokens = args.next().transpose()?.unwrap_or(8_192);
     let weights = args.next().transpose()?.unwrap_or(64);
+    let grown = args.next().transpose()?.unwrap_or(1_000);
     println!(
         "{:<6} {:<5} {:>8} {:>6} {:>6} {:>10} {:>10} {:>10} {:>10} {:>7} {:>6} {:>6} {:>7} {:>6}",
         "step",
@@ -54,7 +58,7 @@ fn main() -> Result<(), Failure> {
             [(KvType::F16, 16), (KvType::Q8_0, 16), (KvType::Q4_0, 16), (KvType::F16, 1)]
         {
             for ahead in [64, 0] {
-                let steps = run(kv, layers_per_row, ahead, tokens, megabytes)?;
+                let steps = run(kv, layers_per_row, ahead, tokens, megabytes, grown)?;
                 print(megabytes, kv, layers_per_row, ahead, steps);
             }
         }
@@ -68,19 +72,28 @@ fn run(
     ahead: usize,
     tokens: usize,
     megabytes: usize,
+    at_least: usize,
 ) -> Result<Steps, Failure> {
     let bank = Bank::new(Device::host()?, BankOptions::new())?;
     let layout = KvLayout::new(SHAPE, kv, kv, Some(layers_per_row), 0)?;
     let granule = usize::try_from(bank.granule().get())?;
     let cache = KvCache::new(&bank, layout, KvOptions::new().ahead(ahead).parked(Bytes::ZERO))?;
-    let mut sequence = cache.sequence(tokens)?;
     let weights = vec![1u64; (megabytes << 20) / 8];
     let part = weights.len() / SHAPE.n_layers;
     let row = vec![7u8; usize::try_from(layout.token_bytes().get())?];
     let stride = usize::try_from(layout.row_stride(0).get())?;
     let (mut grown, mut others, mut calls) = (Vec::new(), Vec::with_capacity(tokens), 0);
+    let mut sequence = cache.sequence(tokens)?;
     let mut seen = [0; 2];
-    for token in 0..tokens {
+    for token in (0..tokens).cycle() {
+        if token == 0 && !others.is_empty() {
+            if grown.len() >= at_least {
+                break;
+            }
+            // Nothing is parked: the next one maps everything anew.
+            sequence = cache.sequence(tokens)?;
+            seen = [cache.stats().mapped_ahead; 2];
+        }
         let (start, before) = (Instant::now(), calls_made_here());
         sequence.prepare(1)?;
         for layer in 0..SHAPE.n_layers {

@@ -14,9 +14,11 @@ use granule_benches::table::Table;
 use granule_device::Device;
 use granule_kv::{KvCache, KvLayout, KvOptions, KvShape, KvType, Sequence};
 use granule_ops::kv_append::{self, AppendShape};
-use granule_ops::{AttentionItem, AttentionShape, Threads, attention};
+use granule_ops::{AttentionItem, AttentionShape, KvFold, KvTransform, Threads, attention};
 
 const N_HEADS: usize = 32;
+/// Rows that a transform's layout keeps in f16 besides.
+const SINKS: usize = 4;
 const DEPTHS: [usize; 3] = [512, 2048, 8192];
 /// Tokens that are stored at a time.
 const STEP: usize = 128;
@@ -28,7 +30,11 @@ struct Setup {
     threads: Threads,
     bank: Bank,
     deepest: usize,
+    transform: KvTransform,
 }
+
+/// Types of keys and values, and whether they are transformed first, as `--kv-transform auto` does for q4_0.
+type Kinds = (KvType, KvType, bool);
 
 /// Numbers that differ from row to row.
 fn numbers(n: usize, seed: usize) -> Vec<f32> {
@@ -40,13 +46,26 @@ fn numbers(n: usize, seed: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
+/// A transform as `auto` makes them: constants off the keys, channels of like size, Hadamard on both sides, and four sinks.
+fn transform(shape: KvShape) -> KvTransform {
+    let width = shape.n_kv_heads * shape.head_dim;
+    let fold = |constants: Vec<f32>| {
+        let scales = numbers(width, 3).iter().map(|x| 1.0 + x / 4.0).collect();
+        KvFold::new(shape.n_kv_heads, shape.head_dim, constants, scales).unwrap()
+    };
+    let keys = fold(numbers(width, 5));
+    KvTransform::new(shape.n_kv_heads, shape.head_dim, Some(keys), Some(fold(vec![0.0; width]))).unwrap()
+}
+
 /// A sequence as deep as the deepest measurement.
-fn sequence(setup: &Setup, k: KvType, v: KvType, layers_per_row: usize) -> Sequence {
-    let layout = KvLayout::new(setup.shape, k, v, Some(layers_per_row), 0).unwrap();
+fn sequence(setup: &Setup, (k, v, auto): Kinds, layers_per_row: usize) -> Sequence {
+    let layout =
+        KvLayout::new(setup.shape, k, v, Some(layers_per_row), if auto { SINKS } else { 0 }).unwrap();
     let cache = KvCache::new(&setup.bank, layout, KvOptions::new()).unwrap();
     let mut sequence = cache.sequence(setup.deepest).unwrap();
     let width = setup.shape.n_kv_heads * setup.shape.head_dim;
-    let shape = AppendShape { rope_dims: 0, angles: &[], transform: None };
+    let transform = auto.then_some(&setup.transform);
+    let shape = AppendShape { rope_dims: 0, angles: &[], transform };
     while sequence.len() < setup.deepest {
         let n = sequence.prepare(STEP.min(setup.deepest - sequence.len())).unwrap();
         for layer in 0..setup.shape.n_layers {
@@ -60,9 +79,10 @@ fn sequence(setup: &Setup, k: KvType, v: KvType, layers_per_row: usize) -> Seque
 }
 
 /// One token's attention in all layers.
-fn token(setup: &Setup, sequence: &Sequence, depth: usize, memory: &mut Memory) -> Duration {
+fn token(setup: &Setup, sequence: &Sequence, auto: bool, depth: usize, memory: &mut Memory) -> Duration {
     let scale = 1.0 / (setup.shape.head_dim as f32).sqrt();
-    let shape = AttentionShape { n_heads: N_HEADS, scale, transform: None, rope: None };
+    let transform = auto.then_some(&setup.transform);
+    let shape = AttentionShape { n_heads: N_HEADS, scale, transform, rope: None };
     let mut took = Duration::ZERO;
     for layer in 0..setup.shape.n_layers {
         read(&setup.threads, &memory.weights);
@@ -133,7 +153,7 @@ fn main() {
     };
     let threads = Threads::new(NonZero::new(threads).expect("at least one thread")).unwrap();
     let bank = Bank::new(Device::host().unwrap(), BankOptions::new()).unwrap();
-    let setup = Setup { shape, threads, bank, deepest };
+    let setup = Setup { shape, threads, bank, deepest, transform: transform(shape) };
     let read = bandwidth(&setup.threads);
     println!("# Attention over the cache: {}\n", machine());
     println!(
@@ -145,10 +165,11 @@ fn main() {
         read / 1e9
     );
     let all = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Q4_0];
-    let pairs: Vec<_> = all
+    let pairs: Vec<Kinds> = all
         .iter()
-        .flat_map(|&k| all.map(|v| (k, v)))
-        .filter(|(k, v)| !quick || (k == v && !matches!(k, KvType::F32 | KvType::BF16)))
+        .flat_map(|&k| all.map(|v| (k, v, false)))
+        .filter(|(k, v, _)| !quick || (k == v && !matches!(k, KvType::F32 | KvType::BF16)))
+        .chain([(KvType::Q4_0, KvType::Q4_0, true)])
         .collect();
     let scratch = {
         let layout = KvLayout::new(shape, KvType::F32, KvType::F32, None, 0).unwrap();
@@ -164,22 +185,22 @@ fn main() {
         // Few at a time, so that memory suffices; those of one group take turns.
         for group in pairs.chunks(5) {
             let sequences: Vec<_> =
-                group.iter().map(|&(k, v)| sequence(&setup, k, v, layers_per_row)).collect();
+                group.iter().map(|&kinds| sequence(&setup, kinds, layers_per_row)).collect();
             for depth in DEPTHS.into_iter().filter(|&depth| depth <= deepest) {
                 let mut times = vec![Vec::new(); sequences.len()];
                 for _ in 0..ROUNDS {
-                    for (sequence, times) in sequences.iter().zip(&mut times) {
+                    for ((sequence, times), &(.., auto)) in sequences.iter().zip(&mut times).zip(group) {
                         // The first one brings the others' rows out of the caches.
-                        token(&setup, sequence, depth, &mut memory);
-                        times.push(token(&setup, sequence, depth, &mut memory));
+                        token(&setup, sequence, auto, depth, &mut memory);
+                        times.push(token(&setup, sequence, auto, depth, &mut memory));
                     }
                 }
-                for (((k, v), sequence), times) in group.iter().zip(&sequences).zip(&mut times) {
+                for (((k, v, auto), sequence), times) in group.iter().zip(&sequences).zip(&mut times) {
                     let seconds = median(times).as_secs_f64();
                     let fastest = times[0].as_secs_f64();
                     let bytes = (sequence.cache().layout().token_bytes().get() * depth as u64) as f64;
                     table.row(vec![
-                        format!("{k}, {v}"),
+                        format!("{k}, {v}{}", if *auto { ", auto" } else { "" }),
                         layers_per_row.to_string(),
                         depth.to_string(),
                         format!("{:.0}", seconds * 1e6),
