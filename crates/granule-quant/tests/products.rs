@@ -8,7 +8,6 @@ use proptest::prelude::*;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const QUANTIZED: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
-const PLANAR: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
 
 /// Rows of activations with what they are made of.
 #[derive(Clone, Debug)]
