@@ -128,12 +128,12 @@ impl<'a> HeadRows<'a> {
 /// Asks for `lines` cache lines from `at` bytes behind the start of each of `n` rows, which need not be mapped, in the
 /// second-level cache. For rows that will be read next and that nothing has fetched; a no-op where the CPU has no such hint.
 pub fn fetch_rows(bytes: &[u8], stride: usize, n: usize, at: usize, lines: usize) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     for row in 0..n {
         let row = bytes.as_ptr().wrapping_add(row.wrapping_mul(stride).wrapping_add(at));
         (0..lines).for_each(|line| crate::x86::prefetch_l2(row.wrapping_add(64 * line)));
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = (bytes, stride, n, at, lines);
 }
 
