@@ -1,7 +1,5 @@
 //! `Lent`: places of a range in somebody else's hands, to be filled there, on another thread, or given back.
 
-use std::sync::Weak;
-
 use granule_device::{Event, Granule};
 
 use crate::piece::{Piece, PieceId};
@@ -67,9 +65,8 @@ impl Lent {
         if event.is_done() || self.pieces.is_empty() {
             return;
         }
-        let (range, first) = (self.range, self.lent.first());
         // The range said that they are gone when it lent them.
-        self.bank.retiring().push(range, Weak::new(), first, self.lent.retire(), self.pieces, event);
+        self.bank.retiring().push_lent(self.range, self.lent, self.pieces, event);
     }
 
     /// As [`Lent::fill`], with granules that were taken before. What is not needed stays in the stock, and where it fails all

@@ -1,7 +1,7 @@
 //! The retire queue: memory that is given back once device work that may still use it is done.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use granule_device::{Event, Retired};
 
@@ -12,11 +12,33 @@ use crate::trace::RangeId;
 /// What waits for its event. Every handle of a bank has it, granules do not: the last handle to go waits for what is left.
 #[derive(Debug, Default)]
 pub(crate) struct RetireQueue {
-    waiting: Mutex<Vec<Retiree>>,
+    waiting: Mutex<Waiting>,
+    /// Told when nobody has anything in hand any more.
+    settled: Condvar,
     /// How many places wait or are being given back at this moment; the common answer, none, is had without the lock.
     places: AtomicUsize,
     /// How many places were ever pushed, which is also where the numbers of retirees come from.
     pushed: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    retirees: Vec<Retiree>,
+    /// How many threads are on the way from their places to this list, or from this list to the bank.
+    hands: usize,
+}
+
+/// A thread's way to or from the list.
+struct Hand<'a>(&'a RetireQueue);
+
+impl Drop for Hand<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.waiting();
+        waiting.hands -= 1;
+        if waiting.hands == 0 {
+            self.0.settled.notify_all();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -46,7 +68,21 @@ impl RetireQueue {
         let id = self.pushed.fetch_add(pieces.len() as u64, Ordering::Relaxed);
         self.places.fetch_add(pieces.len(), Ordering::AcqRel);
         let event = event.clone();
-        self.waiting().push(Retiree { id, range, places, first, retired, pieces, event });
+        self.waiting().retirees.push(Retiree { id, range, places, first, retired, pieces, event });
+    }
+
+    /// Retires places and pushes them, so that nobody who [drains](RetireQueue::drain) finds them retiring and not here.
+    pub(crate) fn push_lent(
+        &self,
+        range: RangeId,
+        lent: granule_device::Lent,
+        pieces: Vec<Piece>,
+        event: &Event,
+    ) {
+        self.waiting().hands += 1;
+        let _hand = Hand(self);
+        let first = lent.first();
+        self.push(range, Weak::new(), first, lent.retire(), pieces, event);
     }
 
     /// Gives back what has waited long enough. What the system does not unmap goes on waiting; answers whether there is any.
@@ -56,15 +92,19 @@ impl RetireQueue {
         }
         // The driver is asked, and told to unmap, without the lock.
         let events: Vec<(u64, Event)> =
-            self.waiting().iter().map(|retiree| (retiree.id, retiree.event.clone())).collect();
+            self.waiting().retirees.iter().map(|retiree| (retiree.id, retiree.event.clone())).collect();
         let done: Vec<u64> = events.iter().filter(|(_, event)| event.is_done()).map(|&(id, _)| id).collect();
-        let ready: Vec<Retiree> =
-            self.waiting().extract_if(.., |retiree| done.contains(&retiree.id)).collect();
+        let ready: Vec<Retiree> = {
+            let mut waiting = self.waiting();
+            waiting.hands += 1;
+            waiting.retirees.extract_if(.., |retiree| done.contains(&retiree.id)).collect()
+        };
+        let _hand = Hand(self);
         let mut refused = false;
         for mut retiree in ready {
             if retiree.retired.finish().is_err() {
                 refused = true;
-                self.waiting().push(retiree);
+                self.waiting().retirees.push(retiree);
                 continue;
             }
             let count = retiree.pieces.len();
@@ -77,11 +117,18 @@ impl RetireQueue {
         refused
     }
 
-    /// Waits for everything that was pushed before, and gives it back.
+    /// Waits for everything that was pushed before, and gives it back; also for what others are pushing or giving back.
     pub(crate) fn drain(&self) {
-        let events: Vec<Event> = self.waiting().iter().map(|retiree| retiree.event.clone()).collect();
+        let events: Vec<Event> = self.settle().retirees.iter().map(|retiree| retiree.event.clone()).collect();
         events.iter().for_each(Event::synchronize);
         self.poll();
+        drop(self.settle());
+    }
+
+    /// The list, once nobody has anything of it in hand.
+    fn settle(&self) -> MutexGuard<'_, Waiting> {
+        let waiting = self.waiting();
+        self.settled.wait_while(waiting, |waiting| waiting.hands > 0).unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many places wait, or are being given back at this moment by whoever noticed that they can be.
@@ -92,7 +139,7 @@ impl RetireQueue {
     /// Asks about everything that waits: its range, its place, its piece.
     pub(crate) fn each<T>(&self, mut ask: impl FnMut(RangeId, usize, &Piece) -> T) -> Vec<T> {
         let mut answers = Vec::new();
-        for retiree in self.waiting().iter() {
+        for retiree in &self.waiting().retirees {
             let places = (retiree.first..).zip(&retiree.pieces);
             answers.extend(places.map(|(place, piece)| ask(retiree.range, place, piece)));
         }
@@ -104,7 +151,7 @@ impl RetireQueue {
         self.pushed.load(Ordering::Relaxed)
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Vec<Retiree>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -112,6 +159,6 @@ impl RetireQueue {
 impl Drop for RetireQueue {
     fn drop(&mut self) {
         let waiting = self.waiting.get_mut().unwrap_or_else(PoisonError::into_inner);
-        waiting.iter().for_each(|retiree| retiree.event.synchronize());
+        waiting.retirees.iter().for_each(|retiree| retiree.event.synchronize());
     }
 }

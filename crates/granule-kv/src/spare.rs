@@ -8,6 +8,7 @@
 //!
 //! The lock is held for as long as it takes to move loans from one hand to another, never while a driver or the bank is called.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -138,8 +139,11 @@ impl Spare {
         if loans.is_empty() {
             return;
         }
-        let done = loans.iter_mut().try_for_each(|(_, lent)| lent.fill());
-        if done.is_ok() {
+        // Where memory is short, others' reclaimers run in here, and whoever waits for the mapper is to be told whatever they do.
+        let filled =
+            catch_unwind(AssertUnwindSafe(|| loans.iter_mut().try_for_each(|(_, lent)| lent.fill())));
+        let is_filled = matches!(filled, Ok(Ok(())));
+        if is_filled {
             counts.mapped_ahead(loans.iter().map(|(_, lent)| lent.places()).sum());
         } else {
             // All or nothing: what was filled goes back too.
@@ -148,12 +152,15 @@ impl Spare {
         let mut state = self.lock();
         state.filling = false;
         state.filled.append(&mut loans);
-        if done.is_err() {
+        if !is_filled {
             state.failed = true;
             self.lost.fetch_add(1, Ordering::Release);
         }
         drop(state);
         self.changed.notify_all();
+        if let Err(panic) = filled {
+            resume_unwind(panic);
+        }
     }
 
     /// Takes all that has memory behind it from the sequence, for whoever needs it more, with the event that it is given back

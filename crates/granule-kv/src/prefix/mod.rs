@@ -12,6 +12,7 @@ mod key;
 mod stats;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -131,6 +132,11 @@ struct Core {
     granule: Bytes,
     options: PrefixOptions,
     state: Mutex<State>,
+    /// Held by the thread that evicts for the bank, until the memory is there: who asks meanwhile waits for that, and is not told
+    /// that there is nothing.
+    giving: Mutex<()>,
+    /// Bytes that are being given back.
+    leaving: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -153,7 +159,13 @@ impl PrefixCache {
     /// An empty one, which gives memory back when `bank` asks.
     pub fn new(bank: &Bank, options: PrefixOptions) -> PrefixCache {
         let state = State { index: Index::new(), holders: BTreeMap::new(), counts: PrefixStats::default() };
-        let core = Arc::new(Core { granule: bank.granule(), options, state: Mutex::new(state) });
+        let core = Arc::new(Core {
+            granule: bank.granule(),
+            options,
+            state: Mutex::new(state),
+            giving: Mutex::default(),
+            leaving: AtomicU64::new(0),
+        });
         let asked = Arc::new(bank.add_reclaimer(&core));
         PrefixCache { core, _asked: asked }
     }
@@ -381,10 +393,16 @@ impl Reclaim for Core {
             let offer = offers.entry(self.price(tokens, alone.get())).or_default();
             *offer = offer.saturating_add(alone);
         }
-        offers.into_iter().map(|(cost, bytes)| Offer::new(bytes, cost)).collect()
+        drop(state);
+        // Looked at last: what left the index until now is in here.
+        let leaving = Bytes::new(self.leaving.load(Ordering::Acquire));
+        let offers = offers.into_iter().map(|(cost, bytes)| Offer::new(bytes, cost));
+        offers.chain((!leaving.is_zero()).then(|| Offer::new(leaving, 0))).collect()
     }
 
     fn reclaim(&self, want: Bytes) -> Bytes {
+        // Nobody asks the bank with this lock held, so it can be waited for.
+        let _giving = self.giving.lock().unwrap_or_else(PoisonError::into_inner);
         let mut given = Bytes::ZERO;
         while given < want {
             let mut state = self.state();
@@ -395,6 +413,7 @@ impl Reclaim for Core {
                     break;
                 }
                 expected = expected.saturating_add(Bytes::new(victim.bytes));
+                self.leaving.fetch_add(victim.bytes, Ordering::AcqRel);
                 gone.extend(state.evict(victim));
             }
             drop(state);
@@ -403,6 +422,7 @@ impl Reclaim for Core {
             }
             // What one gives back may be the next one's alone: where it is not enough they are looked at anew.
             given = gone.iter().map(|frozen| frozen.give_back()).fold(given, Bytes::saturating_add);
+            self.leaving.store(0, Ordering::Release);
         }
         given
     }

@@ -85,6 +85,8 @@ impl Sequence {
     pub fn trim(&mut self) -> Result<Bytes, Error> {
         let before = self.memory().held;
         self.take_all();
+        // Nothing is mapped ahead any more.
+        (self.covered, self.failed_at) = ((0, 0), None);
         let done = self.clear_dead();
         // What is left, also of what could not be put back, is what it is: rows are ready where there is memory behind them.
         self.ready = self.find_ready();

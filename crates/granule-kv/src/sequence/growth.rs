@@ -104,16 +104,13 @@ impl Sequence {
         let mut done = claim();
         // Places are out of reach for as long as it takes others to give back the memory that they took from here: what was spare
         // by then, and what waits for device work after that.
+        use granule_device::Error::{Lent, Retiring};
         for _ in 0..2 {
-            match &done {
-                Err(granule_bank::Error::Device(granule_device::Error::Lent { .. })) => {
-                    self.cache.idle().await_giving();
-                }
-                Err(granule_bank::Error::Device(granule_device::Error::Retiring { .. })) => {
-                    self.cache.bank().drain();
-                }
-                _ => break,
+            if !matches!(done, Err(granule_bank::Error::Device(Lent { .. } | Retiring { .. }))) {
+                break;
             }
+            self.cache.idle().await_giving();
+            self.cache.bank().drain();
             done = claim();
         }
         done
@@ -136,7 +133,8 @@ impl Sequence {
         if self.failed_at == Some(self.ready) {
             return;
         }
-        self.covered.1 = self.record.spare().lost();
+        // Until it is found out anew nothing is known to be covered.
+        self.covered = (0, self.record.spare().lost());
         match self.lend(end) {
             Some(loans) if loans.is_empty() => {}
             Some(loans) => {

@@ -100,6 +100,24 @@ pub(crate) fn steady_decode_makes_no_call(open: Open<'_>) {
     }
 }
 
+/// Memory that a trim has taken away is not thought to be there still.
+pub(crate) fn after_a_trim_memory_is_mapped_ahead_again(open: Open<'_>) {
+    let bank = bank(open, 120, 0);
+    let cache = cache(&bank, 3, 0, KvOptions::new().ahead(12));
+    let mut sequence = cache.sequence(300).unwrap();
+    let mut model = Model::default();
+    append(&mut sequence, &mut model, &(0..200).collect::<Vec<_>>()).unwrap();
+    sequence.truncate(20).unwrap();
+    model.keep(0..20);
+    // The tail is found to be covered, then it goes.
+    append(&mut sequence, &mut model, &[20]).unwrap();
+    sequence.trim().unwrap();
+    append(&mut sequence, &mut model, &[21]).unwrap();
+    let ahead = cache.layout().held_bytes(model.len() + 12, bank.granule()).unwrap();
+    until("memory ahead", || sequence.memory().held >= ahead);
+    assert_holds(&sequence, &model);
+}
+
 /// What fails ahead of time is nobody's error; it is done, and told, when it is needed.
 pub(crate) fn what_cannot_be_mapped_ahead_is_mapped_when_needed(open: Open<'_>) {
     let bank = bank(open, 60, 0);

@@ -24,6 +24,7 @@ granule_sim::conformance! {
         steady_decode_makes_no_call,
         what_cannot_be_mapped_ahead_is_mapped_when_needed,
         what_is_mapped_ahead_goes_to_whoever_needs_it,
+        after_a_trim_memory_is_mapped_ahead_again,
         too_little_memory_is_an_error_and_changes_nothing,
         wrong_asks_are_refused;
     sharing:

@@ -6,7 +6,7 @@ use granule_bank::Owner;
 use granule_device::Bytes;
 use granule_kv::{Error, KvOptions};
 
-use crate::support::{Model, Open, append, assert_holds, bank, cache, is_host};
+use crate::support::{Model, Open, append, assert_holds, bank, cache, is_host, work};
 
 pub(crate) fn forks_go_their_ways_on_threads(open: Open<'_>) {
     let bank = bank(open, 100, 8);
@@ -57,6 +57,7 @@ pub(crate) fn memory_is_taken_from_sequences_that_go_on(open: Open<'_>) {
     let bank = bank(open, 16, 0);
     let rounds = if is_host(bank.device()) { 300 } else { 6 };
     let cache = cache(&bank, 1, 4, KvOptions::new().ahead(20));
+    let stream = bank.device().stream().unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -70,6 +71,10 @@ pub(crate) fn memory_is_taken_from_sequences_that_go_on(open: Open<'_>) {
             let keep = round as usize % 9;
             sequence.truncate(keep.min(model.len())).unwrap();
             model.keep(0..keep.min(model.len()));
+            if round % 3 == 0 {
+                // What is taken now goes back behind this.
+                sequence.busy_until(&work(&stream, 1));
+            }
             for token in 0..50 {
                 match append(&mut sequence, &mut model, &[1000 * round + token]) {
                     Ok(()) | Err(Error::Bank(granule_bank::Error::OutOfMemory { .. })) => {}
@@ -80,5 +85,6 @@ pub(crate) fn memory_is_taken_from_sequences_that_go_on(open: Open<'_>) {
         }
     });
     cache.trim();
+    bank.drain();
     assert_eq!(bank.stats().held, Bytes::ZERO);
 }
