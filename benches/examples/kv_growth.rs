@@ -84,12 +84,16 @@ fn run(
     let stride = usize::try_from(layout.row_stride(0).get())?;
     let (mut grown, mut others, mut calls) = (Vec::new(), Vec::with_capacity(tokens), 0);
     let mut sequence = cache.sequence(tokens)?;
-    let mut seen = [0; 2];
+    let (mut seen, mut grown_before) = ([0; 2], usize::MAX);
     for token in (0..tokens).cycle() {
         if token == 0 && !others.is_empty() {
             if grown.len() >= at_least {
                 break;
             }
+            if grown.len() == grown_before {
+                return Err(format!("{tokens} tokens of {kv} never need a second granule").into());
+            }
+            grown_before = grown.len();
             // Nothing is parked: the next one maps everything anew.
             sequence = cache.sequence(tokens)?;
             seen = [cache.stats().mapped_ahead; 2];

@@ -1,8 +1,7 @@
 //! `--prompt-cache`: keys and values of a prompt in a file, so that the next run need not compute them again.
 //!
 //! The file is written after the first prompt of a run. In a chat it is written again when the conversation is twice as long as what
-//! the file holds, and at the end: so all of a chat's writing is at most twice its length, and a crash costs at most the time
-//! for half of it.
+//! the file holds of it, and at the end: a crash costs at most the time for half of it.
 
 use std::path::Path;
 
@@ -54,7 +53,9 @@ impl<'a> PromptCache<'a> {
         if !self.had_prompt {
             eprintln!("prompt cache: {kept} of {tokens} tokens reused");
         }
-        if !self.had_prompt || tokens >= 2 * self.holds.len() {
+        // What the file has of this conversation: it may hold another one, or what has been forgotten since.
+        let safe = self.holds.iter().zip(context.tokens()).take_while(|(held, token)| held == token).count();
+        if !self.had_prompt || tokens >= 2 * safe {
             self.save(context);
         }
         self.had_prompt = true;

@@ -20,7 +20,8 @@ pub struct ContextOptions {
     pub layers_per_row: Option<usize>,
     /// Whether keys and values are transformed before they are stored.
     pub kv_transform: KvTransformMode,
-    /// How the cache deals with memory that no token lies in yet, or any more. Contexts for which it is the same share a cache.
+    /// How the cache deals with memory that no token lies in yet, or any more. Contexts for which it is the same share a cache;
+    /// a sequence that begins with a remembered prompt is one of the cache that the prompt was computed in.
     pub kv: KvOptions,
     /// Whether prompts are remembered by the model, for all its contexts of these types, and found again by
     /// [`Context::eval_prompt`](crate::Context::eval_prompt) and generation.

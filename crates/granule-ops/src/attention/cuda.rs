@@ -254,7 +254,7 @@ unsafe impl KernelArgument for CombineArguments {}
 /// largest value), by head dimensions 64 and 128 on tensor cores: queries and weights enter products as two 16-bit terms, or two 8-bit terms
 /// where keys are in blocks. Any other even head dimension up to 256 takes a slower kernel that works in f32
 /// throughout. Splits change nothing but the order of sums. A NaN in a query, or in a key or value that it
-/// sees, is one in its result.
+/// sees, is one in its result; a value that is NaN or infinite may also reach queries of the same step that do not see it.
 ///
 /// # Errors
 /// [`Error::Shape`], [`Error::Dimension`], [`Error::Type`], [`Error::Alignment`], [`Error::Layouts`], [`Error::NotOnDevice`],

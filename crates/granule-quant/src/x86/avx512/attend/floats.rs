@@ -37,7 +37,7 @@ unsafe fn scores<F: Float, const R: usize>(keys: &HeadRows<'_>, words: &[f32], o
     for key in (0..keys.len).step_by(4) {
         let rows: [*const u8; 4] = rows_at(start, keys.stride, keys.len - key);
         fetch::<4>(keys, start);
-        start = start.wrapping_add(4 * keys.stride);
+        start = start.wrapping_add(keys.stride.wrapping_mul(4));
         let mut sums = [[_mm512_setzero_ps(); 4]; 4];
         // SAFETY: elements below `head_dim` of rows that there are; queries are padded to whole chunks.
         unsafe {

@@ -183,7 +183,7 @@ unsafe fn nibble_sums<const R: usize>(
         if b == 0 {
             fetch::<2>(values, start);
         }
-        start = start.wrapping_add(2 * values.stride);
+        start = start.wrapping_add(values.stride.wrapping_mul(2));
         // SAFETY: the blocks' quants; two pairs of weights, 0 where there is no second row.
         unsafe {
             // Bytes 0 to 7 of both blocks in the lower half, 8 to 15 in the upper.
@@ -252,7 +252,7 @@ unsafe fn tile_sums<Q: Quants, const R: usize>(
         if b == 0 {
             fetch::<2>(values, start);
         }
-        start = start.wrapping_add(2 * values.stride);
+        start = start.wrapping_add(values.stride.wrapping_mul(2));
         // SAFETY: the block's quants; a pair of weights, 0 where there is no second row.
         unsafe {
             let pairs = Q::pairs(rows[0], rows[1]);

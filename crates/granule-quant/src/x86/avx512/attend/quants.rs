@@ -144,7 +144,7 @@ pub(super) fn prepare(dtype: DType, head_dim: usize, q: &[f32], words: &mut [f32
     let raised = if dtype == DType::Q4_0 { Q4_0::RAISED } else { Q8_0::RAISED };
     let blocks = head_dim / BLOCK_LEN;
     let quads = q.len().div_ceil(QUAD * head_dim).max(1);
-    let of_quad = words.len() / quads;
+    let of_quad = (words.len() / quads).max(1);
     words.fill(0.0);
     for (words, q) in words.chunks_exact_mut(of_quad).zip(q.chunks(QUAD * head_dim)) {
         let (quants, scales) = words.split_at_mut(blocks * QUANT_BLOCK_WORDS);
@@ -208,7 +208,7 @@ pub(super) unsafe fn scores<Q: Quants>(keys: &HeadRows<'_>, words: &[f32], score
                 if b == 0 {
                     fetch::<4>(keys, start);
                 }
-                start = start.wrapping_add(4 * keys.stride);
+                start = start.wrapping_add(keys.stride.wrapping_mul(4));
                 let sums = rows.map(|row| {
                     let [x, y] = Q::bytes(row);
                     let sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), x, hi[0]);
