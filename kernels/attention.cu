@@ -59,7 +59,9 @@ template <u32 DIM> __device__ inline void fetch(const Run &run, u32 skip, u8 *st
     const bool key = lane < TILE_KEYS;
     if (has_scales(key ? run.k_type() : run.v_type())) {
         const u32 scales = key ? run.k_scales : run.v_scales;
-        copy_async(stage + run.scales_at() + lane * sizeof(Wide), from + u64{there} * run.stride + scales);
+        // No further than this head's: what pads a plane behind the last head's was never written.
+        const u32 valid = run.past() + DIM / BLOCK_LEN * u32{sizeof(f16)};
+        copy_async(stage + run.scales_at() + lane * sizeof(Wide), from + u64{there} * run.stride + scales, valid);
     }
 }
 

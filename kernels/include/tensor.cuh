@@ -204,6 +204,16 @@ __device__ inline void copy_async(SharedPlace to, const void *from)
 #endif
 }
 
+// The same of the first `valid` bytes, at most 16; zeros arrive for the others, which are not read.
+__device__ inline void copy_async(SharedPlace to, const void *from, u32 valid)
+{
+#ifdef GRANULE_EMULATED
+    granule_emu_async_copy(to.at, from, 16, valid);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.at), "l"(from), "r"(valid) : "memory");
+#endif
+}
+
 // Closes a group: the copies that this thread has started since the last one, none at all too.
 __device__ inline void commit_async()
 {
