@@ -201,21 +201,39 @@ struct Part<'a> {
 impl Part<'_> {
     /// The products of the weight rows `rows` with all activations.
     fn multiply(&self, x: &Activations<'_>, rows: Range<usize>) -> Result<(), Error> {
-        let (n, k) = (rows.len(), self.weight.cols());
+        let k = self.weight.cols();
         let row_bytes = self.weight.row_bytes();
         let weights = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
         let dtype = self.weight.dtype();
-        let width = self.weight.rows();
         let Some(q) = x.quantized.filter(|_| dtype.is_quantized()) else {
             // SAFETY: `out` was checked to be tokens x weight rows, so row `rows.start` of column 0 and all that the
             // tile addresses from there lie in it; each chunk of weight rows is one item, so no other thread writes it.
-            let tile = unsafe { Tile::from_raw_parts(self.out.at(rows.start), n, x.rows, width) };
+            let tile = unsafe {
+                Tile::from_raw_parts(self.out.at(rows.start), rows.len(), x.rows, self.weight.rows())
+            };
             return Ok(Isa::best().gemm_f32(dtype, weights, k, x.x, tile)?);
         };
-        let mut terms = [0f32; MOST_ROWS * TERMS * TOKENS];
-        let row = q.as_row();
-        for first in (0..x.rows).step_by(TOKENS) {
-            let tokens = TOKENS.min(x.rows - first);
+        if x.rows == 1 {
+            self.multiply_quantized::<1>(&q, weights, rows)
+        } else {
+            self.multiply_quantized::<TOKENS>(&q, weights, rows)
+        }
+    }
+
+    /// The products of `weights`, which are the weight rows `rows`, with all activations, `N` tokens at a time.
+    fn multiply_quantized<const N: usize>(
+        &self,
+        x: &QuantizedMatrix<'_>,
+        weights: &[u8],
+        rows: Range<usize>,
+    ) -> Result<(), Error> {
+        let (n, k, dtype, width) = (rows.len(), x.k(), self.weight.dtype(), self.weight.rows());
+        let tokens_of_x = x.rows() / TERMS;
+        let mut terms = [[[0f32; MOST_ROWS]; TERMS]; N];
+        let terms = terms.as_flattened_mut().as_flattened_mut();
+        let row = x.as_row();
+        for first in (0..tokens_of_x).step_by(N) {
+            let tokens = N.min(tokens_of_x - first);
             let (some, blocks) = (
                 first * TERMS * k..(first + tokens) * TERMS * k,
                 first * TERMS * k / BLOCK..(first + tokens) * TERMS * k / BLOCK,
