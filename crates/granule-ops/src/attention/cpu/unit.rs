@@ -287,10 +287,11 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Where a layer's part of a row begins, and how many cache lines it may touch.
+/// Where a layer's part of a row begins, and how many cache lines it touches: one more where it may begin inside of one.
 fn lines(layout: &KvRowLayout) -> (usize, usize) {
     let scales = if layout.v_type.is_quantized() { layout.elements() / 16 } else { 0 };
     let quants = granule_quant::planar_bytes(layout.v_type, layout.elements()).map_or(0, |v| v.quants);
     let end = (layout.v_scales + scales).max(layout.v_quants + quants);
-    (layout.k_quants, (end - layout.k_quants).div_ceil(64) + 1)
+    let inside = layout.row_stride % 64 != 0 || layout.k_quants % 64 != 0;
+    (layout.k_quants, (end - layout.k_quants).div_ceil(64) + usize::from(inside))
 }
