@@ -1,42 +1,44 @@
 //! What a context of some depth adds to a decode step, for each type of cache, beside what it adds in llama.cpp.
 //!
-//! `cargo run --release -p granule-benches --example kv_depth -- MODEL [--depth N] [--steps N] [--threads N]
+//! `cargo run --release -p granule-benches --example kv_depth -- MODEL [--depth N] [--turns N] [--threads N]
 //! [--layers-per-row N] [--llama-bench PATH]` prints Markdown.
 //!
-//! A step at depth 0 and one at the depth take turns, and so do the types, so that a machine that slows down slows all of them;
-//! what a depth adds is the difference of the medians. llama.cpp, where its `llama-bench` is named, is asked before and after,
-//! at each depth by itself, as it cannot take turns. `auto` and `none` are what `--kv-transform` takes.
+//! Turns of some steps at depth 0 and at the depth follow one another, and so do the types, so that a machine that slows down
+//! slows all of them. What a depth adds is the median, over the turns, of the difference between a turn's median and that of
+//! the turn at depth 0 before it. llama.cpp, where its `llama-bench` is named, computes as many steps at a time; it is asked
+//! before and after, and the smaller answer counts. `auto` and `none` are what `--kv-transform` takes.
 
 use std::num::NonZero;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use granule_benches::machine::machine;
 use granule_benches::table::Table;
 use granule_llama::{Context, ContextOptions, KvTransformMode, KvType, LoadOptions, Model, TokenId};
 
-/// Steps before the cache of depth 0 starts anew: what is meant by depth 0 is the first of them.
-const SHALLOW: usize = 16;
+/// Steps of a turn: the tokens of one sequence follow one another, as they do where text is generated.
+const TURN: usize = 8;
 
 struct Case {
     kv: KvType,
     mode: KvTransformMode,
     shallow: Context,
     deep: Context,
-    times: [Vec<Duration>; 2],
+    /// Medians of the turns, in milliseconds, at depth 0 and at the depth.
+    times: [Vec<f64>; 2],
 }
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (mut model, mut depth, mut steps, mut threads) = (None, 2048, 64, 2);
+    let (mut model, mut depth, mut turns, mut threads) = (None, 2048, 12, 2);
     let (mut layers_per_row, mut peer) = (None, None);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("a value behind the flag");
         let mut number = || value().parse::<usize>().expect("a number");
         match argument.as_str() {
             "--depth" => depth = number(),
-            "--steps" => steps = number(),
+            "--turns" => turns = number(),
             "--threads" => threads = number(),
             "--layers-per-row" => layers_per_row = Some(number()),
             "--llama-bench" => peer = Some(value()),
@@ -56,7 +58,7 @@ fn main() {
     ];
     let ask = |kv| peer.as_deref().map(|peer| llama_bench(peer, &path, kv, depth, threads));
     let before: Vec<_> = kinds.iter().map(|&(kv, _)| ask(kv)).collect();
-    let lengths = [2 * SHALLOW, depth + steps + 1];
+    let lengths = [TURN + 1, depth + TURN + 1];
     let mut cases = kinds.map(|(kv, mode)| {
         let options = ContextOptions {
             type_k: kv,
@@ -71,36 +73,56 @@ fn main() {
         deep.eval(&(0..depth).map(token).collect::<Vec<_>>()).unwrap();
         Case { kv, mode, shallow, deep, times: [Vec::new(), Vec::new()] }
     });
-    for step in 0..steps {
+    for _ in 0..turns {
         for case in &mut cases {
-            if step % SHALLOW == 0 {
-                case.shallow.clear().unwrap();
-            }
-            for (context, times) in [&mut case.shallow, &mut case.deep].into_iter().zip(&mut case.times) {
-                let start = Instant::now();
-                context.eval(&[token(step)]).unwrap();
-                times.push(start.elapsed());
+            let depths = [0, depth];
+            for ((context, depth), times) in
+                [&mut case.shallow, &mut case.deep].into_iter().zip(depths).zip(&mut case.times)
+            {
+                context.truncate(depth).unwrap();
+                // Not timed: llama-bench begins with a step that is not, too.
+                context.eval(&[token(depth)]).unwrap();
+                let mut turn = (0..TURN).map(|i| {
+                    let start = Instant::now();
+                    context.eval(&[token(i)]).unwrap();
+                    1e3 * start.elapsed().as_secs_f64()
+                });
+                times.push(median(turn.by_ref().collect()));
             }
         }
     }
     let after: Vec<_> = kinds.iter().map(|&(kv, _)| ask(kv)).collect();
 
     println!("# What a depth of {depth} adds to a token: {}, {threads} threads\n", machine());
-    println!("`{path}`, medians of {steps} steps, milliseconds.\n");
-    let mut table =
-        Table::new(["cache", "transform", "depth 0", "at depth", "added", "llama.cpp adds", "times less"]);
-    for (case, (before, after)) in cases.iter_mut().zip(before.into_iter().zip(after)) {
-        let [shallow, deep] = case.times.each_mut().map(|times| 1e3 * median(times).as_secs_f64());
-        let added = deep - shallow;
+    println!(
+        "`{path}`, medians of {turns} turns of {TURN} steps each, milliseconds; a quarter of the turns is below, one above.\n"
+    );
+    let mut table = Table::new([
+        "cache",
+        "transform",
+        "depth 0",
+        "at depth",
+        "added",
+        "quarters",
+        "llama.cpp adds",
+        "times less",
+    ]);
+    for (case, (before, after)) in cases.into_iter().zip(before.into_iter().zip(after)) {
+        let [shallow, deep] = &case.times;
+        let mut added: Vec<_> = deep.iter().zip(shallow).map(|(deep, shallow)| deep - shallow).collect();
+        added.sort_by(f64::total_cmp);
+        let (quarter, half) = (added.len() / 4, added[added.len() / 2]);
         let peers = before.zip(after).map(|(before, after)| before.min(after));
+        let [shallow, deep] = case.times.map(median);
         table.row(vec![
             case.kv.to_string(),
             format!("{:?}", case.mode).to_lowercase(),
             format!("{shallow:.2}"),
             format!("{deep:.2}"),
-            format!("{added:.2}"),
+            format!("{half:.2}"),
+            format!("{:.2}, {:.2}", added[quarter], added[added.len() - 1 - quarter]),
             peers.map_or("not asked".to_owned(), |peer| format!("{peer:.2}")),
-            peers.map_or(String::new(), |peer| format!("{:.1}", peer / added)),
+            peers.map_or(String::new(), |peer| format!("{:.1}", peer / half)),
         ]);
     }
     println!("{table}");
@@ -113,26 +135,25 @@ fn token(i: usize) -> TokenId {
 /// Milliseconds that the depth adds in llama.cpp.
 fn llama_bench(program: &str, model: &str, kv: KvType, depth: usize, threads: usize) -> f64 {
     let kv = kv.to_string();
-    let [shallow, deep] = [0, depth].map(|depth| {
-        let (depth, threads) = (depth.to_string(), threads.to_string());
-        let arguments = ["-m", model, "-p", "0", "-n", "32", "-r", "3", "-fa", "on", "-o", "csv"];
-        let output = Command::new(program)
-            .args(arguments)
-            .args(["-t", &threads, "-d", &depth, "-ctk", &kv, "-ctv", &kv])
-            .output()
-            .expect("llama-bench starts");
-        assert!(output.status.success(), "llama-bench: {}", String::from_utf8_lossy(&output.stderr));
-        let text = String::from_utf8(output.stdout).expect("text");
-        let mut lines = text.lines().map(|line| line.split(',').map(|field| field.trim_matches('"')));
-        let (mut names, mut values) = (lines.next().expect("names"), lines.next().expect("values"));
-        let at = names.position(|name| name == "avg_ns").expect("llama-bench names avg_ns");
-        let nanoseconds: f64 = values.nth(at).expect("a value").parse().expect("a number");
-        nanoseconds / 32.0 / 1e6
+    let (depths, threads, steps) = (format!("0,{depth}"), threads.to_string(), TURN.to_string());
+    let arguments = ["-m", model, "-p", "0", "-n", &steps, "-r", "8", "-fa", "on", "-o", "jsonl"];
+    let output = Command::new(program)
+        .args(arguments)
+        .args(["-t", &threads, "-d", &depths, "-ctk", &kv, "-ctv", &kv])
+        .output()
+        .expect("llama-bench starts");
+    assert!(output.status.success(), "llama-bench: {}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("text");
+    let mut medians = text.lines().map(|line| {
+        let row: serde_json::Value = serde_json::from_str(line).expect("llama-bench answers in JSON");
+        let samples = row["samples_ns"].as_array().expect("samples of a row").iter();
+        median(samples.map(|x| x.as_f64().expect("a number") / TURN as f64 / 1e6).collect())
     });
+    let (shallow, deep) = (medians.next().expect("a row"), medians.next().expect("another"));
     deep - shallow
 }
 
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
     times[times.len() / 2]
 }
