@@ -1,7 +1,7 @@
-//! Virtual memory of the host device beyond the conformance suite: zeros, exact accounts, sizes of granules.
+//! Virtual memory of the host device beyond the conformance suite: zeros, exact accounts, sizes of granules, huge pages.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
-use granule_device::{Access, Bytes, Device, Error, HostOptions};
+use granule_device::{Access, Bytes, Device, Error, HostOptions, Reservation};
 
 const GRANULE: usize = 4096 * 4;
 
@@ -53,7 +53,7 @@ fn wrong_places_and_sizes_are_refused() {
     let mut range = device.reserve(Bytes::new(1)).unwrap();
     let granule = device.create_granule().unwrap();
     let other = self::device(1).create_granule().unwrap();
-    let map = |range: &mut granule_device::Reservation, at, granule: &granule_device::Granule| {
+    let map = |range: &mut Reservation, at, granule: &granule_device::Granule| {
         range.map(at, std::slice::from_ref(granule), Access::ReadWrite)
     };
     assert!(matches!(map(&mut range, 1, &granule), Err(Error::NoSuchPlace { .. })));
@@ -66,4 +66,45 @@ fn wrong_places_and_sizes_are_refused() {
         let options = HostOptions::new().granule(Bytes::new(size));
         assert!(matches!(Device::host_with(options), Err(Error::GranuleSize { .. })), "{size}");
     }
+}
+
+/// Granules of this size are moved into huge pages when they are made, where the system can.
+#[test]
+fn making_a_huge_granule_changes_no_byte_of_others() {
+    const SIZE: usize = 2 << 20;
+    let size = Bytes::from_usize(SIZE);
+    let options = HostOptions::new().granule(size).capacity(size.saturating_mul(3));
+    let device = Device::host_with(options).unwrap();
+    let mut range = device.reserve(size.saturating_mul(3)).unwrap();
+    let mut readers = device.reserve(size.saturating_mul(2)).unwrap();
+    let place = |index: usize| index * SIZE..(index + 1) * SIZE;
+    // Every eight bytes say where they are, and in whose granule.
+    let words = |owner: u64| (owner << 32..).flat_map(u64::to_le_bytes).take(SIZE).collect::<Vec<u8>>();
+    let holds = |range: &Reservation, index: usize, expected: &[u8]| {
+        assert!(range.slice(place(index)).unwrap().as_host().unwrap() == expected, "place {index}");
+    };
+    let fill = |range: &mut Reservation, index: usize, owner: u64| {
+        let granule = device.create_granule().unwrap();
+        range.map(index, std::slice::from_ref(&granule), Access::ReadWrite).unwrap();
+        holds(range, index, &[0; SIZE]);
+        range.slice_mut(place(index)).unwrap().as_host_mut().unwrap().copy_from_slice(&words(owner));
+        granule
+    };
+    let first = fill(&mut range, 0, 1);
+    fill(&mut range, 1, 2);
+    range.set_access(0..1, Access::ReadOnly).unwrap();
+    readers.map(0, &[first.clone(), first], Access::ReadOnly).unwrap();
+    // Beside granules that are mapped, once where one was that is gone.
+    fill(&mut range, 2, 3);
+    drop(range.unmap(1..2).unwrap());
+    fill(&mut range, 1, 4);
+    let all = [words(1), words(4), words(3)].concat();
+    assert!(range.slice(..).unwrap().as_host().unwrap() == all);
+    holds(&readers, 0, &words(1));
+    holds(&readers, 1, &words(1));
+    // The last who reads may write; the others' bytes are still theirs.
+    drop(readers);
+    range.set_access(0..1, Access::ReadWrite).unwrap();
+    range.slice_mut(place(0)).unwrap().as_host_mut().unwrap().copy_from_slice(&words(5));
+    assert!(range.slice(..).unwrap().as_host().unwrap() == [words(5), words(4), words(3)].concat());
 }

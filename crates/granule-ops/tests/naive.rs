@@ -1,6 +1,10 @@
 //! Every operation against its naive twin: a few obvious lines in f64 that share nothing with the fast path.
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
+
+#[path = "support/random.rs"]
+mod random;
+
 use std::num::NonZeroUsize;
 
 use granule_device::DeviceSlice;
@@ -10,22 +14,10 @@ use granule_ops::{
 };
 use granule_quant::{DType, planar_bytes};
 use proptest::prelude::*;
+use random::numbers;
 
 fn threads(n: usize) -> Threads {
     Threads::new(NonZeroUsize::new(n).unwrap()).unwrap()
-}
-
-/// Numbers between -1 and 1 from a small generator (Steele et al., splitmix64), so that a case is its seed.
-fn numbers(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((z ^ (z >> 31)) >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-        })
-        .collect()
 }
 
 /// A weight of `rows` x `cols`: its bytes, and the numbers that they stand for.

@@ -5,6 +5,7 @@
 //! as they have to on a GPU.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+mod devices;
 mod faults;
 mod kept;
 #[cfg(feature = "cuda")]

@@ -1,52 +1,13 @@
-//! What every test needs: a device with room for so many granules, bytes in and out of it, and work that takes its time.
+//! What every test needs: a bank of so many granules, bytes in and out of its device, and work that takes its time.
 
-use std::cell::RefCell;
 use std::ops::Range as Span;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use granule_bank::{Bank, BankOptions};
-use granule_device::{
-    Buffer, Bytes, Device, DeviceKind, DeviceSlice, DeviceSliceMut, Event, HostOptions, LiveCounts, Region,
-    Stream,
-};
+use granule_device::{Buffer, Bytes, Device, DeviceSlice, DeviceSliceMut, Event, Region, Stream};
 
-/// What a test is given: opens a device with room for so many granules, on the host exactly so many.
-pub(crate) type Open<'a> = &'a dyn Fn(usize) -> Device;
-
-pub(crate) fn host(count: usize) -> Device {
-    const GRANULE: Bytes = Bytes::kib(4);
-    let options = HostOptions::new().granule(GRANULE).capacity(GRANULE.saturating_mul(count as u64));
-    Device::host_with(options).unwrap()
-}
-
-/// The first CUDA device. Its absence is a failure: a test that needs it does not pass by skipping.
-#[cfg(feature = "cuda")]
-pub(crate) fn cuda(count: usize) -> Device {
-    let device = Device::cuda(0).unwrap_or_else(|error| panic!("this test needs a CUDA device: {error}"));
-    assert!(
-        device.memory().unwrap().free >= granules(&device, count),
-        "too little free memory for this test"
-    );
-    device
-}
-
-/// Runs a test, and checks that it gave everything back.
-pub(crate) fn with_device(open: fn(usize) -> Device, test: fn(Open<'_>)) {
-    let watched = RefCell::new(Vec::new());
-    test(&|count| {
-        let device = open(count);
-        watched.borrow_mut().push(device.clone());
-        device
-    });
-    for device in watched.into_inner() {
-        assert_eq!(device.live(), LiveCounts::default(), "left behind on {}", device.name());
-    }
-}
-
-pub(crate) fn is_host(device: &Device) -> bool {
-    device.kind() == DeviceKind::Host
-}
+pub(crate) use crate::devices::*;
 
 /// The size of a granule.
 pub(crate) fn granule(device: &Device) -> usize {

@@ -219,3 +219,92 @@ fn check(code: c_int) -> io::Result<()> {
 fn mapped(start: *mut libc::c_void) -> io::Result<usize> {
     if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(start.expose_provenance()) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    use super::*;
+
+    const HUGE: usize = 2 << 20;
+
+    /// So many bytes, every eight of which say where they are.
+    fn words(first: u64, len: usize) -> Vec<u8> {
+        (first..).flat_map(u64::to_le_bytes).take(len).collect()
+    }
+
+    /// A file of three huge pages' size with [`words`] in it, and the hand that looks at it without mapping it.
+    fn file() -> (OwnedFd, File) {
+        let file = memfd().unwrap();
+        allocate(&file, 0, 3 * HUGE as u64).unwrap();
+        let look = File::from(file.try_clone().unwrap());
+        look.write_all_at(&words(0, 3 * HUGE), 0).unwrap();
+        (file, look)
+    }
+
+    fn bytes(look: &File) -> Vec<u8> {
+        let mut bytes = vec![0xEE; look.metadata().unwrap().len() as usize];
+        look.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    fn is_mapped(look: &File) -> bool {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let inode = look.metadata().unwrap().ino().to_string();
+        let mut files = maps.lines().filter(|line| line.contains("memfd:granule"));
+        files.any(|line| line.split_whitespace().nth(4) == Some(&inode))
+    }
+
+    /// Whether the system has huge pages is its own affair: what is asserted holds whatever it answers.
+    #[test]
+    fn gathered_pages_keep_their_bytes() {
+        let (file, look) = file();
+        let held = look.metadata().unwrap().blocks();
+        for (first, pages) in [(1, 1), (1, 1), (0, 2), (0, 3)] {
+            let _ = gather_pages(&file, (first * HUGE) as u64, pages * HUGE, HUGE);
+            assert!(bytes(&look) == words(0, 3 * HUGE), "{pages} from {first}");
+            assert_eq!(look.metadata().unwrap().blocks(), held);
+            assert!(!is_mapped(&look));
+        }
+    }
+
+    #[test]
+    fn a_mapping_stays_when_its_pages_are_gathered() {
+        let (file, look) = file();
+        let at = reserve(3 * HUGE, HUGE).unwrap();
+        // SAFETY: the addresses are new and nobody else's; the file is backed.
+        unsafe { map_file(at, 3 * HUGE, &file, 0, Access::ReadWrite) }.unwrap();
+        assert!(is_mapped(&look));
+        for round in 0..2 {
+            let _ = gather_pages(&file, HUGE as u64, HUGE, HUGE);
+            // SAFETY: mapped until the test's end, and nobody else's.
+            let seen = unsafe { std::slice::from_raw_parts_mut(at.as_host_ptr(), 3 * HUGE) };
+            assert!(seen[..] == words(round, 3 * HUGE), "round {round}");
+            // What is written there is in the file: it is the same memory still.
+            seen.copy_from_slice(&words(round + 1, 3 * HUGE));
+            assert!(bytes(&look) == words(round + 1, 3 * HUGE), "round {round}");
+        }
+        // SAFETY: nobody uses them again.
+        unsafe { release(at, 3 * HUGE) }.unwrap();
+    }
+
+    #[test]
+    fn what_cannot_be_gathered_is_left_as_it_is() {
+        let (file, look) = file();
+        let (page, huge) = (page_size() as u64, HUGE as u64);
+        // No page begins there, no file is so long, nothing is asked for.
+        for (offset, len, code) in
+            [(1, HUGE, libc::EINVAL), (u64::MAX, HUGE, libc::EFBIG), (0, 0, libc::EINVAL)]
+        {
+            let refused = gather_pages(&file, offset, len, HUGE).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(code), "{len} bytes at {offset}");
+        }
+        // Between huge pages, a part of one, behind the end: the system may answer as it likes.
+        for (offset, len) in [(page, HUGE), (0, HUGE / 2), (huge, HUGE + HUGE / 2), (3 * huge, HUGE)] {
+            let _ = gather_pages(&file, offset, len, HUGE);
+        }
+        assert!(bytes(&look) == words(0, 3 * HUGE));
+        assert!(!is_mapped(&look));
+    }
+}

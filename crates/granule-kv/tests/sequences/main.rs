@@ -5,6 +5,8 @@
 //! as they have to on a GPU.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+#[path = "../../../granule-bank/tests/conformance/devices.rs"]
+mod devices;
 mod edits;
 mod exchange;
 mod faults;

@@ -1,52 +1,15 @@
 //! What every test needs: caches whose granules hold a few rows, tokens that say who they are, and a model made of a vector.
 
-use std::cell::RefCell;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use granule_bank::{Bank, BankOptions};
-use granule_device::{
-    Bytes, Device, DeviceKind, DeviceSlice, DeviceSliceMut, Event, HostOptions, LiveCounts, Stream,
-};
+use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, Event, Stream};
 use granule_kv::{Error, KvCache, KvLayout, KvOptions, KvShape, KvType, Sequence};
 
-/// What a test is given: opens a device with room for so many granules, on the host exactly so many.
-pub(crate) type Open<'a> = &'a dyn Fn(usize) -> Device;
-
-const GRANULE: Bytes = Bytes::kib(4);
+pub(crate) use crate::devices::*;
 
 pub(crate) const LAYERS: usize = 3;
-
-pub(crate) fn host(count: usize) -> Device {
-    let options = HostOptions::new().granule(GRANULE).capacity(GRANULE.saturating_mul(count as u64));
-    Device::host_with(options).unwrap()
-}
-
-/// The first CUDA device. Its absence is a failure: a test that needs it does not pass by skipping.
-#[cfg(feature = "cuda")]
-pub(crate) fn cuda(count: usize) -> Device {
-    let device = Device::cuda(0).unwrap_or_else(|error| panic!("this test needs a CUDA device: {error}"));
-    let needed = device.granularity().saturating_mul(count as u64);
-    assert!(device.memory().unwrap().free >= needed, "too little free memory for this test");
-    device
-}
-
-/// Runs a test, and checks that it gave everything back.
-pub(crate) fn with_device(open: fn(usize) -> Device, test: fn(Open<'_>)) {
-    let watched = RefCell::new(Vec::new());
-    test(&|count| {
-        let device = open(count);
-        watched.borrow_mut().push(device.clone());
-        device
-    });
-    for device in watched.into_inner() {
-        assert_eq!(device.live(), LiveCounts::default(), "left behind on {}", device.name());
-    }
-}
-
-pub(crate) fn is_host(device: &Device) -> bool {
-    device.kind() == DeviceKind::Host
-}
 
 /// A bank of so many granules which keeps so many that nobody holds.
 pub(crate) fn bank(open: Open<'_>, granules: usize, cached: usize) -> Bank {

@@ -15,3 +15,5 @@ mod numbers;
 mod oracle;
 mod prefill;
 mod properties;
+#[path = "../support/random.rs"]
+mod random;

@@ -5,7 +5,7 @@ use granule_ops::{KvFold, Rope};
 use granule_quant::{DType, decode_planar, planar_bytes};
 use half::f16;
 
-use crate::numbers::Random;
+use crate::random::Random;
 
 /// The types of K and V.
 pub(crate) const TYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
@@ -132,8 +132,7 @@ fn draw(random: &mut Random, dtype: DType, n: usize, size: f32, quants: &mut [u8
             quants.iter_mut().for_each(|q| *q = random.next() as u8);
             assert_eq!(scales.len(), n / 32 * 2);
             scales.chunks_exact_mut(2).for_each(|d| {
-                let sign = if random.next() & 1 == 0 { 1.0 } else { -1.0 };
-                d.copy_from_slice(&f16::from_f32(sign * size / steps).to_le_bytes());
+                d.copy_from_slice(&f16::from_f32(random.sign() * size / steps).to_le_bytes());
             });
         }
     }

@@ -6,8 +6,9 @@ use granule_quant::DType;
 use proptest::prelude::*;
 
 use crate::machine::{Machine, Placed};
-use crate::numbers::{Random, any_bytes, float_bytes};
+use crate::numbers::{any_bytes, float_bytes};
 use crate::oracle;
+use crate::random::Random;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const BLOCKS: [DType; 2] = [DType::Q8_0, DType::Q4_0];

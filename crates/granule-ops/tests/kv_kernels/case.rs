@@ -3,6 +3,8 @@
 use granule_ops::{KvFold, KvRowLayout, KvSinks, KvTransform, PLANE_ALIGN, Rope};
 use granule_quant::{DType, planar_bytes};
 
+use crate::random::Random;
+
 /// Element types that a cache may have.
 pub(crate) const TYPES: [DType; 5] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0];
 
@@ -112,23 +114,5 @@ impl Case {
     pub(crate) fn numbers(&self, n: usize, salt: u64) -> Vec<f32> {
         let mut random = Random(self.seed ^ (salt << 32));
         (0..n).map(|_| random.signed() + random.signed() + random.signed()).collect()
-    }
-}
-
-/// A small generator of random numbers (splitmix64).
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// From -1 to 1.
-    fn signed(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 }

@@ -106,22 +106,23 @@ impl Cuda {
         let tables = self.tables(case);
         let shape = Cuda::shape(case, &tables);
         let scratch = cuda_scratch_len(&self.kernels, &shape, table.counts()).unwrap();
+        self.attend(q, scratch, |q, out, scratch| {
+            // SAFETY: all memory stays until `attend` has waited for the stream, and only this launch touches it.
+            unsafe { attention::cuda(&self.kernels, &self.stream, &shape, &view, q, out, scratch) }
+        })
+    }
+
+    /// What `launch` makes of queries, a result and so many bytes of scratch on the device, when the stream is done.
+    pub(crate) fn attend(
+        &self,
+        q: &[f32],
+        scratch: usize,
+        launch: impl FnOnce(DeviceSlice<'_>, DeviceSliceMut<'_>, DeviceSliceMut<'_>) -> Result<(), Error>,
+    ) -> Vec<f32> {
         let mut scratch = self.device().alloc(Bytes::from_usize(scratch)).unwrap();
-        let (queries, mut out) = (self.floats(q), self.floats(&vec![f32::INFINITY; q.len()]));
-        let len = size_of_val(q);
-        // SAFETY: all memory stays until the stream was waited for, and only this launch touches it.
-        let done = unsafe {
-            attention::cuda(
-                &self.kernels,
-                &self.stream,
-                &shape,
-                &view,
-                queries.slice(..len).unwrap(),
-                out.slice_mut(..len).unwrap(),
-                scratch.slice_mut(..).unwrap(),
-            )
-        };
-        done.unwrap();
+        let (queries, mut out) = (self.floats(q), self.floats(&vec![f32::NAN; q.len()]));
+        let target = out.slice_mut(..size_of_val(q)).unwrap();
+        launch(slice(&queries, q), target, scratch.slice_mut(..).unwrap()).unwrap();
         self.stream.synchronize().unwrap();
         self.download(&out, q.len())
     }

@@ -9,3 +9,5 @@ mod cache;
 mod case;
 mod cuda;
 mod naive;
+#[path = "../support/random.rs"]
+mod random;

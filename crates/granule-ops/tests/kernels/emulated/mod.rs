@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use self::library::{Allowed, Emulated, Param};
 use crate::machine::{Machine, Placed};
-use crate::numbers::Random;
+use crate::random::Random;
 use crate::{exhaustive, properties};
 
 static PLAIN: LazyLock<Emulated> = LazyLock::new(|| Emulated::build(Mode::Plain));

@@ -1,6 +1,5 @@
 //! A step of sequences with few and with many query tokens, each by its kernel, against f64.
 
-use granule_device::Bytes;
 use granule_ops::AttentionItem;
 use granule_ops::attention::{CudaStep, step};
 use granule_quant::DType;
@@ -53,25 +52,11 @@ fn each_sequence_of_a_step_gets_the_kernel_that_suits_it() {
         let ordered = part(&case, sequences.order());
         let caches: Vec<Cache> = sequences.order().iter().map(|&i| caches[i].clone()).collect();
         let q = ordered.numbers(ordered.tokens() * shape.n_heads * 64, 99);
-        let (queries, mut out) = (cuda.floats(&q), cuda.floats(&vec![f32::NAN; q.len()]));
         let need = sequences.scratch_len(&cuda.kernels, &shape).unwrap();
-        let mut scratch = cuda.device().alloc(Bytes::from_usize(need)).unwrap();
-        let len = size_of_val(&q[..]);
-        // SAFETY: all memory stays until the stream was waited for, and only these launches touch it.
-        let done = unsafe {
-            step(
-                &cuda.kernels,
-                &cuda.stream,
-                &shape,
-                &view,
-                queries.slice(..len).unwrap(),
-                out.slice_mut(..len).unwrap(),
-                scratch.slice_mut(..).unwrap(),
-            )
-        };
-        done.unwrap();
-        cuda.stream.synchronize().unwrap();
-        let got = cuda.download(&out, q.len());
+        let got = cuda.attend(&q, need, |q, out, scratch| {
+            // SAFETY: all memory stays until `attend` has waited for the stream, and only these launches touch it.
+            unsafe { step(&cuda.kernels, &cuda.stream, &shape, &view, q, out, scratch) }
+        });
         let mut exact = naive::attention(&ordered, &caches, &q);
         // Prompts meet f16 queries and weights; what they are held to in full stands with their own tests.
         let few = 5 * shape.n_heads * 64;
