@@ -1,10 +1,11 @@
 //! What growing costs a decode step, on the shape of Llama 3.2 1B and the host device: the time of steps in which a granule is
 //! added beside that of all others.
 //!
-//! `cargo run --release -p granule-benches --example kv_growth [TOKENS [WEIGHTS_MIB [GROWN]]]`
+//! `cargo run --release -p granule-benches --example kv_growth [TOKENS [WEIGHTS_MIB [GROWN [TYPE]]]]`
 //!
 //! Sequences of TOKENS tokens, one after the other, until there are GROWN steps (1,000 by default) in which a granule was added:
-//! a 99th percentile of fewer is their maximum. That is some minutes for each line of `model`.
+//! a 99th percentile of fewer is their maximum. That is some minutes for each line of `model`; with TYPE, those of one
+//! type and all layers in a row are measured alone.
 //!
 //! A step prepares a row, writes it in every layer and commits it. `alone` is that and nothing else, which no mapper can keep up
 //! with: it shows what waiting costs. In `model` the step reads WEIGHTS_MIB of memory besides, a part for each layer, as one that
@@ -32,7 +33,8 @@ struct Steps {
 }
 
 fn main() -> Result<(), Failure> {
-    let mut args = std::env::args().skip(1).map(|arg| arg.parse::<usize>());
+    let only = std::env::args().nth(4).map(|name| name.parse::<KvType>()).transpose()?;
+    let mut args = std::env::args().skip(1).take(3).map(|arg| arg.parse::<usize>());
     let tokens = args.next().transpose()?.unwrap_or(8_192);
     let weights = args.next().transpose()?.unwrap_or(64);
     let grown = args.next().transpose()?.unwrap_or(1_000);
@@ -57,6 +59,9 @@ fn main() -> Result<(), Failure> {
         for (kv, layers_per_row) in
             [(KvType::F16, 16), (KvType::Q8_0, 16), (KvType::Q4_0, 16), (KvType::F16, 1)]
         {
+            if only.is_some_and(|only| only != kv || layers_per_row == 1) {
+                continue;
+            }
             for ahead in [64, 0] {
                 let steps = run(kv, layers_per_row, ahead, tokens, megabytes, grown)?;
                 print(megabytes, kv, layers_per_row, ahead, steps);

@@ -292,6 +292,6 @@ fn lines(layout: &KvRowLayout) -> (usize, usize) {
     let scales = if layout.v_type.is_quantized() { layout.elements() / 16 } else { 0 };
     let quants = granule_quant::planar_bytes(layout.v_type, layout.elements()).map_or(0, |v| v.quants);
     let end = (layout.v_scales + scales).max(layout.v_quants + quants);
-    let inside = layout.row_stride % 64 != 0 || layout.k_quants % 64 != 0;
+    let inside = [layout.row_stride, layout.rows_at, layout.k_quants].iter().any(|at| at % 64 != 0);
     (layout.k_quants, (end - layout.k_quants).div_ceil(64) + usize::from(inside))
 }
