@@ -10,8 +10,8 @@ And for the types that are decoded only:
 random.digests      a line for each type: its name, and the digest of what gguf.quants.dequantize makes of 10,000 random blocks
 random.<type>.f32   the first two of these blocks in full
 
-The blocks of a type are the bytes of splitmix64 (little-endian words) that starts with its ggml id. All bit patterns come up, scales that
-are NaN, infinite or subnormal among them. The digest is FNV-1a, 64 bits wide, over the words that the floats are; which
+The blocks of a type are the bytes of splitmix64 (little-endian words) that starts with its ggml id; in blocks 8 to 71 the
+f16 scales are zero, subnormal, infinite and NaN in turn, in all pairs where there are two. The digest is FNV-1a, 64 bits wide, over the words that the floats are; which
 NaN it is counts for nothing, they are 0x7fc00000 all.
 """
 
@@ -97,6 +97,17 @@ def random_blocks(seed, n, size):
     return z.astype("<u8").view(np.uint8)[: n * size].reshape(n, size)
 
 
+# Where a block's f16 scales are, if not in its first bytes.
+SCALES = {"q5_1": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
+SPECIAL = (0x0000, 0x8000, 0x0001, 0x83FF, 0x7C00, 0xFC00, 0x7E01, 0x7C01)
+
+
+def set_special_scales(blocks, offsets):
+    for i in range(64):
+        for k, at in enumerate(offsets):
+            blocks[8 + i, at : at + 2] = list(SPECIAL[i >> 3 * k & 7].to_bytes(2, "little"))
+
+
 def digest(words):
     h = 0xCBF29CE484222325
     for word in words.tolist():
@@ -110,7 +121,9 @@ with open(here / "random.digests", "w") as file:
         kind = T[name.upper()]
         size = GGML_QUANT_SIZES[kind][1]
         with np.errstate(all="ignore"):
-            x = dequantize(random_blocks(int(kind), N, size), kind).astype(np.float32)
+            blocks = random_blocks(int(kind), N, size)
+            set_special_scales(blocks, SCALES.get(name, (0,)))
+            x = dequantize(blocks, kind).astype(np.float32)
         x[np.isnan(x)] = np.uint32(0x7FC00000).view(np.float32)
         x[:2].tofile(here / f"random.{name}.f32")
         print(name, f"{digest(x.view(np.uint32).ravel()):016x}", file=file)
