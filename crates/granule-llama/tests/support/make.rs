@@ -181,17 +181,20 @@ impl Weight {
 /// Blocks of a type that nothing here encodes: random bits out of those of `values`, and scales that make them as large.
 fn noise(dtype: DType, values: &[f32], data: &mut [u8]) {
     data.iter_mut().zip(values).for_each(|(byte, value)| *byte = (value.to_bits() >> 8) as u8);
-    let scales: &[usize] = match dtype {
-        DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[0, 2],
-        DType::Q2_K => &[80, 82],
-        DType::Q3_K => &[108],
-        DType::Q6_K => &[208],
-        _ => &[0],
+    // Where a block's f16 scale and minimum are, and minimums that are the middle of what there are quants for.
+    let scales: &[(usize, f32)] = match dtype {
+        DType::Q5_1 => &[(0, 1.0), (2, -15.5)],
+        DType::Q2_K => &[(80, 1.0), (82, 1.5)],
+        DType::Q4_K => &[(0, 1.0), (2, 7.5)],
+        DType::Q5_K => &[(0, 1.0), (2, 15.5)],
+        DType::Q3_K => &[(108, 1.0)],
+        DType::Q6_K => &[(208, 1.0)],
+        _ => &[(0, 1.0)],
     };
     let set = |data: &mut [u8], d: f32| {
         for block in data.chunks_mut(dtype.block_bytes()) {
-            for &at in scales {
-                block[at..at + 2].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+            for &(at, factor) in scales {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(d * factor).to_le_bytes());
             }
         }
     };

@@ -1,6 +1,6 @@
 //! `IQ2_XXS`: eight elements at a time from a grid.
 
-use super::{Expand, Minimum, NO_MINIMUM, Run};
+use super::{Expand, Minimum, NO_MINIMUM, Run, widen};
 use crate::block::BlockIQ2_XXS;
 
 /// The points of the grid: two bits for each of eight elements, those of the first lowest; 0 stands for 8, 1 for 25 and 2
@@ -53,7 +53,7 @@ impl Expand for BlockIQ2_XXS {
             let magnitudes = GRID[usize::from(point)];
             *q = std::array::from_fn(|j| if signs >> j & 1 == 0 { magnitudes[j] } else { -magnitudes[j] });
         }
-        let scale = self.d.to_f32() * (0.5 + (word >> 28) as f32) * 0.25;
+        let scale = widen(self.d) * (0.5 + (word >> 28) as f32) * 0.25;
         Run { q, d: [scale; 2], m: NO_MINIMUM }
     }
 }

@@ -1,31 +1,26 @@
 //! `Q2_K` to `Q6_K`.
 
-use super::{Expand, Minimum, NO_MINIMUM, Run};
+use bytemuck::cast;
+
+use super::{Expand, Minimum, NO_MINIMUM, Run, bits, join, widen};
 use crate::BLOCK_LEN;
 use crate::block::{BlockQ2_K, BlockQ3_K, BlockQ4_K, BlockQ5_K, BlockQ6_K};
 
-/// Bits `shift` and above of 32 bytes, as many as `mask` has.
-#[inline(always)]
-fn bits(bytes: &[u8; BLOCK_LEN], shift: usize, mask: u8) -> [u8; BLOCK_LEN] {
-    bytes.map(|b| b >> shift & mask)
-}
-
-/// `low` and `high << shift`, less `offset`.
-#[inline(always)]
-fn join(low: [u8; BLOCK_LEN], high: [u8; BLOCK_LEN], shift: usize, offset: i8) -> [i8; BLOCK_LEN] {
-    std::array::from_fn(|j| (low[j] | high[j] << shift) as i8 - offset)
-}
-
 /// The quants of two bits of run `i`, as `Q2_K` and `Q3_K` have them, and the high two of `Q6_K`.
 #[inline(always)]
-fn two_bits(q: &[u8; 64], i: usize) -> [u8; BLOCK_LEN] {
-    bits(&q.as_chunks().0[i / 4], 2 * (i % 4), 3)
+fn two_bits(q: &[u8; 64], i: usize) -> [u64; 4] {
+    bits(words(&q.as_chunks().0[i / 4]), 2 * (i % 4), 3)
 }
 
 /// The quants of four bits of run `i`, as `Q4_K` and `Q5_K` have them.
 #[inline(always)]
-fn four_bits(q: &[u8; 128], i: usize) -> [u8; BLOCK_LEN] {
-    bits(&q.as_chunks().0[i / 2], 4 * (i % 2), 15)
+fn four_bits(q: &[u8; 128], i: usize) -> [u64; 4] {
+    bits(words(&q.as_chunks().0[i / 2]), 4 * (i % 2), 15)
+}
+
+#[inline(always)]
+fn words(bytes: &[u8; BLOCK_LEN]) -> [u64; 4] {
+    cast(*bytes)
 }
 
 /// Scale and minimum of run `i`, as `Q4_K` and `Q5_K` have them.
@@ -46,10 +41,10 @@ impl Expand for BlockQ2_K {
 
     #[inline(always)]
     fn run(&self, i: usize) -> Run {
-        let (d, dmin) = (self.d.to_f32(), self.dmin.to_f32());
+        let (d, dmin) = (widen(self.d), widen(self.dmin));
         let scales = [self.scales[2 * i], self.scales[2 * i + 1]];
         Run {
-            q: two_bits(&self.q, i).map(|q| q as i8),
+            q: cast(two_bits(&self.q, i)),
             d: scales.map(|s| d * f32::from(s & 15)),
             m: scales.map(|s| -(dmin * f32::from(s >> 4))),
         }
@@ -62,14 +57,14 @@ impl Expand for BlockQ3_K {
 
     #[inline(always)]
     fn run(&self, i: usize) -> Run {
-        let d = self.d.to_f32();
+        let d = widen(self.d);
         let scale = |g: usize| {
             let low = self.scales[g % 8] >> (g / 8 * 4) & 15;
             let high = self.scales[8 + g % 4] >> (g / 4 * 2) & 3;
             d * f32::from((low | high << 4) as i8 - 32)
         };
         Run {
-            q: join(two_bits(&self.q, i), bits(&self.h, i, 1), 2, 4),
+            q: join(two_bits(&self.q, i), bits(words(&self.h), i, 1), 2, 4),
             d: [scale(2 * i), scale(2 * i + 1)],
             m: NO_MINIMUM,
         }
@@ -83,11 +78,7 @@ impl Expand for BlockQ4_K {
     #[inline(always)]
     fn run(&self, i: usize) -> Run {
         let (s, t) = scale_and_minimum(&self.scales, i);
-        Run {
-            q: four_bits(&self.q, i).map(|q| q as i8),
-            d: [self.d.to_f32() * s; 2],
-            m: [-(self.dmin.to_f32() * t); 2],
-        }
+        Run { q: cast(four_bits(&self.q, i)), d: [widen(self.d) * s; 2], m: [-(widen(self.dmin) * t); 2] }
     }
 }
 
@@ -99,9 +90,9 @@ impl Expand for BlockQ5_K {
     fn run(&self, i: usize) -> Run {
         let (s, t) = scale_and_minimum(&self.scales, i);
         Run {
-            q: join(four_bits(&self.q, i), bits(&self.h, i, 1), 4, 0),
-            d: [self.d.to_f32() * s; 2],
-            m: [-(self.dmin.to_f32() * t); 2],
+            q: join(four_bits(&self.q, i), bits(words(&self.h), i, 1), 4, 0),
+            d: [widen(self.d) * s; 2],
+            m: [-(widen(self.dmin) * t); 2],
         }
     }
 }
@@ -112,8 +103,8 @@ impl Expand for BlockQ6_K {
 
     #[inline(always)]
     fn run(&self, i: usize) -> Run {
-        let d = self.d.to_f32();
-        let low = bits(&self.q.as_chunks().0[i / 4 * 2 + i % 2], i % 4 / 2 * 4, 15);
+        let d = widen(self.d);
+        let low = bits(words(&self.q.as_chunks().0[i / 4 * 2 + i % 2]), i % 4 / 2 * 4, 15);
         Run {
             q: join(low, two_bits(&self.h, i), 4, 32),
             d: [self.scales[2 * i], self.scales[2 * i + 1]].map(|s| d * f32::from(s)),

@@ -8,7 +8,8 @@ mod grid;
 mod k;
 mod nibbles;
 
-use bytemuck::{Pod, pod_read_unaligned};
+use bytemuck::{Pod, cast, pod_read_unaligned, try_from_bytes};
+use half::f16;
 
 use crate::BLOCK_LEN;
 
@@ -58,11 +59,57 @@ pub(crate) trait Expand: Pod {
 /// Runs that are expanded at a time by products: one block of 256, or eight of 32.
 pub(crate) const PIECE: usize = 8;
 
+/// The block at `bytes`, where it lies if its address allows that, as that of a file's block does.
+macro_rules! block_at {
+    ($bytes:ident, $copy:ident) => {
+        match try_from_bytes($bytes) {
+            Ok(block) => block,
+            Err(_) => {
+                $copy = pod_read_unaligned($bytes);
+                &$copy
+            }
+        }
+    };
+}
+
+/// A scale: `half`'s conversion asks at every call what the CPU can do, which takes longer than this.
+#[inline(always)]
+fn widen(x: f16) -> f32 {
+    let (sign, magnitude) = (u32::from(x.to_bits() >> 15) << 31, u32::from(x.to_bits() & 0x7fff) << 13);
+    // Exponents go up by 127 - 15; that of infinity and NaN by twice as much.
+    let number = match magnitude >> 23 {
+        // Subnormal: as if it had the smallest exponent and a leading one, which is then taken off.
+        0 => (f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23)).to_bits(),
+        31 => magnitude + (224 << 23),
+        _ => magnitude + (112 << 23),
+    };
+    f32::from_bits(number | sign)
+}
+
+/// Bits `shift` and above of each byte, as many as `mask` has.
+#[inline(always)]
+fn bits<const N: usize>(bytes: [u64; N], shift: usize, mask: u8) -> [u64; N] {
+    bytes.map(|word| word >> shift & u64::from_ne_bytes([mask; 8]))
+}
+
+/// `low` and `high << shift` of each byte, less `offset`.
+#[inline(always)]
+fn join(low: [u64; 4], high: [u64; 4], shift: usize, offset: u8) -> [i8; BLOCK_LEN] {
+    let each = |byte: u8| u64::from_ne_bytes([byte; 8]);
+    let mut joined = low;
+    for (joined, high) in joined.iter_mut().zip(high) {
+        // With its highest bit set no byte, all of which are below 64, borrows from the next.
+        *joined = ((*joined | high << shift | each(128)) - each(offset)) ^ each(128);
+    }
+    cast(joined)
+}
+
 /// Expands whole blocks; `runs` is as long as they are.
 #[inline(always)]
 pub(crate) fn expand<B: Expand>(blocks: &[u8], runs: &mut [Run]) {
     for (bytes, runs) in blocks.chunks_exact(size_of::<B>()).zip(runs.chunks_exact_mut(B::RUNS)) {
-        let block: B = pod_read_unaligned(bytes);
+        let copy: B;
+        let block = block_at!(bytes, copy);
         for (i, run) in runs.iter_mut().enumerate() {
             *run = block.run(i);
         }
@@ -73,7 +120,8 @@ pub(crate) fn expand<B: Expand>(blocks: &[u8], runs: &mut [Run]) {
 #[inline(always)]
 pub(crate) fn decode<B: Expand>(blocks: &[u8], dst: &mut [f32]) {
     for (bytes, dst) in blocks.chunks_exact(size_of::<B>()).zip(dst.chunks_exact_mut(B::RUNS * BLOCK_LEN)) {
-        let block: B = pod_read_unaligned(bytes);
+        let copy: B;
+        let block = block_at!(bytes, copy);
         for (i, x) in dst.as_chunks_mut::<BLOCK_LEN>().0.iter_mut().enumerate() {
             let Run { q, d, m } = block.run(i);
             for (j, x) in x.iter_mut().enumerate() {
