@@ -47,7 +47,7 @@ fn part(dtype: DType, b: &[u8], e: usize) -> (f64, f64) {
     let bit = |byte: u8, i: usize| byte >> i & 1;
     let nibble = |q: &[u8]| if j < 16 { q[j] & 15 } else { q[j - 16] >> 4 };
     let two = |q: &[u8]| q[32 * half + j] >> (2 * run) & 3;
-    let four = |q: &[u8]| if e / 32 % 2 == 0 { q[e / 64 * 32 + j] & 15 } else { q[e / 64 * 32 + j] >> 4 };
+    let four = |q: &[u8]| q[e / 64 * 32 + j] >> (e / 32 % 2 * 4) & 15;
     let values = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
     // Scale and minimum of 6 bits.
     let six = |k: &[u8], i: usize| {
