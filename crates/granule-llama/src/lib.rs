@@ -17,8 +17,8 @@
 //! # Ok::<(), granule_llama::Error>(())
 //! ```
 //!
-//! What runs: `llama` files, GGUF version 2 or 3, in one file or several; weights in F32, F16, BF16, Q8_0, Q4_0 and
-//! Q4_1, mixed as they may be; grouped-query attention; rotary positions with linear or Llama 3 scaling; SentencePiece
+//! What runs: `llama` files, GGUF version 2 or 3, in one file or several; weights in F32, F16, BF16, Q8_0, Q4_0,
+//! Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL, IQ4_XS and IQ2_XXS, mixed as they may be; grouped-query attention; rotary positions with linear or Llama 3 scaling; SentencePiece
 //! and byte-level BPE vocabularies. What does not is refused by name.
 //!
 //! Invariants: a call that fails leaves its context as it was; a context's memory never moves; what

@@ -351,10 +351,30 @@ mod tests {
         assert!(planar_at(usize::MAX, 0, usize::MAX - 3).is_err());
         assert!(matches!(RowShape::planar(DType::F16, 1, 32), Err(Error::Type { .. })));
         assert!(matches!(RowShape::planar(DType::Q4_1, 1, 32), Err(Error::Type { .. })));
+        for &dtype in DType::ALL.iter().filter(|dtype| !dtype.is_encoded()) {
+            assert!(matches!(RowShape::planar(dtype, 1, 256), Err(Error::Type { .. })));
+        }
         assert!(matches!(RowShape::dense(DType::Q8_0, 1, 33), Err(Error::Quant(_))));
         assert!(matches!(RowShape::dense(DType::F32, 5, usize::MAX / 4 - 3), Err(Error::Quant(_))));
         let too_short =
             Rows::new(DeviceSlice::from(&[0u8; 33][..]), RowShape::dense(DType::Q8_0, 1, 32).unwrap());
         assert!(matches!(too_short, Err(Error::Shape { got: 33, want: 34, .. })));
+    }
+
+    /// Launchers and their host twins check a pair before anything else.
+    #[test]
+    fn block_types_without_kernels_are_refused_by_name() {
+        let floats = RowShape::dense(DType::F32, 1, 256).unwrap();
+        for &dtype in DType::ALL.iter().filter(|&&dtype| dtype.is_quantized() && !is_cached(dtype)) {
+            let blocks = RowShape::dense(dtype, 1, 256).unwrap();
+            for (from, to, takes, gives) in [
+                (blocks, floats, is_cached as fn(DType) -> bool, is_float as fn(DType) -> bool),
+                (floats, blocks, is_float, is_cached),
+                (blocks, blocks, is_cached, is_cached),
+            ] {
+                let error = check_pair("op", &from, &to, takes, gives).unwrap_err().to_string();
+                assert!(error.contains(dtype.name()), "{error}");
+            }
+        }
     }
 }

@@ -13,7 +13,8 @@ use crate::{BLOCK_LEN, DType, Error, Isa};
 /// `F16` and `BF16` round to nearest even. The quantized types are defined with their blocks.
 ///
 /// # Errors
-/// [`Error::NotFinite`] for NaN and infinity, whatever the type; [`Error::Overflow`] where an element (`F16`, `BF16`) or
+/// [`Error::NotEncoded`] for the types that are decoded only ([`DType::is_encoded`]); [`Error::NotFinite`] for NaN and
+/// infinity, whatever the type; [`Error::Overflow`] where an element (`F16`, `BF16`) or
 /// a block's scale or minimum rounds to infinity; [`Error::RowLength`] and [`Error::Length`] where lengths disagree.
 /// `dst` is then as it was.
 pub fn encode(dtype: DType, src: &[f32], dst: &mut [u8]) -> Result<(), Error> {
@@ -55,6 +56,9 @@ impl Isa {
 
     /// Checks that every element can be encoded, before anything is written.
     pub(crate) fn check_encodable(self, dtype: DType, src: &[f32]) -> Result<(), Error> {
+        if !dtype.is_encoded() {
+            return Err(Error::NotEncoded { dtype });
+        }
         // No magnitude below f16's largest overflows any type, so one cheap pass settles nearly every row.
         if by_isa!(self, codec::max_magnitude_bits(src)) < f16::MAX.to_f32().to_bits() {
             return Ok(());
@@ -66,16 +70,16 @@ impl Isa {
             DType::Q8_0 => is_inf(scale_q8_0(x)),
             DType::Q4_0 => is_inf(scale_q4_0(x)),
             DType::Q4_1 => is_inf(scale_q4_1(x).0) || is_inf(scale_q4_1(x).1),
-            DType::F32 | DType::F16 | DType::BF16 => false,
+            _ => false,
         };
         let element = match dtype {
-            DType::F32 => None,
             DType::F16 => src.iter().position(|&v| is_inf(v)),
             DType::BF16 => src.iter().position(|&v| encode_bf16(v) & 0x7fff == 0x7f80),
             DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => {
                 let mut blocks = src.as_chunks().0.iter().enumerate();
                 blocks.find(|(_, x)| block_is_inf(x)).map(|(b, x)| b * BLOCK_LEN + largest(x).0)
             }
+            _ => None,
         };
         element.map_or(Ok(()), overflow)
     }

@@ -3,12 +3,12 @@
 use crate::isa::by_isa;
 use crate::{BLOCK_LEN, DType, Isa, QuantizedRow};
 
-/// Dot product of a quantized weight row (n elements of `Q8_0`, `Q4_0` or `Q4_1`, at any address) with quantized
-/// activations (n elements).
+/// Dot product of a quantized weight row (n elements of any type with blocks, at any address) with quantized activations
+/// (n elements).
 ///
 /// Products inside a block are summed exactly in integers; these sums are scaled and added in f32, in an order that
 /// depends on the path, and a path may take what makes nibbles signed (the 8 of `Q4_0`) off at the end. With the products
-/// `dw*qw * dx*qx` and, for `Q4_1`, `m*s`, the result is within `(n/32 + 8) * 2^-23 * t` of the exact sum, where `t` is
+/// `dw*qw * dx*qx` and, in types with minimums, `m*s` for each 32 elements (16 in `Q2_K`) that share one, the result is within `(n/32 + 8) * 2^-23 * t` of the exact sum, where `t` is
 /// the sum of the magnitudes of all these, and of `8 * dw * dx*qx` for `Q4_0`.
 ///
 /// The caller has checked the shapes: where `row` does not fit `x`, or the type is another, the result is NaN (and a

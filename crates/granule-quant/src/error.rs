@@ -38,6 +38,12 @@ pub enum Error {
         /// The type asked for.
         dtype: DType,
     },
+    /// The type is read only: its quants are chosen by whoever makes the file.
+    #[error("rows of {dtype} can be decoded and not made; use f32, f16, bf16, q8_0, q4_0 or q4_1")]
+    NotEncoded {
+        /// The type asked for.
+        dtype: DType,
+    },
     /// The type has no planar form: it is for weights only.
     #[error(
         "{dtype} is a type for weights and cannot be laid out in planes; use f32, f16, bf16, q8_0 or q4_0"
@@ -65,7 +71,10 @@ pub enum Error {
         got: usize,
     },
     /// No type has this name.
-    #[error("`{name}` is not a type; the types are f32, f16, bf16, q8_0, q4_0, q4_1")]
+    #[error(
+        "`{name}` is not a type; the types are f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, q2_k, q3_k, q4_k, q5_k, q6_k, \
+         iq4_nl, iq4_xs, iq2_xxs"
+    )]
     UnknownType {
         /// The name as given.
         name: String,

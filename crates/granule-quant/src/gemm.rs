@@ -94,7 +94,7 @@ impl<'a> Tile<'a> {
 /// Product of quantized weights with quantized activations: `out[c * out_stride + r]` = row `r` of `w` times row `c`
 /// of `x`.
 ///
-/// `w` is rows x k of `Q8_0`, `Q4_0` or `Q4_1` (dense rows, at any address), `x` is c x k. Each element is what
+/// `w` is rows x k of any type with blocks (dense rows, at any address), `x` is c x k. Each element is what
 /// [`dot_q8`](crate::dot_q8) gives, within the bound stated there; which order it is summed in depends on the path and on c.
 ///
 /// # Errors

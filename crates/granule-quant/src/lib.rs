@@ -5,7 +5,7 @@
 //! | to | call |
 //! | --- | --- |
 //! | know a type's name, id and sizes | [`DType`] |
-//! | read a block's bytes | [`BlockQ8_0`], [`BlockQ4_0`], [`BlockQ4_1`] |
+//! | read a block's bytes | [`BlockQ8_0`], [`BlockQ4_0`], [`BlockQ4_1`], [`BlockQ5_0`], [`BlockQ5_1`], [`BlockIQ4_NL`]; of 256 elements [`BlockQ2_K`], [`BlockQ3_K`], [`BlockQ4_K`], [`BlockQ5_K`], [`BlockQ6_K`], [`BlockIQ4_XS`], [`BlockIQ2_XXS`] |
 //! | convert rows | [`encode`], [`decode`] |
 //! | convert rows of a KV cache | [`planar_bytes`], [`encode_planar`], [`decode_planar`], [`planar_from_ggml`], [`ggml_from_planar`] |
 //! | attend to a tile of rows of a KV cache | [`HeadRows`], [`Isa::prepare_queries`], [`Isa::scores`], [`Isa::softmax_tile`], [`Isa::weighted_sums`] |
@@ -21,6 +21,7 @@ mod codec;
 mod dot;
 mod dtype;
 mod error;
+mod expand;
 mod gemm;
 mod isa;
 mod planar;
@@ -30,7 +31,10 @@ mod x86;
 
 pub use activation::{QuantizedMatrix, QuantizedRow, quantize_row};
 pub use attend::{ATTEND_TILE, HeadRows, RunningSoftmax, TileShape, fetch_rows, query_words};
-pub use block::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0};
+pub use block::{
+    BLOCK_LEN, BlockIQ2_XXS, BlockIQ4_NL, BlockIQ4_XS, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
+    BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0, SUPER_BLOCK_LEN,
+};
 pub use codec::{decode, encode};
 pub use dot::{dot_f32, dot_q8};
 pub use dtype::DType;

@@ -23,7 +23,7 @@ pub struct PlanarBytes {
 /// Bytes of the planes of a row of `n` elements.
 ///
 /// # Errors
-/// [`Error::NotPlanar`] for `Q4_1`, [`Error::RowLength`] and [`Error::TooLarge`] as [`DType::row_bytes`].
+/// [`Error::NotPlanar`] for the types that are for weights only, [`Error::RowLength`] and [`Error::TooLarge`] as [`DType::row_bytes`].
 pub fn planar_bytes(dtype: DType, n: usize) -> Result<PlanarBytes, Error> {
     let row = dtype.row_bytes(n)?;
     match dtype {
@@ -32,7 +32,7 @@ pub fn planar_bytes(dtype: DType, n: usize) -> Result<PlanarBytes, Error> {
             let scales = n / BLOCK_LEN * 2;
             Ok(PlanarBytes { quants: row - scales, scales })
         }
-        DType::Q4_1 => Err(Error::NotPlanar { dtype }),
+        _ => Err(Error::NotPlanar { dtype }),
     }
 }
 

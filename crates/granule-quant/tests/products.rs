@@ -7,7 +7,21 @@ use granule_quant::{DType, Error, Isa, QuantizedMatrix, QuantizedRow, Tile, gemm
 use proptest::prelude::*;
 
 const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-const QUANTIZED: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_1];
+const QUANTIZED: [DType; 13] = [
+    DType::Q8_0,
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::IQ2_XXS,
+];
 
 /// Rows of activations with what they are made of.
 #[derive(Clone, Debug)]
@@ -45,18 +59,18 @@ fn activations(rows: usize, k: usize) -> impl Strategy<Value = Activations> {
 
 /// Dot product of quantized rows in f64: the sum, and the sum of the magnitudes that the bound is stated in.
 fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> (f64, f64) {
-    let w = naive::decode(dtype, row);
-    let (mut sum, mut sizes) = (0.0, 0.0);
-    for (b, block) in row.chunks(dtype.block_bytes()).enumerate() {
-        let (d, q) = (f64::from(x.d[b]), x.q[b * 32..][..32].iter().map(|&q| f64::from(q)));
-        let m = if dtype == DType::Q4_1 { naive::f16(u16::from_le_bytes([block[2], block[3]])) } else { 0.0 };
-        let minimum = m * d * q.clone().sum::<f64>();
-        let x: Vec<f64> = q.map(|q| d * q).collect();
-        let w: Vec<f64> = w[b * 32..][..32].iter().map(|w| w - m).collect();
-        let (products, magnitudes) = naive::dot(&w, &x);
-        sum += products + minimum;
-        sizes += magnitudes + minimum.abs();
-        if dtype == DType::Q4_0 {
+    let (w, m): (Vec<_>, Vec<_>) = naive::parts(dtype, row).into_iter().unzip();
+    let x: Vec<f64> = x.q.iter().enumerate().map(|(j, &q)| f64::from(x.d[j / 32]) * f64::from(q)).collect();
+    let (mut sum, mut sizes) = naive::dot(&w, &x);
+    // Elements that share a minimum.
+    let group = if dtype == DType::Q2_K { 16 } else { 32 };
+    for (m, x) in m.chunks(group).zip(x.chunks(group)) {
+        let minimum = m[0] * x.iter().sum::<f64>();
+        sum += minimum;
+        sizes += minimum.abs();
+    }
+    if dtype == DType::Q4_0 {
+        for (block, x) in row.chunks(18).zip(x.chunks(32)) {
             let scale = naive::f16(u16::from_le_bytes([block[0], block[1]])).abs();
             sizes += 8.0 * scale * x.iter().map(|x| x.abs()).sum::<f64>();
         }
@@ -72,12 +86,13 @@ fn bound_f32(n: usize, sizes: f64) -> f64 {
     (n as f64 + 8.0) * naive::two_to(-23) * sizes
 }
 
-/// Rows of weights at an odd address, as a file may have them.
+/// Rows of weights at an odd address, as a file may have them, of whole blocks.
 fn matrix(
     dtypes: &'static [DType],
     shape: impl Strategy<Value = (usize, usize, usize)>,
 ) -> impl Strategy<Value = (DType, Vec<u8>, usize, usize, usize)> {
     (prop::sample::select(dtypes), shape).prop_flat_map(|(dtype, (rows, k, c))| {
+        let k = k.next_multiple_of(dtype.block_len());
         naive::weights(dtype, rows * k).prop_map(move |mut w| {
             w.insert(0, 0);
             (dtype, w, rows, k, c)
@@ -134,20 +149,23 @@ proptest! {
     #[test]
     fn a_scale_that_is_not_finite_never_makes_a_finite_product(
         dtype in prop::sample::select(&QUANTIZED),
-        seed in prop::collection::vec(any::<u8>(), 20 * 34),
-        at in 0usize..20,
-        x in activations(17, 640),
+        seed in prop::collection::vec(any::<u8>(), 24 * 34),
+        at: prop::sample::Index,
+        x in activations(17, 768),
     ) {
-        let mut row: Vec<u8> = seed.chunks(34).flat_map(|b| b[..dtype.block_bytes()].to_vec()).collect();
-        for block in row.chunks_mut(dtype.block_bytes()) {
-            block[1] &= 0xbf;
-            block[3] &= 0xbf;
-        }
-        row[at * dtype.block_bytes() + 1] |= 0x7c;
+        let mut row = seed[..dtype.row_bytes(768).unwrap()].to_vec();
+        naive::tame(dtype, &mut row);
+        let scales = row.chunks_mut(dtype.block_bytes()).flat_map(|block| {
+            let at = |i: usize| naive::scales(dtype).contains(&i);
+            block.iter_mut().enumerate().filter(move |(i, _)| at(*i)).map(|(_, upper)| upper)
+        });
+        let mut scales: Vec<&mut u8> = scales.collect();
+        let at = at.index(scales.len());
+        *scales[at] |= 0x7c;
         for isa in Isa::available() {
             prop_assert!(!isa.dot_q8(dtype, &row, x.row()).is_finite(), "{}", isa);
             let mut out = vec![0.0; 17];
-            isa.gemm_q8(dtype, &row, 640, &x.matrix(), Tile::new(&mut out, 1, 17, 1).unwrap()).unwrap();
+            isa.gemm_q8(dtype, &row, 768, &x.matrix(), Tile::new(&mut out, 1, 17, 1).unwrap()).unwrap();
             prop_assert!(out.iter().all(|x| !x.is_finite()), "{}", isa);
         }
     }
@@ -215,7 +233,8 @@ fn check_gemm_q8(
 #[cfg_attr(miri, ignore = "too slow")]
 fn large_products_are_within_their_bounds() {
     for dtype in QUANTIZED {
-        for (rows, k, c) in [(37, 32 * 75, 71), (16, 1024, 64), (3, 2080, 130)] {
+        for (rows, k, c) in [(37, 32 * 75, 71), (16, 1024, 64), (3, 2080usize, 130)] {
+            let k = k.next_multiple_of(dtype.block_len());
             let mut w = naive::bytes(dtype.row_bytes(rows * k).unwrap());
             naive::tame(dtype, &mut w);
             let q: Vec<i8> = naive::bytes(c * k).into_iter().map(|b| (b as i8).max(-127)).collect();

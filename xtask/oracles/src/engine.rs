@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use granule_kv::KvType;
-use granule_llama::gguf::Gguf;
 use granule_llama::{
     Context, ContextOptions, EncodeOptions, GenerateOptions, KvTransformMode, LoadOptions, Model,
     SamplingOptions, TokenId,
@@ -52,13 +51,6 @@ impl std::fmt::Display for Pair {
         let transformed = if self.transform == KvTransformMode::Auto { " transformed" } else { "" };
         write!(f, "{}/{}{transformed}", self.k, self.v)
     }
-}
-
-/// The first type in the file that the engine does not compute with yet, if there is one.
-pub(crate) fn unsupported(path: &Path) -> Result<Option<&'static str>> {
-    let file = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let gguf = Gguf::parse(&file)?;
-    Ok(gguf.tensors().iter().find(|t| t.ty.dtype().is_none()).map(|t| t.ty.name()))
 }
 
 pub(crate) fn load(path: &Path) -> Result<Arc<Model>> {

@@ -8,7 +8,7 @@ use granule_llama::Model;
 use serde::Deserialize;
 
 use crate::Oracles;
-use crate::engine::{Pair, argmax, context, encode, greedy_text, ids, load, numbers, unsupported};
+use crate::engine::{Pair, argmax, context, encode, greedy_text, ids, load, numbers};
 use crate::report::{Group, Report};
 
 /// What a float64 pass wrote behind one prompt.
@@ -27,29 +27,10 @@ pub(crate) fn is_quantized(weights: &str) -> bool {
     !matches!(weights, "f32" | "f16" | "bf16")
 }
 
-/// The weight types of `all` that the engine runs; the others are noted in the group.
-pub(crate) fn supported<T>(
-    oracles: &Oracles,
-    all: BTreeMap<String, T>,
-    group: &mut Group,
-) -> Result<Vec<(String, T)>> {
-    let (mut here, mut not_yet) = (Vec::new(), Vec::new());
-    for (weights, value) in all {
-        match unsupported(&oracles.tales(&weights))? {
-            None => here.push((weights, value)),
-            Some(_) => not_yet.push(weights),
-        }
-    }
-    if !not_yet.is_empty() {
-        group.note(format!("not yet supported: {} files ({})", not_yet.len(), not_yet.join(", ")));
-    }
-    Ok(here)
-}
-
 pub(crate) fn compare(oracles: &Oracles, report: &mut Report) -> Result<()> {
     report.group("greedy tokens, teacher-forced, f32 and f16 cache", |group| {
         let all: BTreeMap<String, Vec<Case>> = oracles.json("greedy.json")?;
-        for (weights, cases) in supported(oracles, all, group)? {
+        for (weights, cases) in all {
             let model = load(&oracles.tales(&weights))?;
             let bound = if is_quantized(&weights) { 0.4 } else { 0.05 };
             for pair in [Pair::F32, Pair::F16] {

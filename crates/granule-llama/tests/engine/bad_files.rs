@@ -143,14 +143,28 @@ fn what_does_not_run_here_is_refused_by_name() {
     biased.weights.push(Weight::new("blk.0.attn_q.bias", &[16], DType::F32, &[0.0; 16]));
     assert_refused(&biased, &["blk.0.attn_q.bias"]);
 
-    let mut k_quant = made();
-    let weight = k_quant.weight("blk.0.attn_q.weight");
-    (weight.ty, weight.dims, weight.data) = (GgmlType::from_id(12).unwrap(), vec![256], vec![0; 144]);
-    assert_refused(&k_quant, &["blk.0.attn_q.weight"]);
-    k_quant.weight("blk.0.attn_q.weight").dims = vec![256, 1];
-    let weight = k_quant.weight("blk.0.ffn_up.weight");
-    weight.name = "blk.0.more.weight".to_owned();
-    assert_refused(&k_quant, &["blk.0"]);
+    // A type that is known by name and does not run, in a tensor of the right shape.
+    let mut not_yet = Made::new(&Shape { n_embd: 256, ..tiny() });
+    let weight = not_yet.weight("blk.0.attn_q.weight");
+    (weight.ty, weight.data) = (GgmlType::from_id(18).unwrap(), vec![0; 256 * 98]);
+    assert_refused(&not_yet, &["blk.0.attn_q.weight", "iq3_xxs"]);
+    let mut more = made();
+    more.weight("blk.0.ffn_up.weight").name = "blk.0.more.weight".to_owned();
+    assert_refused(&more, &["blk.0"]);
+}
+
+#[test]
+fn rows_that_are_no_whole_blocks_are_named() {
+    let name = b"blk.0.attn_q.weight";
+    for dtype in DType::ALL.iter().filter(|dtype| dtype.is_quantized()) {
+        // Rows of 16: behind the name stand the number of dimensions, two of them, and the type.
+        let mut bytes = Made::new(&tiny()).bytes();
+        let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len() + 4 + 16;
+        bytes[at..at + 4].copy_from_slice(&dtype.ggml_id().to_le_bytes());
+        let error = error_of(&bytes);
+        let words = [dtype.name(), "blk.0.attn_q.weight", "rows of 16", &dtype.block_len().to_string()];
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
 }
 
 #[test]

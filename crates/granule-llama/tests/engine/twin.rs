@@ -70,6 +70,19 @@ fn quantized_weights() {
 }
 
 #[test]
+fn weights_that_are_decoded_only() {
+    let wide = Shape { n_embd: 256, n_ff: 512, n_heads: 4, n_layers: 1, ..Shape::default() };
+    let types = || DType::ALL.iter().copied().filter(|dtype| !dtype.is_encoded());
+    for dtype in types() {
+        assert_close(Shape { weights: vec![dtype], ..wide.clone() }, KvType::F32);
+    }
+    assert_close(
+        Shape { weights: types().collect(), n_layers: 3, separate_output: true, ..wide },
+        KvType::F32,
+    );
+}
+
+#[test]
 fn all_types_in_one_file() {
     let weights = FLOATS.into_iter().chain(BLOCKS).collect();
     assert_close(Shape { weights, n_layers: 3, separate_output: true, ..Shape::default() }, KvType::F32);

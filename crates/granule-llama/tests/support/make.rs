@@ -164,7 +164,11 @@ impl Weight {
     /// `dims` with the row's length first.
     pub(crate) fn new(name: &str, dims: &[usize], dtype: DType, values: &[f32]) -> Weight {
         let mut data = vec![0; dtype.row_bytes(values.len()).unwrap()];
-        granule_quant::encode(dtype, values, &mut data).unwrap();
+        if dtype.is_encoded() {
+            granule_quant::encode(dtype, values, &mut data).unwrap();
+        } else {
+            noise(dtype, values, &mut data);
+        }
         Weight {
             name: name.to_owned(),
             dims: dims.iter().map(|&n| n as u64).collect(),
@@ -172,6 +176,33 @@ impl Weight {
             data,
         }
     }
+}
+
+/// Blocks of a type that nothing here encodes: random bits out of those of `values`, and scales that make them as large.
+fn noise(dtype: DType, values: &[f32], data: &mut [u8]) {
+    data.iter_mut().zip(values).for_each(|(byte, value)| *byte = (value.to_bits() >> 8) as u8);
+    // Where a block's f16 scale and minimum are, and minimums that are the middle of what there are quants for.
+    let scales: &[(usize, f32)] = match dtype {
+        DType::Q5_1 => &[(0, 1.0), (2, -15.5)],
+        DType::Q2_K => &[(80, 1.0), (82, 1.5)],
+        DType::Q4_K => &[(0, 1.0), (2, 7.5)],
+        DType::Q5_K => &[(0, 1.0), (2, 15.5)],
+        DType::Q3_K => &[(108, 1.0)],
+        DType::Q6_K => &[(208, 1.0)],
+        _ => &[(0, 1.0)],
+    };
+    let set = |data: &mut [u8], d: f32| {
+        for block in data.chunks_mut(dtype.block_bytes()) {
+            for &(at, factor) in scales {
+                block[at..at + 2].copy_from_slice(&half::f16::from_f32(d * factor).to_le_bytes());
+            }
+        }
+    };
+    let rms = |x: &[f32]| (x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32).sqrt();
+    set(data, 1.0);
+    let mut plain = vec![0.0; values.len()];
+    granule_quant::decode(dtype, data, &mut plain).unwrap();
+    set(data, rms(values) / rms(&plain));
 }
 
 fn metadata(shape: &Shape) -> Vec<(String, Value)> {

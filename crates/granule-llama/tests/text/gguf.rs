@@ -293,8 +293,7 @@ fn types_are_known_by_name_and_size() {
         assert_eq!(ty.block_bytes(), dtype.block_bytes() as u64);
     }
     // Bits per weight as published, of types that the engine does not run.
-    for (id, name, bits) in [(6, "q5_0", 5.5), (12, "q4_k", 4.5), (14, "q6_k", 6.5625), (23, "iq4_xs", 4.25)]
-    {
+    for (id, name, bits) in [(17, "iq2_xs", 2.3125), (18, "iq3_xxs", 3.0625), (34, "tq1_0", 1.6875)] {
         let ty = GgmlType::from_id(id).unwrap();
         assert_eq!((ty.id(), ty.name(), ty.dtype()), (id, name, None));
         assert_eq!(ty.block_bytes() as f64 * 8.0 / ty.block_len() as f64, bits);

@@ -3,6 +3,7 @@
 use bytemuck::{bytes_of, pod_read_unaligned};
 use half::f16;
 
+use crate::expand::{by_block, decode as decode_runs};
 use crate::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0, DType};
 
 /// `1/d`, or 0 where that is not finite: what an encoder multiplies by.
@@ -130,6 +131,8 @@ pub(crate) fn encode(dtype: DType, src: &[f32], dst: &mut [u8]) {
         DType::Q8_0 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q8_0(s)))),
         DType::Q4_0 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q4_0(s)))),
         DType::Q4_1 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q4_1(s)))),
+        // Refused before it gets here.
+        _ => {}
     }
 }
 
@@ -146,6 +149,7 @@ pub(crate) fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
         DType::Q8_0 => decode_blocks(src, dst, decode_q8_0),
         DType::Q4_0 => decode_blocks(src, dst, decode_q4_0),
         DType::Q4_1 => decode_blocks(src, dst, decode_q4_1),
+        _ => by_block!(dtype, decode_runs, (src, dst), ()),
     }
 }
 

@@ -4,6 +4,7 @@ use bytemuck::{Pod, pod_read_unaligned};
 use half::f16;
 
 use super::codec::{decode_bf16, nibble};
+use crate::expand::{Expand, Minimum, Run, by_block};
 use crate::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0, DType, QuantizedRow};
 
 /// Sum over blocks of `term(block, q, d, s)`; the lengths are right.
@@ -22,6 +23,30 @@ fn sum_products(w: impl Fn(usize) -> i32, q: &[i8; BLOCK_LEN]) -> f32 {
     q.iter().enumerate().map(|(j, &q)| w(j) * i32::from(q)).sum::<i32>() as f32
 }
 
+/// Dot product of a row of blocks that are expanded.
+fn sum_runs<B: Expand>(row: &[u8], x: QuantizedRow<'_>) -> f32 {
+    let runs = row.chunks_exact(size_of::<B>()).map(pod_read_unaligned::<B>);
+    let runs = runs.flat_map(|block| (0..B::RUNS).map(move |i| block.run(i)));
+    let x = x.q.as_chunks().0.iter().zip(x.d.iter().zip(x.s));
+    runs.zip(x).map(|(w, (q, (&d, &s)))| run_product::<B>(&w, q, d, s)).sum()
+}
+
+/// The products of a run with 32 quants of activations, whose scale is `d`, and whose sum times that is `s`.
+fn run_product<B: Expand>(w: &Run, q: &[i8; BLOCK_LEN], d: f32, s: f32) -> f32 {
+    let half = |h: usize| (&w.q.as_chunks::<16>().0[h], &q.as_chunks::<16>().0[h]);
+    let products = |h: usize| {
+        let (w, q) = half(h);
+        w.iter().zip(q).map(|(&w, &q)| i32::from(w) * i32::from(q)).sum::<i32>() as f32
+    };
+    let sum = |h: usize| d * half(h).1.iter().map(|&q| i32::from(q)).sum::<i32>() as f32;
+    let minimums = match B::MINIMUM {
+        Minimum::None => 0.0,
+        Minimum::Whole => w.m[0] * s,
+        Minimum::Halves => w.m[0] * sum(0) + w.m[1] * sum(1),
+    };
+    w.d[0] * d * products(0) + w.d[1] * d * products(1) + minimums
+}
+
 pub(crate) fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> f32 {
     match dtype {
         DType::Q8_0 => sum_blocks(row, x, |w: &BlockQ8_0, q, d, _| {
@@ -33,8 +58,8 @@ pub(crate) fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> f32 {
         DType::Q4_1 => sum_blocks(row, x, |w: &BlockQ4_1, q, d, s| {
             w.d.to_f32() * d * sum_products(|j| i32::from(nibble(&w.q, j)), q) + w.m.to_f32() * s
         }),
-        // Not a type of this product, and refused before it gets here.
-        DType::F32 | DType::F16 | DType::BF16 => f32::NAN,
+        // What is left in the end is not of this product, and refused before it gets here.
+        _ => by_block!(dtype, sum_runs, (row, x), f32::NAN),
     }
 }
 
@@ -46,6 +71,6 @@ pub(crate) fn dot_f32(dtype: DType, row: &[u8], x: &[f32]) -> f32 {
             row.as_chunks().0.iter().zip(x).map(|(&w, x)| decode_bf16(u16::from_le_bytes(w)) * x).sum()
         }
         // Not a type of this product, and refused before it gets here.
-        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => f32::NAN,
+        _ => f32::NAN,
     }
 }

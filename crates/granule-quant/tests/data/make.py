@@ -4,11 +4,21 @@ values.f32          numbers that every type can hold
 values.<type>       what gguf.quants.quantize makes of them
 blocks.<type>       blocks of random bits (their scales are finite)
 blocks.<type>.f32   what gguf.quants.dequantize makes of them
+
+And for the types that are decoded only:
+
+random.digests      a line for each type: its name, and the digest of what gguf.quants.dequantize makes of 10,000 random blocks
+random.<type>.f32   the first two of these blocks in full
+
+The blocks of a type are the bytes of splitmix64 (little-endian words) that starts with its ggml id; in blocks 8 to 71 the
+f16 scales are zero, subnormal, infinite and NaN in turn, in all pairs where there are two. The digest is FNV-1a, 64 bits wide, over the words that the floats are; which
+NaN it is counts for nothing, they are 0x7fc00000 all.
 """
 
 from pathlib import Path
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 
@@ -73,3 +83,47 @@ for name, kind in types.items():
             rows[:, 3] &= 0xBF
     rows.tofile(here / f"blocks.{name}")
     dequantize(rows, kind).astype(np.float32).tofile(here / f"blocks.{name}.f32")
+
+N = 10_000
+
+
+def random_blocks(seed, n, size):
+    words = n * size // 8 + 1
+    with np.errstate(over="ignore"):
+        z = np.uint64(seed) + np.arange(1, words + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return z.astype("<u8").view(np.uint8)[: n * size].reshape(n, size)
+
+
+# Where a block's f16 scales are, if not in its first bytes.
+SCALES = {"q5_1": (0, 2), "q2_k": (80, 82), "q3_k": (108,), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,)}
+SPECIAL = (0x0000, 0x8000, 0x0001, 0x83FF, 0x7C00, 0xFC00, 0x7E01, 0x7C01)
+
+
+def set_special_scales(blocks, offsets):
+    for i in range(64):
+        for k, at in enumerate(offsets):
+            blocks[8 + i, at : at + 2] = list(SPECIAL[i >> 3 * k & 7].to_bytes(2, "little"))
+
+
+def digest(words):
+    h = 0xCBF29CE484222325
+    for word in words.tolist():
+        h = (h ^ word) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return h
+
+
+names = "q5_0 q5_1 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs iq2_xxs"
+with open(here / "random.digests", "w") as file:
+    for name in names.split():
+        kind = T[name.upper()]
+        size = GGML_QUANT_SIZES[kind][1]
+        with np.errstate(all="ignore"):
+            blocks = random_blocks(int(kind), N, size)
+            set_special_scales(blocks, SCALES.get(name, (0,)))
+            x = dequantize(blocks, kind).astype(np.float32)
+        x[np.isnan(x)] = np.uint32(0x7FC00000).view(np.float32)
+        x[:2].tofile(here / f"random.{name}.f32")
+        print(name, f"{digest(x.view(np.uint32).ravel()):016x}", file=file)

@@ -21,6 +21,94 @@ pub(crate) fn f16(bits: u16) -> f64 {
     if sign == 0 { magnitude } else { -magnitude }
 }
 
+/// The elements of a row of ggml bytes as what they are sums of: scale times quant, and minimum.
+pub(crate) fn parts(dtype: DType, row: &[u8]) -> Vec<(f64, f64)> {
+    let block = |b: &[u8]| (0..dtype.block_len()).map(|e| part(dtype, b, e)).collect::<Vec<_>>();
+    match dtype {
+        // A table of numbers has no other twin; the decoder is held to the package `gguf`.
+        DType::IQ2_XXS => {
+            let mut x = vec![0.0; row.len() / dtype.block_bytes() * dtype.block_len()];
+            granule_quant::scalar::decode(dtype, row, &mut x).unwrap();
+            x.into_iter().map(|x| (f64::from(x), 0.0)).collect()
+        }
+        DType::Q4_1 => {
+            let m = row.chunks(20).flat_map(|b| [f16_at(b, 2); 32]);
+            decode(dtype, row).into_iter().zip(m).map(|(x, m)| (x - m, m)).collect()
+        }
+        _ if dtype.is_encoded() => decode(dtype, row).into_iter().map(|x| (x, 0.0)).collect(),
+        _ => row.chunks(dtype.block_bytes()).flat_map(block).collect(),
+    }
+}
+
+/// Element `e` of a block that is decoded only.
+fn part(dtype: DType, b: &[u8], e: usize) -> (f64, f64) {
+    // Where a block of 256 keeps an element: its half, its 32 of that half, its place in these.
+    let (half, run, j) = (e / 128, e % 128 / 32, e % 32);
+    let bit = |byte: u8, i: usize| byte >> i & 1;
+    let nibble = |q: &[u8]| if j < 16 { q[j] & 15 } else { q[j - 16] >> 4 };
+    let two = |q: &[u8]| q[32 * half + j] >> (2 * run) & 3;
+    let four = |q: &[u8]| q[e / 64 * 32 + j] >> (e / 32 % 2 * 4) & 15;
+    let values = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+    // Scale and minimum of 6 bits.
+    let six = |k: &[u8], i: usize| {
+        let (s, t) = if i < 4 {
+            (k[i] % 64, k[i + 4] % 64)
+        } else {
+            (k[i + 4] % 16 + k[i - 4] / 64 * 16, k[i + 4] / 16 + k[i] / 64 * 16)
+        };
+        (f64::from(s), f64::from(t))
+    };
+    let number = |q: u8| f64::from(q);
+    match dtype {
+        DType::Q5_0 => {
+            let q = nibble(&b[6..]) + 16 * bit(b[2 + j / 8], j % 8);
+            (f16_at(b, 0) * (number(q) - 16.0), 0.0)
+        }
+        DType::Q5_1 => {
+            let q = nibble(&b[8..]) + 16 * bit(b[4 + j / 8], j % 8);
+            (f16_at(b, 0) * number(q), f16_at(b, 2))
+        }
+        DType::Q2_K => {
+            let s = b[e / 16];
+            (f16_at(b, 80) * number(s % 16) * number(two(&b[16..])), -f16_at(b, 82) * number(s / 16))
+        }
+        DType::Q3_K => {
+            let g = e / 16;
+            let low = if g < 8 { b[96 + g] % 16 } else { b[96 + g - 8] / 16 };
+            let s = low + 16 * (b[104 + g % 4] >> (2 * (g / 4)) & 3);
+            let q = two(&b[32..]) + 4 * bit(b[j], e / 32);
+            (f16_at(b, 108) * (number(s) - 32.0) * (number(q) - 4.0), 0.0)
+        }
+        DType::Q4_K => {
+            let (s, t) = six(&b[4..], e / 32);
+            (f16_at(b, 0) * s * number(four(&b[16..])), -f16_at(b, 2) * t)
+        }
+        DType::Q5_K => {
+            let (s, t) = six(&b[4..], e / 32);
+            let q = four(&b[48..]) + 16 * bit(b[16 + j], e / 32);
+            (f16_at(b, 0) * s * number(q), -f16_at(b, 2) * t)
+        }
+        DType::Q6_K => {
+            let low = b[64 * half + e % 64] >> (e % 128 / 64 * 4) & 15;
+            let q = low + 16 * two(&b[128..]);
+            (f16_at(b, 208) * f64::from(b[192 + e / 16] as i8) * (number(q) - 32.0), 0.0)
+        }
+        DType::IQ4_NL => (f16_at(b, 0) * f64::from(values[usize::from(nibble(&b[2..]))]), 0.0),
+        DType::IQ4_XS => {
+            let i = e / 32;
+            let s = (b[4 + i / 2] >> (i % 2 * 4) & 15) + 16 * (b[2 + i / 4] >> (i % 4 * 2) & 3);
+            let value = values[usize::from(nibble(&b[8 + 16 * i..]))];
+            (f16_at(b, 0) * (number(s) - 32.0) * f64::from(value), 0.0)
+        }
+        _ => unreachable!("a type without a twin"),
+    }
+}
+
+/// The f16 at byte `i` of a block.
+fn f16_at(b: &[u8], i: usize) -> f64 {
+    f16(u16::from_le_bytes([b[i], b[i + 1]]))
+}
+
 /// The elements of a row of ggml bytes.
 pub(crate) fn decode(dtype: DType, row: &[u8]) -> Vec<f64> {
     let u16_at = |b: &[u8], i: usize| u16::from_le_bytes([b[i], b[i + 1]]);
@@ -35,7 +123,7 @@ pub(crate) fn decode(dtype: DType, row: &[u8]) -> Vec<f64> {
             DType::Q4_1 => {
                 (0..32).map(|j| f16(u16_at(b, 0)) * nibble(&b[4..], j) + f16(u16_at(b, 2))).collect()
             }
-            _ => unreachable!("a type without a twin"),
+            _ => parts(dtype, b).into_iter().map(|(x, m)| x + m).collect(),
         }
     };
     row.chunks(dtype.block_bytes()).flat_map(block).collect()
@@ -49,6 +137,11 @@ pub(crate) fn dot(w: &[f64], x: &[f64]) -> (f64, f64) {
 
 pub(crate) fn widen(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Every type that is encoded.
+pub(crate) fn any_encoded_dtype() -> impl Strategy<Value = DType> {
+    any_dtype().prop_filter("encoded", |dtype| dtype.is_encoded())
 }
 
 /// Every type.
@@ -127,12 +220,19 @@ pub(crate) fn tame(dtype: DType, row: &mut [u8]) {
         match dtype {
             DType::F32 => f32(&mut block[3]),
             DType::BF16 => f32(&mut block[1]),
-            DType::Q4_1 => {
-                f16(&mut block[1]);
-                f16(&mut block[3]);
-            }
-            _ => f16(&mut block[1]),
+            _ => scales(dtype).iter().for_each(|&at| f16(&mut block[at])),
         }
+    }
+}
+
+/// Where the upper bytes of a block's f16 scales and minimums are, or of its float.
+pub(crate) fn scales(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::Q4_1 | DType::Q5_1 | DType::Q4_K | DType::Q5_K => &[1, 3],
+        DType::Q2_K => &[81, 83],
+        DType::Q3_K => &[109],
+        DType::Q6_K => &[209],
+        _ => &[1],
     }
 }
 

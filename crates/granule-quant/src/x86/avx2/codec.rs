@@ -6,6 +6,7 @@ use half::f16;
 
 use super::float::{BF16, F16, F32, Float, load_part, store_part};
 use super::{LANES, block};
+use crate::expand::{by_block, decode as decode_runs};
 use crate::x86::f16_to_f32;
 use crate::{BLOCK_LEN, DType};
 
@@ -42,6 +43,8 @@ pub(crate) fn encode(dtype: DType, src: &[f32], dst: &mut [u8]) {
                 unsafe { _mm_storeu_si128(dst[4..].as_mut_ptr().cast(), q) };
             }
         }
+        // Refused before it gets here.
+        _ => {}
     }
 }
 
@@ -66,6 +69,7 @@ pub(crate) fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
         DType::F16 => return decode_float::<F16>(src, dst),
         DType::BF16 => return decode_float::<BF16>(src, dst),
         DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => {}
+        _ => return by_block!(dtype, decode_runs, (src, dst), ()),
     }
     let dst = dst.as_chunks_mut::<BLOCK_LEN>().0.iter_mut();
     match dtype {
@@ -88,7 +92,7 @@ pub(crate) fn decode(dtype: DType, src: &[u8], dst: &mut [f32]) {
                 block::store(block::widen_q4(q, 0).map(|q| _mm256_add_ps(_mm256_mul_ps(d, q), m)), dst);
             }
         }
-        DType::F32 | DType::F16 | DType::BF16 => {}
+        _ => {}
     }
 }
 

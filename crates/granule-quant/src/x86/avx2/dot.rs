@@ -1,7 +1,9 @@
 //! Dot products of one row with one row: products of one by one.
 
 use super::float::{BF16, F16, F32};
+use super::runs::dot;
 use super::tile;
+use crate::expand::by_block;
 use crate::{DType, QuantizedRow};
 
 /// Dot product of two rows whose lengths [`crate::Isa::dot_q8`] has checked.
@@ -14,8 +16,8 @@ pub(crate) fn dot_q8(dtype: DType, row: &[u8], x: QuantizedRow<'_>) -> f32 {
             DType::Q8_0 => tile::row::<tile::Q8_0, 1>(row.as_ptr(), [x], blocks),
             DType::Q4_0 => tile::row::<tile::Q4_0, 1>(row.as_ptr(), [x], blocks),
             DType::Q4_1 => tile::row::<tile::Q4_1, 1>(row.as_ptr(), [x], blocks),
-            // Not a type of this product, and refused before it gets here.
-            DType::F32 | DType::F16 | DType::BF16 => [f32::NAN],
+            // What is left in the end is not of this product, and refused before it gets here.
+            _ => by_block!(dtype, dot, (row, x), [f32::NAN]),
         }
     };
     sum
@@ -31,7 +33,7 @@ pub(crate) fn dot_f32(dtype: DType, row: &[u8], x: &[f32]) -> f32 {
             DType::F16 => tile::float_row::<F16>(row.as_ptr(), x.as_ptr(), x.len()),
             DType::BF16 => tile::float_row::<BF16>(row.as_ptr(), x.as_ptr(), x.len()),
             // Not a type of this product, and refused before it gets here.
-            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => f32::NAN,
+            _ => f32::NAN,
         }
     }
 }

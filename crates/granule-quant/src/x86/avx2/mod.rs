@@ -11,6 +11,7 @@ mod float;
 pub(crate) mod gemm;
 mod pack;
 pub(crate) mod planar;
+mod runs;
 mod tile;
 
 use std::arch::x86_64::*;

@@ -2,7 +2,9 @@
 
 use super::float::{BF16, F16, F32, Float};
 use super::pack;
+use super::runs::gemm as expanded;
 use super::tile::{self, Q4_0, Q4_1, Q8_0, Quants};
+use crate::expand::by_block;
 use crate::{DType, QuantizedMatrix, gemm::Tile};
 
 /// Fewer columns than this are not worth the repacking of the weights.
@@ -21,8 +23,8 @@ pub(crate) fn gemm_q8(dtype: DType, w: &[u8], x: &QuantizedMatrix<'_>, out: &mut
         DType::Q8_0 => quantized::<Q8_0>(w, x, out),
         DType::Q4_0 => quantized::<Q4_0>(w, x, out),
         DType::Q4_1 => quantized::<Q4_1>(w, x, out),
-        // Not a type of this product, and refused before it gets here.
-        DType::F32 | DType::F16 | DType::BF16 => {}
+        // What is left in the end is not of this product, and refused before it gets here.
+        _ => by_block!(dtype, expanded, (w, x, out), ()),
     }
 }
 
@@ -53,7 +55,7 @@ pub(crate) fn gemm_f32(dtype: DType, w: &[u8], x: &[f32], out: &mut Tile<'_>) {
         DType::F16 => float::<F16>(w, x, out),
         DType::BF16 => float::<BF16>(w, x, out),
         // Not a type of this product, and refused before it gets here.
-        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => {}
+        _ => {}
     }
 }
 

@@ -12,6 +12,7 @@ mod float;
 pub(crate) mod gemm;
 mod pack;
 pub(crate) mod planar;
+mod runs;
 mod tile;
 
 use std::arch::x86_64::{__mmask16, _cvtu32_mask16};

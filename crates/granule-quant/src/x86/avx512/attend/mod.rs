@@ -44,7 +44,7 @@ pub(crate) fn scores(keys: &HeadRows<'_>, words: &[f32], rows: usize, scores: &m
                 DType::Q8_0 => quants::scores::<quants::Q8_0>(&keys, words, scores),
                 DType::Q4_0 => quants::scores::<quants::Q4_0>(&keys, words, scores),
                 // Not planar, and refused before it gets here.
-                DType::Q4_1 => {}
+                _ => {}
             }
         }
         // Once is enough.
@@ -95,7 +95,7 @@ unsafe fn sums_of<const R: usize>(
             DType::Q8_0 => quant_sums::sums::<quants::Q8_0, R>(values, weights, factors, sums),
             DType::Q4_0 => quant_sums::sums::<quants::Q4_0, R>(values, weights, factors, sums),
             // Not planar, and refused before it gets here.
-            DType::Q4_1 => {}
+            _ => {}
         }
     }
 }
