@@ -4,9 +4,9 @@
 //! [--layers-per-row N] [--llama-bench PATH]` prints Markdown.
 //!
 //! Turns of some steps at depth 0 and at the depth follow one another, and so do the types, so that a machine that slows down
-//! slows all of them. What a depth adds is the median, over the turns, of the difference between a turn's median and that of
-//! the turn at depth 0 before it. llama.cpp, where its `llama-bench` is named, computes as many steps at a time; it is asked
-//! before and after, and the smaller answer counts. `auto` and `none` are what `--kv-transform` takes.
+//! slows all of them. A turn's time is the mean of its steps; what a depth adds is the median, over the turns, of the
+//! difference to the turn at depth 0 before. llama.cpp, where its `llama-bench` is named, computes as many steps at a time, eight
+//! times at depth 0 and then at the depth: the difference of the medians. It is asked before and after, and the smaller answer counts. `auto` and `none` are what `--kv-transform` takes.
 
 use std::num::NonZero;
 use std::process::Command;
@@ -25,7 +25,7 @@ struct Case {
     mode: KvTransformMode,
     shallow: Context,
     deep: Context,
-    /// Medians of the turns, in milliseconds, at depth 0 and at the depth.
+    /// Milliseconds of a step, the mean of each turn, at depth 0 and at the depth.
     times: [Vec<f64>; 2],
 }
 
@@ -80,14 +80,11 @@ fn main() {
                 [&mut case.shallow, &mut case.deep].into_iter().zip(depths).zip(&mut case.times)
             {
                 context.truncate(depth).unwrap();
-                // Not timed: llama-bench begins with a step that is not, too.
+                // Not timed: what others have left in the caches goes.
                 context.eval(&[token(depth)]).unwrap();
-                let mut turn = (0..TURN).map(|i| {
-                    let start = Instant::now();
-                    context.eval(&[token(i)]).unwrap();
-                    1e3 * start.elapsed().as_secs_f64()
-                });
-                times.push(median(turn.by_ref().collect()));
+                let start = Instant::now();
+                (0..TURN).for_each(|i| drop(context.eval(&[token(i)]).unwrap()));
+                times.push(1e3 * start.elapsed().as_secs_f64() / TURN as f64);
             }
         }
     }
@@ -122,7 +119,7 @@ fn main() {
             format!("{half:.2}"),
             format!("{:.2}, {:.2}", added[quarter], added[added.len() - 1 - quarter]),
             peers.map_or("not asked".to_owned(), |peer| format!("{peer:.2}")),
-            peers.map_or(String::new(), |peer| format!("{:.1}", peer / half)),
+            peers.filter(|_| half > 0.0).map_or(String::new(), |peer| format!("{:.1}", peer / half)),
         ]);
     }
     println!("{table}");

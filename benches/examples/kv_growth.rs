@@ -34,6 +34,9 @@ struct Steps {
 
 fn main() -> Result<(), Failure> {
     let only = std::env::args().nth(4).map(|name| name.parse::<KvType>()).transpose()?;
+    if let Some(only) = only.filter(|only| matches!(only, KvType::F32 | KvType::BF16)) {
+        return Err(format!("{only} is not measured: f16, q8_0 or q4_0").into());
+    }
     let mut args = std::env::args().skip(1).take(3).map(|arg| arg.parse::<usize>());
     let tokens = args.next().transpose()?.unwrap_or(8_192);
     let weights = args.next().transpose()?.unwrap_or(64);
@@ -87,6 +90,11 @@ fn run(
     let part = weights.len() / SHAPE.n_layers;
     let row = vec![7u8; usize::try_from(layout.token_bytes().get())?];
     let stride = usize::try_from(layout.row_stride(0).get())?;
+    // Where a layer's last plane ends; rows may be a little further apart than their layers are long.
+    let layer_bytes = match layers_per_row {
+        1 => usize::try_from(layout.token_bytes().get())? / SHAPE.n_layers,
+        _ => layout.layer(1)?.1.k_quants,
+    };
     let (mut grown, mut others, mut calls) = (Vec::new(), Vec::with_capacity(tokens), 0);
     let mut sequence = cache.sequence(tokens)?;
     let (mut seen, mut grown_before) = ([0; 2], usize::MAX);
@@ -109,7 +117,7 @@ fn run(
             black_box(weights[layer * part..(layer + 1) * part].iter().sum::<u64>());
             let mut view = sequence.rows_mut(layer)?;
             let planes = *view.layout();
-            let (at, len) = (planes.k_quants, stride / layers_per_row);
+            let (at, len) = (planes.k_quants, layer_bytes);
             let target = view.rows().subslice(at..at + len)?;
             if let Some(bytes) = target.into_host_mut() {
                 bytes.copy_from_slice(&row[..len]);

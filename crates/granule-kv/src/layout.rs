@@ -47,7 +47,8 @@ const SINK_BYTES: usize = 2;
 ///
 /// A row whose bytes, from 4 KiB on, are a multiple of 512 ends with 64 bytes that hold nothing: those of Llama 3.2 1B, 16 layers
 /// of 576 (q4_0), are 9,280 bytes apart and not 9,216. A cache finds a line's place by its address: at a multiple of 4 KiB the
-/// same part of all rows has the same eight places of a first-level cache, and what attention reads goes before it is read again.
+/// same part of all rows has one set of a first-level cache, eight lines, at a multiple of 512 bytes eight sets at most; and what
+/// attention reads is gone before it is read again.
 ///
 /// A plane holds the heads one after another without padding: K quants are `n_kv_heads x head_dim` elements, K scales one f16
 /// for each 32 of them, and none for f32, f16 and bf16. The *sinks* are there where a transform is (see

@@ -54,7 +54,7 @@ pub struct CudaAttention<'a> {
 fn registers(head_dim: usize) -> usize {
     match head_dim {
         64 => 128,
-        128 => 192,
+        128 => 200,
         _ => 160,
     }
 }

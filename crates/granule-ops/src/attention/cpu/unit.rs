@@ -287,7 +287,8 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Where a layer's part of a row begins, and how many cache lines it touches: one more where it may begin inside of one.
+/// Where a layer's part of a row begins, and how many cache lines it touches: one more where it may begin inside of one
+/// (ranges begin with a line; where rows of somebody else's do not, the last line is not asked for).
 fn lines(layout: &KvRowLayout) -> (usize, usize) {
     let scales = if layout.v_type.is_quantized() { layout.elements() / 16 } else { 0 };
     let quants = granule_quant::planar_bytes(layout.v_type, layout.elements()).map_or(0, |v| v.quants);

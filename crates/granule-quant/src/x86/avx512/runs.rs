@@ -8,6 +8,8 @@ use crate::{BLOCK_LEN, QuantizedMatrix, QuantizedRow, gemm::Tile};
 
 /// Columns that a piece is used for.
 const COLS: usize = 64;
+/// Columns of one token: its two terms.
+const FEW: usize = 2;
 
 /// One row with one column, under way.
 #[derive(Clone, Copy)]
@@ -21,16 +23,22 @@ struct Sums {
 /// Fills `out` (weight rows x activation rows); the lengths are right and no extent is zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn gemm<B: Expand>(w: &[u8], x: &QuantizedMatrix<'_>, out: &mut Tile<'_>) {
+    // The sums of many columns are not to be cleared where there are those of one token.
+    if out.cols() <= FEW { columns::<B, FEW>(w, x, out) } else { columns::<B, COLS>(w, x, out) }
+}
+
+/// As [`gemm`], `N` columns at a time.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn columns<B: Expand, const N: usize>(w: &[u8], x: &QuantizedMatrix<'_>, out: &mut Tile<'_>) {
     let row_bytes = w.len() / out.rows();
-    for c in (0..out.cols()).step_by(COLS) {
-        let cols = COLS.min(out.cols() - c);
-        let mut columns = [QuantizedRow { q: &[], d: &[], s: &[] }; COLS];
+    for c in (0..out.cols()).step_by(N) {
+        let cols = N.min(out.cols() - c);
+        let mut columns = [QuantizedRow { q: &[], d: &[], s: &[] }; N];
         for (i, column) in columns[..cols].iter_mut().enumerate() {
             *column = x.row(c + i);
         }
         for (r, row) in w.chunks_exact(row_bytes).enumerate() {
-            let mut sums = [0.0; COLS];
-            products::<B>(row, &columns[..cols], &mut sums);
+            let sums = products::<B, N>(row, &columns[..cols]);
             for (i, &sum) in sums[..cols].iter().enumerate() {
                 out.column(c + i)[r] = sum;
             }
@@ -41,16 +49,14 @@ pub(super) fn gemm<B: Expand>(w: &[u8], x: &QuantizedMatrix<'_>, out: &mut Tile<
 /// Dot product of a weight row with a row of activations of the same length.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 pub(super) fn dot<B: Expand>(row: &[u8], x: QuantizedRow<'_>) -> [f32; 1] {
-    let mut sums = [0.0; COLS];
-    products::<B>(row, &[x], &mut sums);
-    [sums[0]]
+    products::<B, 1>(row, &[x])
 }
 
-/// Dot products of a weight row with each of `x`, which are as long and [`COLS`] at most.
+/// Dot products of a weight row with each of `x`, which are as long and `N` at most.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-fn products<B: Expand>(row: &[u8], x: &[QuantizedRow<'_>], out: &mut [f32; COLS]) {
+fn products<B: Expand, const N: usize>(row: &[u8], x: &[QuantizedRow<'_>]) -> [f32; N] {
     let zero = Sums { products: _mm256_setzero_ps(), minimums: _mm_setzero_ps() };
-    let mut sums = [zero; COLS];
+    let mut sums = [zero; N];
     let mut runs = [Run::ZERO; PIECE];
     for (i, blocks) in row.chunks(PIECE / B::RUNS * size_of::<B>()).enumerate() {
         let runs = &mut runs[..blocks.len() / size_of::<B>() * B::RUNS];
@@ -59,12 +65,10 @@ fn products<B: Expand>(row: &[u8], x: &[QuantizedRow<'_>], out: &mut [f32; COLS]
             add::<B>(runs, x, i * PIECE, sums);
         }
     }
-    for (out, sums) in out.iter_mut().zip(sums).take(x.len()) {
-        *out = {
-            let sum = _mm256_add_ps(sums.products, _mm256_zextps128_ps256(sums.minimums));
-            _mm512_reduce_add_ps(_mm512_zextps256_ps512(sum))
-        };
-    }
+    sums.map(|sums| {
+        let sum = _mm256_add_ps(sums.products, _mm256_zextps128_ps256(sums.minimums));
+        _mm512_reduce_add_ps(_mm512_zextps256_ps512(sum))
+    })
 }
 
 /// Adds the products of runs with blocks `first` and on of `x`.
