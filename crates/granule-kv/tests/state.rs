@@ -265,6 +265,35 @@ fn forge(version: u32, contents: &[u8], data: &[u8]) -> Vec<u8> {
     [file, contents.to_vec(), data.to_vec(), sums].concat()
 }
 
+/// Nobody would see them, and they would be gone when the sequence is saved again: a file has one form.
+#[test]
+fn sinks_without_a_token_that_are_not_zero_are_refused_though_the_sums_are_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state");
+    let bank = bank(100);
+    let cache = cache_of(&bank, support::layout_with_sinks(1));
+    let mut some = sequence(&cache, N_CTX, &tokens(3)).unwrap();
+    some.keep(1..3).unwrap();
+    save(&path, &identity(), &one(&some, &tokens(2))).unwrap();
+    let good = fs::read(&path).unwrap();
+    let [contents, data] =
+        [24, 32].map(|at| u64::from_le_bytes(good[at..at + 8].try_into().unwrap()) as usize);
+    let (contents, data) = (&good[48..48 + contents], &good[48 + contents..48 + contents + data]);
+    // The last layer's values of the sinks end the rows.
+    let each = support::SHAPE.n_kv_heads * support::SHAPE.head_dim * 2;
+    let sinks = cache.layout().sinks();
+    for sink in 0..sinks {
+        let mut data = data.to_vec();
+        let at = data.len() - (sinks - sink) * each;
+        data[at] ^= 1;
+        fs::write(&path, forge(1, contents, &data)).unwrap();
+        let restored = StateFile::open(&path).unwrap().restore(0, &cache, 2, &identity());
+        let has_token = (1..3).contains(&sink);
+        assert_eq!(restored.is_ok(), has_token, "sink {sink}");
+        assert!(has_token || matches!(restored, Err(StateError::Damaged { .. })), "sink {sink}");
+    }
+}
+
 #[test]
 fn numbers_that_cannot_be_are_refused_though_the_sums_are_right() {
     let folder = tempfile::tempdir().unwrap();

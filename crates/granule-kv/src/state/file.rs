@@ -137,6 +137,9 @@ impl StateFile {
                 sequence.write_layer(layer, start..end, some)?;
             }
             data.read(&mut sinks)?;
+            if !saved.empty_sinks_are_zero(self.contents().sinks, &sinks) {
+                return Err(self.damaged(Part::Chunk(data.loaded.unwrap_or_default())));
+            }
             sequence.write_sinks(layer, &sinks)?;
         }
         Ok(sequence)

@@ -49,6 +49,16 @@ pub(super) struct Saved {
     pub(super) segments: Vec<Run>,
 }
 
+impl Saved {
+    /// Whether those of one layer's `count` sinks (keys of each, then values) that no token lies in are zero, as a file has them:
+    /// nothing else would tell what they are.
+    pub(super) fn empty_sinks_are_zero(&self, count: usize, sinks: &[u8]) -> bool {
+        let has_token = |sink| self.segments.iter().any(|run| sink >= run.row && sink - run.row < run.len);
+        let mut rows = sinks.chunks_exact((sinks.len() / (2 * count).max(1)).max(1)).enumerate();
+        rows.all(|(i, row)| has_token(i % count.max(1)) || row.iter().all(|&byte| byte == 0))
+    }
+}
+
 /// A run of tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
