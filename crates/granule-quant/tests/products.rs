@@ -6,22 +6,10 @@ mod naive;
 use granule_quant::{DType, Error, Isa, QuantizedMatrix, QuantizedRow, Tile, gemm_f32, gemm_q8};
 use proptest::prelude::*;
 
-const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-const QUANTIZED: [DType; 13] = [
-    DType::Q8_0,
-    DType::Q4_0,
-    DType::Q4_1,
-    DType::Q5_0,
-    DType::Q5_1,
-    DType::Q2_K,
-    DType::Q3_K,
-    DType::Q4_K,
-    DType::Q5_K,
-    DType::Q6_K,
-    DType::IQ4_NL,
-    DType::IQ4_XS,
-    DType::IQ2_XXS,
-];
+/// The types of products with floats, or of those with quantized activations.
+fn types(quantized: bool) -> Vec<DType> {
+    DType::ALL.iter().copied().filter(|dtype| dtype.is_quantized() == quantized).collect()
+}
 
 /// Rows of activations with what they are made of.
 #[derive(Clone, Debug)]
@@ -88,7 +76,7 @@ fn bound_f32(n: usize, sizes: f64) -> f64 {
 
 /// Rows of weights at an odd address, as a file may have them, of whole blocks.
 fn matrix(
-    dtypes: &'static [DType],
+    dtypes: Vec<DType>,
     shape: impl Strategy<Value = (usize, usize, usize)>,
 ) -> impl Strategy<Value = (DType, Vec<u8>, usize, usize, usize)> {
     (prop::sample::select(dtypes), shape).prop_flat_map(|(dtype, (rows, k, c))| {
@@ -105,7 +93,7 @@ proptest! {
 
     #[test]
     fn dot_q8_is_within_its_bound(
-        ((dtype, w, _, k, _), x) in matrix(&QUANTIZED, (0usize..40).prop_map(|b| (1, b * 32, 1)))
+        ((dtype, w, _, k, _), x) in matrix(types(true), (0usize..40).prop_map(|b| (1, b * 32, 1)))
             .prop_flat_map(|m| (Just(m.clone()), activations(1, m.3)))
     ) {
         let (exact, sizes) = dot_q8(dtype, &w[1..], x.row());
@@ -118,7 +106,7 @@ proptest! {
     #[test]
     fn gemm_q8_is_within_its_bound(
         ((dtype, w, rows, k, c), x) in
-            matrix(&QUANTIZED, (0usize..40, 0usize..4, 0usize..20).prop_map(|(r, b, c)| (r, b * 32, c)))
+            matrix(types(true), (0usize..40, 0usize..4, 0usize..20).prop_map(|(r, b, c)| (r, b * 32, c)))
             .prop_flat_map(|m| (Just(m.clone()), activations(m.4, m.3))),
         gap in 0usize..3,
     ) {
@@ -127,7 +115,7 @@ proptest! {
 
     #[test]
     fn dot_f32_is_within_its_bound(
-        ((dtype, w, _, k, _), x) in matrix(&FLOATS, (0usize..150).prop_map(|k| (1, k, 1)))
+        ((dtype, w, _, k, _), x) in matrix(types(false), (0usize..150).prop_map(|k| (1, k, 1)))
             .prop_flat_map(|m| (Just(m.clone()), naive::ordinary(m.3)))
     ) {
         let (exact, sizes) = naive::dot(&naive::decode(dtype, &w[1..]), &naive::widen(&x));
@@ -139,7 +127,7 @@ proptest! {
 
     #[test]
     fn gemm_f32_is_within_its_bound(
-        ((dtype, w, rows, k, c), x) in matrix(&FLOATS, (0usize..11, 0usize..70, 0usize..11))
+        ((dtype, w, rows, k, c), x) in matrix(types(false), (0usize..11, 0usize..70, 0usize..11))
             .prop_flat_map(|m| (Just(m.clone()), naive::ordinary(m.4 * m.3))),
         gap in 0usize..3,
     ) {
@@ -148,7 +136,7 @@ proptest! {
 
     #[test]
     fn a_scale_that_is_not_finite_never_makes_a_finite_product(
-        dtype in prop::sample::select(&QUANTIZED),
+        dtype in prop::sample::select(types(true)),
         seed in prop::collection::vec(any::<u8>(), 24 * 34),
         at: prop::sample::Index,
         x in activations(17, 768),
@@ -232,7 +220,7 @@ fn check_gemm_q8(
 #[test]
 #[cfg_attr(miri, ignore = "too slow")]
 fn large_products_are_within_their_bounds() {
-    for dtype in QUANTIZED {
+    for dtype in types(true) {
         for (rows, k, c) in [(37, 32 * 75, 71), (16, 1024, 64), (3, 2080usize, 130)] {
             let k = k.next_multiple_of(dtype.block_len());
             let mut w = naive::bytes(dtype.row_bytes(rows * k).unwrap());
@@ -242,7 +230,7 @@ fn large_products_are_within_their_bounds() {
             check_gemm_q8(dtype, &w, rows, k, c, &Activations::new(q, d, c, k), 1).unwrap();
         }
     }
-    for dtype in FLOATS {
+    for dtype in types(false) {
         let (rows, k, c) = (9, 3000, 70);
         let mut w = naive::bytes(dtype.row_bytes(rows * k).unwrap());
         naive::tame(dtype, &mut w);

@@ -5,6 +5,7 @@
 
 pub(crate) mod avx2;
 pub(crate) mod avx512;
+mod runs;
 
 use std::arch::x86_64::*;
 
