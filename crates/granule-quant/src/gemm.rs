@@ -193,7 +193,7 @@ fn check_weights(dtype: DType, w: &[u8], k: usize, rows: usize) -> Result<(), Er
 }
 
 /// Settles a product with an extent of zero (a sum of no terms is 0) and says whether it was one.
-fn clear_if_empty(out: &mut Tile<'_>, k: usize) -> bool {
+pub(crate) fn clear_if_empty(out: &mut Tile<'_>, k: usize) -> bool {
     if k == 0 {
         for c in 0..out.cols() {
             out.column(c).fill(0.0);

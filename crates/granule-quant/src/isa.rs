@@ -2,6 +2,8 @@
 
 use std::{fmt, sync::OnceLock};
 
+use crate::{DType, FixedMatrix, Tile};
+
 /// An instruction set that this CPU has.
 ///
 /// The functions at the root of the crate use [`Isa::best`]. Its methods are those functions by a chosen path: tests
@@ -72,6 +74,30 @@ impl Isa {
 
     pub(crate) const fn kind(self) -> Kind {
         self.0
+    }
+
+    /// Whether this path multiplies packed weights.
+    pub(crate) const fn has_packed_products(self) -> bool {
+        match self.0 {
+            Kind::Scalar => false,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx2 => false,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx512 => true,
+        }
+    }
+
+    /// The products of [`crate::Packing::gemm`], whose lengths are right and of which no extent is zero. Only paths that have
+    /// them make a [`crate::Packing`].
+    pub(crate) fn packed_products(self, dtype: DType, w: &[u8], x: &FixedMatrix<'_>, out: &mut Tile<'_>) {
+        match self.0 {
+            Kind::Scalar => {}
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx2 => {}
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            // SAFETY: an `Isa` of this kind exists only where the CPU has its instructions.
+            Kind::Avx512 => unsafe { crate::x86::avx512::packed::gemm(dtype, w, x, out) },
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 //! | attend to a tile of rows of a KV cache | [`HeadRows`], [`Isa::prepare_queries`], [`Isa::scores`], [`Isa::softmax_tile`], [`Isa::weighted_sums`] |
 //! | prepare activations | [`quantize_row`], [`QuantizedRow`], [`QuantizedMatrix`] |
 //! | multiply | [`dot_q8`], [`dot_f32`], [`gemm_q8`], [`gemm_f32`], [`Tile`] |
+//! | pack weights for the CPU at hand, and multiply these | [`Packing`], [`quantize_fixed`], [`FixedMatrix`] |
 //! | choose the instructions | [`Isa`] |
 //! | see what all of this means | [`scalar`] |
 
@@ -24,12 +25,13 @@ mod error;
 mod expand;
 mod gemm;
 mod isa;
+mod packed;
 mod planar;
 pub mod scalar;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86;
 
-pub use activation::{QuantizedMatrix, QuantizedRow, quantize_row};
+pub use activation::{FixedMatrix, QuantizedMatrix, QuantizedRow, quantize_fixed, quantize_row};
 pub use attend::{ATTEND_TILE, HeadRows, RunningSoftmax, TileShape, fetch_rows, query_words};
 pub use block::{
     BLOCK_LEN, BlockIQ2_XXS, BlockIQ4_NL, BlockIQ4_XS, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
@@ -41,6 +43,7 @@ pub use dtype::DType;
 pub use error::Error;
 pub use gemm::{Tile, gemm_f32, gemm_q8};
 pub use isa::Isa;
+pub use packed::{PANEL_ROWS, Packing};
 pub use planar::{
     PlanarBytes, decode_planar, encode_planar, ggml_from_planar, planar_bytes, planar_from_ggml,
 };

@@ -1,6 +1,9 @@
 //! `IQ2_XXS`: eight elements at a time from a grid.
 
-use super::{Expand, Minimum, NO_MINIMUM, Run, widen};
+use half::f16;
+
+use super::{Expand, Scales, Values};
+use crate::BLOCK_LEN;
 use crate::block::BlockIQ2_XXS;
 
 /// The points of the grid: two bits for each of eight elements, those of the first lowest; 0 stands for 8, 1 for 25 and 2
@@ -25,35 +28,59 @@ const POINTS: [u16; 256] = [
     0x9180, 0x9245, 0x9400, 0x9422, 0x9444, 0x9551, 0x9881, 0x9920, 0xa002, 0xa050, 0xa085, 0xa109, 0xa200, 0xa418, 0xa850, 0xa904,
 ];
 
-/// The points as the magnitudes that they stand for.
-static GRID: [[i8; 8]; 256] = grid();
+/// The points as the codes of their elements.
+static GRID: [[u8; 8]; 256] = grid();
 
-const fn grid() -> [[i8; 8]; 256] {
+const fn grid() -> [[u8; 8]; 256] {
     let mut grid = [[0; 8]; 256];
     let mut i = 0;
     while i < 256 * 8 {
-        grid[i / 8][i % 8] = [8, 25, 43, 0][(POINTS[i / 8] >> (i % 8 * 2) & 3) as usize];
+        grid[i / 8][i % 8] = (POINTS[i / 8] >> (i % 8 * 2) & 3) as u8;
         i += 1;
     }
     grid
 }
 
+/// What the codes stand for: three magnitudes, and with bit 2 their negatives.
+const VALUES: [i8; 16] = [8, 25, 43, 0, -8, -25, -43, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+impl BlockIQ2_XXS {
+    /// The points of run `i`, and the word with its signs and its scale.
+    #[inline(always)]
+    fn run_parts(&self, i: usize) -> ([u8; 4], u32) {
+        let [p0, p1, p2, p3, b0, b1, b2, b3] = self.q[i];
+        ([p0, p1, p2, p3], u32::from_le_bytes([b0, b1, b2, b3]))
+    }
+}
+
 impl Expand for BlockIQ2_XXS {
     const RUNS: usize = 8;
-    const MINIMUM: Minimum = Minimum::None;
+    const BITS: (usize, usize) = (2, 1);
+    const VALUES: Values = Values::Table(VALUES);
+    const SCALES: Scales = Scales::Whole;
+    // (1/2 + s) / 4 is (2 s + 1) / 8.
+    const UNIT: f32 = 0.125;
 
     #[inline(always)]
-    fn run(&self, i: usize) -> Run {
-        let [points @ .., b0, b1, b2, b3] = self.q[i];
-        let word = u32::from_le_bytes([b0, b1, b2, b3]);
-        let mut q = [0; 32];
-        for (n, (q, point)) in q.as_chunks_mut::<8>().0.iter_mut().zip(points).enumerate() {
+    fn codes(&self, i: usize) -> [u8; BLOCK_LEN] {
+        let (points, word) = self.run_parts(i);
+        let mut codes = [0; BLOCK_LEN];
+        for (n, (codes, point)) in codes.as_chunks_mut::<8>().0.iter_mut().zip(points).enumerate() {
             let seven = (word >> (7 * n)) as u8 & 127;
             let signs = seven | (seven.count_ones() as u8 & 1) << 7;
             let magnitudes = GRID[usize::from(point)];
-            *q = std::array::from_fn(|j| if signs >> j & 1 == 0 { magnitudes[j] } else { -magnitudes[j] });
+            *codes = std::array::from_fn(|j| magnitudes[j] | (signs >> j & 1) << 2);
         }
-        let scale = widen(self.d) * (0.5 + (word >> 28) as f32) * 0.25;
-        Run { q, d: [scale; 2], m: NO_MINIMUM }
+        codes
+    }
+
+    #[inline(always)]
+    fn d(&self) -> f16 {
+        self.d
+    }
+
+    #[inline(always)]
+    fn scales(&self, i: usize) -> [i8; 2] {
+        [(2 * (self.run_parts(i).1 >> 28) + 1) as i8; 2]
     }
 }

@@ -18,7 +18,7 @@ use crate::BLOCK_LEN;
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Run {
-    /// Quants, -127 to 127.
+    /// Quants, -127 to 127 (-128 in a `Q8_0` that was not encoded here).
     pub(crate) q: [i8; BLOCK_LEN],
     /// Scale of each half.
     pub(crate) d: [f32; 2],
@@ -34,6 +34,26 @@ impl Run {
     pub(crate) const ZERO: Run = Run { q: [0; BLOCK_LEN], d: [0.0; 2], m: NO_MINIMUM };
 }
 
+/// What a code stands for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Values {
+    /// The code less this, a power of two or 0.
+    Less(u8),
+    /// An entry of this table.
+    Table([i8; 16]),
+}
+
+/// Which scales the elements of a block have beside the block's own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Scales {
+    /// None: the block is one run.
+    One,
+    /// One for each run.
+    Whole,
+    /// One for each half of a run.
+    Halves,
+}
+
 /// What the elements of a type have beside scales.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Minimum {
@@ -45,15 +65,63 @@ pub(crate) enum Minimum {
     Halves,
 }
 
-/// A block that becomes runs.
+/// A quantized block: what its bytes mean. Decoding, products and the packed form all come from here.
 pub(crate) trait Expand: Pod {
     /// Runs in a block.
     const RUNS: usize;
-    /// Which minimums its elements have.
-    const MINIMUM: Minimum;
+    /// Bits of a code: 2, 4 or 8, and 0, 1 or 2 more above them.
+    const BITS: (usize, usize);
+    /// What codes stand for.
+    const VALUES: Values;
+    /// Which scales there are. Minimums go with them: halves with halves.
+    const SCALES: Scales = Scales::One;
+    /// Which minimums the elements have.
+    const MINIMUM: Minimum = Minimum::None;
+    /// Whether [`scales`](Self::scales) and [`minimums`](Self::minimums) have four bits each.
+    const NARROW: bool = false;
+    /// What all scales are multiplied by, a power of two.
+    const UNIT: f32 = 1.0;
 
-    /// Elements `32 i` to `32 i + 31`; `i` is below [`RUNS`](Self::RUNS).
-    fn run(&self, i: usize) -> Run;
+    /// Codes of elements `32 i` to `32 i + 31`; `i` is below [`RUNS`](Self::RUNS).
+    fn codes(&self, i: usize) -> [u8; BLOCK_LEN];
+
+    /// The block's scale.
+    fn d(&self) -> f16;
+
+    /// The scale of each half of run `i`.
+    #[inline(always)]
+    fn scales(&self, _: usize) -> [i8; 2] {
+        [1; 2]
+    }
+
+    /// The block's minimum, or what its minimums are multiplied by.
+    #[inline(always)]
+    fn minimum(&self) -> f16 {
+        f16::ZERO
+    }
+
+    /// The minimum of each half of run `i`, to be subtracted.
+    #[inline(always)]
+    fn minimums(&self, _: usize) -> [u8; 2] {
+        [1; 2]
+    }
+
+    /// Elements `32 i` to `32 i + 31`. Products of scales are exact: 11 bits with at most 8.
+    #[inline(always)]
+    fn run(&self, i: usize) -> Run {
+        let codes = self.codes(i);
+        let q = match Self::VALUES {
+            Values::Less(offset) => codes.map(|code| code.wrapping_sub(offset).cast_signed()),
+            Values::Table(table) => codes.map(|code| table[usize::from(code & 15)]),
+        };
+        let (d, minimum) = (widen(self.d()) * Self::UNIT, widen(self.minimum()));
+        let m = match (Self::MINIMUM, Self::SCALES) {
+            (Minimum::None, _) => NO_MINIMUM,
+            (_, Scales::One) => [minimum; 2],
+            _ => self.minimums(i).map(|t| -(minimum * f32::from(t))),
+        };
+        Run { q, d: self.scales(i).map(|s| d * f32::from(s)), m }
+    }
 }
 
 /// Runs that are expanded at a time by products: one block of 256, or eight of 32.
@@ -92,14 +160,12 @@ fn bits<const N: usize>(bytes: [u64; N], shift: usize, mask: u8) -> [u64; N] {
     bytes.map(|word| word >> shift & u64::from_ne_bytes([mask; 8]))
 }
 
-/// `low` and `high << shift` of each byte, less `offset`.
+/// `low` and `high << shift` of each byte.
 #[inline(always)]
-fn join(low: [u64; 4], high: [u64; 4], shift: usize, offset: u8) -> [i8; BLOCK_LEN] {
-    let each = |byte: u8| u64::from_ne_bytes([byte; 8]);
+fn join(low: [u64; 4], high: [u64; 4], shift: usize) -> [u8; BLOCK_LEN] {
     let mut joined = low;
     for (joined, high) in joined.iter_mut().zip(high) {
-        // With its highest bit set no byte, all of which are below 64, borrows from the next.
-        *joined = ((*joined | high << shift | each(128)) - each(offset)) ^ each(128);
+        *joined |= high << shift;
     }
     cast(joined)
 }
@@ -131,12 +197,14 @@ pub(crate) fn decode<B: Expand>(blocks: &[u8], dst: &mut [f32]) {
     }
 }
 
-/// Calls `function::<B>(arguments)` with the block of a type that is expanded, or gives `other` for the types that have code of
-/// their own.
+/// Calls `function::<B>(arguments)` with the block of a quantized type, or gives `other` for the float types.
 macro_rules! by_block {
     ($dtype:expr, $function:ident, ($($argument:expr),*), $other:expr) => {{
         use $crate::{DType, block::*};
         match $dtype {
+            DType::Q8_0 => $function::<BlockQ8_0>($($argument),*),
+            DType::Q4_0 => $function::<BlockQ4_0>($($argument),*),
+            DType::Q4_1 => $function::<BlockQ4_1>($($argument),*),
             DType::Q5_0 => $function::<BlockQ5_0>($($argument),*),
             DType::Q5_1 => $function::<BlockQ5_1>($($argument),*),
             DType::Q2_K => $function::<BlockQ2_K>($($argument),*),
@@ -147,7 +215,7 @@ macro_rules! by_block {
             DType::IQ4_NL => $function::<BlockIQ4_NL>($($argument),*),
             DType::IQ4_XS => $function::<BlockIQ4_XS>($($argument),*),
             DType::IQ2_XXS => $function::<BlockIQ2_XXS>($($argument),*),
-            DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => $other,
+            DType::F32 | DType::F16 | DType::BF16 => $other,
         }
     }};
 }

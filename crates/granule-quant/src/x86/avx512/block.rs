@@ -65,6 +65,16 @@ pub(super) fn quantize_q8_0(x: &[f32; BLOCK_LEN]) -> (f32, __m256i, i32) {
     (d, q, _mm512_reduce_add_epi32(_mm512_add_epi32(lo, hi)))
 }
 
+/// Scale and 32 fixed-point numbers, none of which has a magnitude above `most`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+pub(super) fn fixed(x: &[f32; BLOCK_LEN], most: f32) -> (f32, __m512i, __m512i) {
+    let (lo, hi) = load(x);
+    let d = largest_magnitude((lo, hi)) / most;
+    let id = _mm512_set1_ps(inverse(d));
+    (d, round(_mm512_mul_ps(lo, id)), round(_mm512_mul_ps(hi, id)))
+}
+
 /// 32 quants of 0 and more, cut at 15, as nibbles.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]

@@ -11,6 +11,7 @@ pub(crate) mod dot;
 mod float;
 pub(crate) mod gemm;
 mod pack;
+pub(crate) mod packed;
 pub(crate) mod planar;
 mod runs;
 mod tile;
