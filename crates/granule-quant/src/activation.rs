@@ -164,6 +164,7 @@ impl<'a> FixedMatrix<'a> {
     }
 
     /// Row `c`, which has to be one.
+    #[inline]
     pub(crate) fn row(&self, c: usize) -> FixedRow<'a> {
         let (k, blocks) = (self.k, self.k / BLOCK_LEN);
         let low = if self.is_wide() { &self.low[c * k..][..k] } else { &[] };
@@ -173,6 +174,16 @@ impl<'a> FixedMatrix<'a> {
             d: &self.d[c * blocks..][..blocks],
             sums: &self.sums[c * blocks..][..blocks],
         }
+    }
+}
+
+impl FixedRow<'_> {
+    /// What is behind the first `runs` runs.
+    #[inline]
+    pub(crate) fn from(self, runs: usize) -> Self {
+        let n = runs * BLOCK_LEN;
+        let low = if self.low.is_empty() { self.low } else { &self.low[n..] };
+        Self { high: &self.high[n..], low, d: &self.d[runs..], sums: &self.sums[runs..] }
     }
 }
 

@@ -14,12 +14,14 @@ use crate::packed::Unit;
 use crate::x86::prefetch_line;
 use crate::{BLOCK_LEN, DType, FixedMatrix, Tile};
 
-/// Columns of the innermost kernel: their sums, integer and float, and eight registers of weights fit the register file.
-const STEP: usize = 8;
+/// Panels and columns of the innermost kernel: a load is worth a cycle, as a product is, so each register of weights meets
+/// six of activations and each of these two of weights. Sums, integer and float, take 24 registers.
+const PAIR: usize = 2;
+const STEP: usize = 6;
 /// More columns than this meet bytes that were made of codes once.
 const FEW: usize = 8;
-/// Runs whose codes are made bytes at a time.
-const STRETCH: usize = 32;
+/// Runs whose codes are made bytes at a time: those of two panels and what meets them fit the first-level cache.
+const STRETCH: usize = 16;
 /// Columns that a stretch is used for: their numbers of that stretch stay in the second-level cache.
 const COLS: usize = 256;
 /// Bytes that memory is asked for ahead of what is multiplied.
@@ -127,8 +129,8 @@ fn store<const N: usize>(sums: [__m512; N], out: &mut Tile<'_>, r: usize, c: usi
 /// - `w` is whole units, with as many runs as each of `x` has; with two terms, `x` have low bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 unsafe fn few<B: Expand, const N: usize, const TERMS: usize>(w: &[u8], x: [FixedRow<'_>; N]) -> [__m512; N] {
-    let mut sums = [_mm512_setzero_ps(); N];
-    let columns = Columns::<N>::new(&x, 0);
+    let mut sums = [[_mm512_setzero_ps(); N]];
+    let columns = Columns::new(x);
     for (u, unit) in w.chunks_exact(Unit::<B>::BYTES).enumerate() {
         // SAFETY: the unit is whole, and its runs are among those of `x`.
         unsafe {
@@ -140,65 +142,95 @@ unsafe fn few<B: Expand, const N: usize, const TERMS: usize>(w: &[u8], x: [Fixed
                     prefetch_line(run.wrapping_add(AHEAD + line));
                 }
                 let run = load::<B>(run, &head);
-                multiply::<B, N, TERMS>(&run, &columns, u * B::RUNS + i, &mut sums);
+                multiply::<B, 1, N, TERMS, false>([&run], &columns, u * B::RUNS + i, &mut sums);
             }
         }
     }
+    let [sums] = sums;
     sums
 }
 
 /// Products of panels with more columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn many<B: Expand>(w: &[u8], panel: usize, x: &FixedMatrix<'_>, out: &mut Tile<'_>) {
-    let mut stretch = [const { MaybeUninit::<Run>::uninit() }; STRETCH];
-    let units = STRETCH / B::RUNS;
+    let mut stretches = [const { [const { MaybeUninit::<Run>::uninit() }; STRETCH] }; PAIR];
+    let mut sums = [const { MaybeUninit::<StretchSums>::uninit() }; COLS];
+    let step = STRETCH / B::RUNS * Unit::<B>::BYTES;
     for c0 in (0..x.rows()).step_by(COLS) {
-        let cols = c0..x.rows().min(c0 + COLS);
-        for (b, at) in (0..panel).step_by(units * Unit::<B>::BYTES).enumerate() {
-            let end = panel.min(at + units * Unit::<B>::BYTES);
-            for (p, w) in w.chunks_exact(panel).enumerate() {
-                let n = (end - at) / Unit::<B>::BYTES * B::RUNS;
-                for (unit, runs) in
-                    w[at..end].chunks_exact(Unit::<B>::BYTES).zip(stretch.chunks_exact_mut(B::RUNS))
-                {
-                    // SAFETY: the unit is whole.
-                    unsafe {
-                        let head = Head::load::<B>(unit.as_ptr());
-                        for (i, run) in runs.iter_mut().enumerate() {
-                            let at = unit.as_ptr().add(Unit::<B>::RUNS + i * Unit::<B>::RUN);
-                            run.write(load::<B>(at, &head));
-                        }
-                    }
+        let cols = COLS.min(x.rows() - c0);
+        for (b, at) in (0..panel).step_by(step).enumerate() {
+            let end = panel.min(at + step);
+            let (run, n) = (b * STRETCH, (end - at) / Unit::<B>::BYTES * B::RUNS);
+            for (c, sums) in sums.iter_mut().enumerate().take(cols) {
+                sums.write(StretchSums::new::<B>(&x.row(c0 + c).sums[run..][..n]));
+            }
+            // SAFETY: the first `cols` were just written.
+            let part = Part { x, first: c0, run, sums: unsafe { written(&sums[..cols]) } };
+            for (p, pair) in w.chunks(PAIR * panel).enumerate() {
+                let mut runs = [&[][..]; PAIR];
+                let panels = pair.chunks_exact(panel).map(|w| &w[at..end]);
+                for ((runs, stretch), w) in runs.iter_mut().zip(&mut stretches).zip(panels) {
+                    *runs = expand::<B>(w, stretch);
                 }
-                // SAFETY: the first `n` runs were just written, and `MaybeUninit<T>` has the layout of `T`.
-                let runs = unsafe { std::slice::from_raw_parts(stretch.as_ptr().cast::<Run>(), n) };
-                let mut part = Part { x, out, r: p * LANES, run: b * STRETCH };
-                part.columns::<B>(runs, cols.clone());
+                match runs {
+                    [only, []] => part.multiply_all::<B, 1>([only], out, p * PAIR * LANES),
+                    both => part.multiply_all::<B, PAIR>(both, out, p * PAIR * LANES),
+                }
             }
         }
     }
 }
 
-/// Where a stretch's products go.
-struct Part<'a, 'o, 'x> {
-    x: &'a FixedMatrix<'x>,
-    out: &'a mut Tile<'o>,
-    /// First row.
-    r: usize,
-    /// First run; the first stretch sets the output, the others add to it.
-    run: usize,
+/// The elements of a slice all of which are written.
+///
+/// # Safety
+/// - Every element of `slice` has been written.
+unsafe fn written<T>(slice: &[MaybeUninit<T>]) -> &[T] {
+    // SAFETY: `MaybeUninit<T>` has the layout of `T`, and the caller vouches for the values.
+    unsafe { std::slice::from_raw_parts(slice.as_ptr().cast(), slice.len()) }
 }
 
-impl Part<'_, '_, '_> {
-    /// Multiplies `runs` with these columns.
+/// Makes bytes of the codes of whole units, which fit the stretch.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn expand<'a, B: Expand>(w: &[u8], stretch: &'a mut [MaybeUninit<Run>; STRETCH]) -> &'a [Run] {
+    let mut n = 0;
+    for (unit, runs) in w.chunks_exact(Unit::<B>::BYTES).zip(stretch.chunks_exact_mut(B::RUNS)) {
+        n += B::RUNS;
+        // SAFETY: the unit is whole.
+        unsafe {
+            let head = Head::load::<B>(unit.as_ptr());
+            for (i, run) in runs.iter_mut().enumerate() {
+                run.write(load::<B>(unit.as_ptr().add(Unit::<B>::RUNS + i * Unit::<B>::RUN), &head));
+            }
+        }
+    }
+    // SAFETY: the first `n` were just written.
+    unsafe { written(&stretch[..n]) }
+}
+
+/// What a stretch of panels is multiplied with.
+struct Part<'a, 'x> {
+    x: &'a FixedMatrix<'x>,
+    /// First column.
+    first: usize,
+    /// First run; the first stretch sets the output, the others add to it.
+    run: usize,
+    /// Of each column.
+    sums: &'a [StretchSums],
+}
+
+impl Part<'_, '_> {
+    /// Multiplies stretches of the same runs of `P` panels, the first of which has rows from `r` on, with all columns.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    fn columns<B: Expand>(&mut self, runs: &[Run], cols: std::ops::Range<usize>) {
-        let mut c = cols.start;
+    fn multiply_all<B: Expand, const P: usize>(&self, runs: [&[Run]; P], out: &mut Tile<'_>, r: usize) {
+        let mut c = 0;
         macro_rules! take {
             ($n:tt) => {
-                while cols.end - c >= $n {
-                    // SAFETY: the runs are among those of the columns.
-                    unsafe { self.multiply::<B, $n>(runs, c) };
+                while self.sums.len() - c >= $n {
+                    let sums = self.multiply::<B, P, $n>(runs, c);
+                    for (p, sums) in sums.into_iter().enumerate() {
+                        store(sums, out, r + p * LANES, self.first + c, self.run > 0);
+                    }
                     c += $n;
                 }
             };
@@ -209,41 +241,137 @@ impl Part<'_, '_, '_> {
         take!(1);
     }
 
-    /// Multiplies `runs` with `N` columns from `c` on.
-    ///
-    /// # Safety
-    /// - The CPU has this module's instructions.
-    /// - There are `N` columns from `c` on, each with as many runs from `self.run` on as `runs` has.
+    /// Multiplies stretches of the same runs of `P` panels with `N` columns from `c` on.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-    unsafe fn multiply<B: Expand, const N: usize>(&mut self, runs: &[Run], c: usize) {
-        let x: [FixedRow<'_>; N] = std::array::from_fn(|i| self.x.row(c + i));
-        let columns = Columns::<N>::new(&x, self.run);
-        let mut sums = [_mm512_setzero_ps(); N];
-        for (i, run) in runs.iter().enumerate() {
-            // SAFETY: the caller vouches for the run.
-            unsafe { multiply::<B, N, 1>(run, &columns, i, &mut sums) };
+    #[inline]
+    fn multiply<B: Expand, const P: usize, const N: usize>(
+        &self,
+        runs: [&[Run]; P],
+        c: usize,
+    ) -> [[__m512; N]; P] {
+        let mut columns = Columns::new(std::array::from_fn(|i| self.x.row(self.first + c + i).from(self.run)));
+        columns.prepared = std::array::from_fn(|i| &raw const self.sums[c + i]);
+        let mut sums = [[_mm512_setzero_ps(); N]; P];
+        let n = runs.iter().map(|runs| runs.len()).min().unwrap_or(0);
+        let runs = runs.map(|runs| &runs[..n]);
+        for i in 0..n {
+            // SAFETY: the run is among those of the columns: a stretch has no more of them than rows have.
+            unsafe { multiply::<B, P, N, 1, true>(runs.map(|runs| &runs[i]), &columns, i, &mut sums) };
         }
-        store(sums, self.out, self.r, c, self.run > 0);
+        sums
     }
 }
 
-/// Where `N` columns lie from a certain run on.
+/// Sums of a stretch of a column, as the type of the weights wants them, for each part of a run.
+#[derive(Clone, Copy)]
+struct StretchSums {
+    /// Where integer products start: what raised bytes add to them, taken off.
+    start: [MaybeUninit<[i32; STRETCH]>; 2],
+    /// The sums themselves.
+    sum: [MaybeUninit<[f32; STRETCH]>; 2],
+}
+
+impl StretchSums {
+    /// From the sums of at most [`STRETCH`] runs and of their first halves.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    fn new<B: Expand>(sums: &[[i32; 2]]) -> Self {
+        let mut of = Self { start: [MaybeUninit::uninit(); 2], sum: [MaybeUninit::uninit(); 2] };
+        let flat = sums.as_flattened();
+        let load = |at: usize| {
+            let mask = first(flat.len().saturating_sub(at));
+            // SAFETY: the mask covers elements of the slice.
+            unsafe { _mm512_maskz_loadu_epi32(mask, flat.as_ptr().wrapping_add(at)) }
+        };
+        let (low, high) = (load(0), load(LANES));
+        let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        let whole = _mm512_permutex2var_epi32(low, even, high);
+        let firsts = _mm512_permutex2var_epi32(low, _mm512_add_epi32(even, _mm512_set1_epi32(1)), high);
+        let of_parts = match parts::<B>() {
+            1 => [whole, whole],
+            _ => [firsts, _mm512_sub_epi32(whole, firsts)],
+        };
+        for (part, sums) in of_parts.into_iter().enumerate().take(parts::<B>()) {
+            let zero = _mm512_setzero_si512();
+            let start = _mm512_sub_epi32(zero, _mm512_sll_epi32(sums, shift::<B>()));
+            // SAFETY: both arrays have 16 elements.
+            unsafe {
+                if raised::<B>() > 0 {
+                    _mm512_storeu_si512(of.start[part].as_mut_ptr().cast(), start);
+                }
+                if has_minimum::<B>() {
+                    _mm512_storeu_ps(of.sum[part].as_mut_ptr().cast(), _mm512_cvtepi32_ps(sums));
+                }
+            }
+        }
+        of
+    }
+}
+
+/// How many bits a sum is shifted by to become what raised bytes add to products.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+#[inline]
+fn shift<B: Expand>() -> __m128i {
+    _mm_cvtsi32_si128(const { raised::<B>().trailing_zeros() % 8 }.cast_signed())
+}
+
+/// Where `N` columns lie.
 struct Columns<const N: usize> {
     high: [*const i8; N],
     low: [*const i8; N],
     d: [*const f32; N],
     sums: [*const [i32; 2]; N],
+    /// Where the sums are prepared.
+    prepared: [*const StretchSums; N],
 }
 
 impl<const N: usize> Columns<N> {
     #[inline(always)]
-    fn new(x: &[FixedRow<'_>; N], run: usize) -> Self {
+    fn new(x: [FixedRow<'_>; N]) -> Self {
         Self {
-            high: std::array::from_fn(|c| x[c].high[run * BLOCK_LEN..].as_ptr()),
-            low: std::array::from_fn(|c| x[c].low.as_ptr().wrapping_add(run * BLOCK_LEN)),
-            d: std::array::from_fn(|c| x[c].d[run..].as_ptr()),
-            sums: std::array::from_fn(|c| x[c].sums[run..].as_ptr()),
+            high: x.map(|x| x.high.as_ptr()),
+            low: x.map(|x| x.low.as_ptr()),
+            d: x.map(|x| x.d.as_ptr()),
+            sums: x.map(|x| x.sums.as_ptr()),
+            prepared: [std::ptr::null(); N],
         }
+    }
+
+    /// Where the products of this part of run `i` with column `c` start, and the sum that minimums are multiplied by.
+    ///
+    /// # Safety
+    /// - The CPU has this module's instructions.
+    /// - Column `c` has run `i`; where `PREPARED`, its sums are prepared from the first run on.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline]
+    unsafe fn sums<B: Expand, const PREPARED: bool>(&self, c: usize, i: usize, part: usize) -> (__m512i, __m512) {
+        let (mut start, mut sum) = (_mm512_setzero_si512(), _mm512_setzero_ps());
+        // SAFETY: the caller vouches for the run; what is read of prepared sums is what the same type has set.
+        unsafe {
+            if PREPARED {
+                let of = &*self.prepared[c];
+                if raised::<B>() > 0 {
+                    start = _mm512_set1_epi32(*of.start[part].as_ptr().cast::<i32>().add(i));
+                }
+                if has_minimum::<B>() {
+                    sum = _mm512_set1_ps(*of.sum[part].as_ptr().cast::<f32>().add(i));
+                }
+            } else {
+                let [whole, first_half] = *self.sums[c].add(i);
+                let number = _mm512_set1_epi32(match (parts::<B>(), part) {
+                    (1, _) => whole,
+                    (_, 0) => first_half,
+                    _ => whole - first_half,
+                });
+                if raised::<B>() > 0 {
+                    start = _mm512_sub_epi32(start, _mm512_sll_epi32(number, shift::<B>()));
+                }
+                if has_minimum::<B>() {
+                    sum = _mm512_cvtepi32_ps(number);
+                }
+            }
+        }
+        (start, sum)
     }
 }
 
@@ -359,65 +487,74 @@ fn field(plane: __m512i, from: usize, n: usize, to: usize) -> __m512i {
     _mm512_and_si512(moved, _mm512_set1_epi8((mask as u8).cast_signed()))
 }
 
-/// Adds the products of a run with run `i` of `N` columns, of `TERMS` bytes a number, to `sums`.
+/// Adds the products of a run of `P` panels with run `i` of `N` columns, of `TERMS` bytes a number, to `sums`.
 ///
 /// # Safety
 /// - The CPU has this module's instructions.
-/// - `run` is as [`load`] of the same type makes it; each column has run `i`, with two terms low bytes too.
+/// - Each of `runs` is as [`load`] of the same type makes it; each column has run `i`, with two terms low bytes too; where
+///   `PREPARED`, their sums are.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn multiply<B: Expand, const N: usize, const TERMS: usize>(
-    run: &Run,
+unsafe fn multiply<B: Expand, const P: usize, const N: usize, const TERMS: usize, const PREPARED: bool>(
+    runs: [&Run; P],
     x: &Columns<N>,
     i: usize,
-    sums: &mut [__m512; N],
+    sums: &mut [[__m512; N]; P],
 ) {
     let parts = parts::<B>();
-    let mut scaled = [_mm512_setzero_ps(); N];
+    let mut scaled = [[_mm512_setzero_ps(); N]; P];
     // SAFETY: every pointer stays in run `i`, and `load` has set the scales of all parts, and the minimums where there are any.
     unsafe {
         for part in 0..parts {
-            let mut products = [[_mm512_setzero_si512(); TERMS]; N];
+            let mut products = [[[_mm512_setzero_si512(); TERMS]; N]; P];
+            let mut minimums = [_mm512_setzero_ps(); N];
+            for c in 0..N {
+                let (start, sum) = x.sums::<B, PREPARED>(c, i, part);
+                minimums[c] = sum;
+                (0..P).for_each(|p| products[p][c][TERMS - 1] = start);
+            }
             for j in part * 8 / parts..(part + 1) * 8 / parts {
                 let four = |p: *const i8| {
                     _mm512_set1_epi32(p.add(i * BLOCK_LEN + j * 4).cast::<i32>().read_unaligned())
                 };
                 for c in 0..N {
-                    products[c][0] = _mm512_dpbusd_epi32(products[c][0], run.q[j], four(x.high[c]));
+                    let high = four(x.high[c]);
+                    for p in 0..P {
+                        products[p][c][0] = _mm512_dpbusd_epi32(products[p][c][0], runs[p].q[j], high);
+                    }
                     if TERMS == 2 {
-                        products[c][1] = _mm512_dpbusd_epi32(products[c][1], run.q[j], four(x.low[c]));
+                        let low = four(x.low[c]);
+                        for p in 0..P {
+                            products[p][c][1] = _mm512_dpbusd_epi32(products[p][c][1], runs[p].q[j], low);
+                        }
                     }
                 }
             }
             for c in 0..N {
-                let mut product = products[c][0];
-                if TERMS == 2 {
-                    product = _mm512_add_epi32(_mm512_slli_epi32::<8>(product), products[c][1]);
-                }
-                let [whole, first_half] = *x.sums[c].add(i);
-                let sum = _mm512_set1_epi32(match (parts, part) {
-                    (1, _) => whole,
-                    (_, 0) => first_half,
-                    _ => whole - first_half,
-                });
-                if raised::<B>() > 0 {
-                    let zeros = const { raised::<B>().trailing_zeros() };
-                    product = _mm512_sub_epi32(product, _mm512_sll_epi32(sum, _mm_cvtsi32_si128(zeros as i32)));
-                }
-                let d = run.d[part].assume_init();
-                scaled[c] = if part == 0 {
-                    _mm512_mul_ps(_mm512_cvtepi32_ps(product), d)
-                } else {
-                    _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), d, scaled[c])
-                };
-                if has_minimum::<B>() {
-                    let m = run.m[part].assume_init();
-                    scaled[c] = _mm512_fnmadd_ps(m, _mm512_cvtepi32_ps(sum), scaled[c]);
+                for p in 0..P {
+                    let mut product = products[p][c][0];
+                    if TERMS == 2 {
+                        product = _mm512_add_epi32(_mm512_slli_epi32::<8>(product), products[p][c][1]);
+                    }
+                    let (product, d) = (_mm512_cvtepi32_ps(product), runs[p].d[part].assume_init());
+                    let scaled = &mut scaled[p][c];
+                    *scaled = if part == 0 {
+                        _mm512_mul_ps(product, d)
+                    } else {
+                        _mm512_fmadd_ps(product, d, *scaled)
+                    };
+                    if has_minimum::<B>() {
+                        let m = runs[p].m[part].assume_init();
+                        *scaled = _mm512_fnmadd_ps(m, minimums[c], *scaled);
+                    }
                 }
             }
         }
         for c in 0..N {
-            sums[c] = _mm512_fmadd_ps(scaled[c], _mm512_set1_ps(*x.d[c].add(i)), sums[c]);
+            let d = _mm512_set1_ps(*x.d[c].add(i));
+            for p in 0..P {
+                sums[p][c] = _mm512_fmadd_ps(scaled[p][c], d, sums[p][c]);
+            }
         }
     }
 }
