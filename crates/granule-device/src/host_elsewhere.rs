@@ -30,6 +30,6 @@ impl Guard {
     }
 }
 
-pub(crate) fn lock_map(_: &memmap2::Mmap) -> Result<(), Error> {
+pub(crate) fn lock_bytes(_: &[u8]) -> Result<(), Error> {
     Err(Error::Unsupported { what: "locking a file in memory", why: "it is done on Linux only" })
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::host::Guard;
@@ -76,12 +77,23 @@ impl MappedFile {
         DeviceSlice::from(self.bytes())
     }
 
-    /// Reads the file into memory and keeps it there.
+    /// Reads these bytes of the file into memory and keeps them there, with the pages that they begin and end in.
     ///
     /// # Errors
     /// [`Error::LockLimit`].
-    pub fn lock(&self) -> Result<(), Error> {
-        crate::host::lock_map(&self.map)
+    pub fn lock(&self, range: Range<usize>) -> Result<(), Error> {
+        crate::host::lock_bytes(self.map.get(range).unwrap_or_default())
+    }
+
+    /// Gives back the memory behind these bytes, and the pages that they begin and end in: who reads them again has them read
+    /// from the file again, which costs little while the system still has its pages. What is locked stays.
+    pub fn let_go(&self, range: Range<usize>) {
+        let (start, end) = (range.start.min(self.map.len()), range.end.min(self.map.len()));
+        if start < end {
+            // SAFETY: the mapping is of a file and only read, so what is given back is what will be read there again. A
+            // refusal leaves everything as it was, and costs memory at most.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+        }
     }
 
     /// Says whether all that was read so far was the file's.

@@ -125,7 +125,7 @@ fn recycled<'b>(mut items: Vec<AttentionItem<'_>>) -> Vec<AttentionItem<'b>> {
     items.into_iter().map_while(|_| None).collect()
 }
 
-/// Multiplies `n` rows of `x` with each weight, quantizing `x` first if one of the weights needs it.
+/// Multiplies `n` rows of `x` with each weight, quantizing `x` first as the weights need it: all are packed, or none is.
 fn project(
     threads: &Threads,
     x: &[f32],
@@ -134,11 +134,12 @@ fn project(
     products: &mut [(Matrix<'_>, &mut [f32])],
 ) -> Result<()> {
     let cols = x.len() / n.max(1);
-    let activations = if products.iter().any(|(weight, _)| weight.dtype().is_quantized()) {
-        let quant = QuantScratch { quants: quant.quants, scales: quant.scales, sums: quant.sums };
-        Activations::quantized(threads, x, n, cols, quant)?
-    } else {
-        Activations::plain(x, n, cols)?
+    let quant = QuantScratch { quants: quant.quants, scales: quant.scales, sums: quant.sums };
+    let quantized = products.iter().find(|(weight, _)| weight.dtype().is_quantized());
+    let activations = match quantized.map(|(weight, _)| weight.packing()) {
+        Some(Some(_)) => Activations::fixed(threads, x, n, cols, quant)?,
+        Some(None) => Activations::quantized(threads, x, n, cols, quant)?,
+        None => Activations::plain(x, n, cols)?,
     };
     matmul(threads, &activations, products)?;
     Ok(())

@@ -60,6 +60,7 @@ mod kv_tables;
 mod kv_transform;
 mod memory;
 mod model;
+mod packed;
 mod perplexity;
 pub mod sample;
 mod shared;

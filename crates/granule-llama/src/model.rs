@@ -37,6 +37,9 @@ pub struct LoadOptions<'a> {
     pub no_mmap: bool,
     /// Lock the weights in memory, so that they are never paged out.
     pub mlock: bool,
+    /// Use weights as they lie in the file, however much faster they were packed for the CPU at hand: loading has nothing to
+    /// do, and processes that map the same file share its memory.
+    pub no_repack: bool,
     /// Threads that compute, a pool of the model's own. None: the process's pool, with as many as the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Told how far loading is.
@@ -68,7 +71,7 @@ impl Model {
     /// A clear error for every file that is no Llama model which runs here; [`Error::Bank`] if the weights do not fit
     /// the budget; [`Error::Io`]; [`Error::Cancelled`]. Nothing stays behind.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Arc<Self>> {
-        let LoadOptions { bank, memory_limit, no_mmap, mlock, threads, progress } = options;
+        let LoadOptions { bank, memory_limit, no_mmap, mlock, no_repack, threads, progress } = options;
         let bank = match bank {
             Some(bank) => bank,
             None => {
@@ -80,8 +83,8 @@ impl Model {
         let threads = threads.map_or_else(Threads::shared, Threads::new)?;
         let mut silent = |_, _| ControlFlow::Continue(());
         let progress = progress.unwrap_or(&mut silent);
-        let source = Source { use_mmap: !no_mmap, mlock };
-        let files = Files::open(path.as_ref(), &bank, source, progress)?;
+        let source = Source { use_mmap: !no_mmap, mlock, repack: !no_repack };
+        let (files, mut loading) = Files::open(path.as_ref(), &bank, source, progress)?;
         let gguf = files.main()?;
         let config = Config::from_gguf(gguf)?;
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
@@ -95,7 +98,8 @@ impl Model {
                 ),
             });
         }
-        let weights = Weights::new(files, &config)?;
+        let mut weights = Weights::new(files, &config)?;
+        weights.bring_in(&bank, &threads, &mut |added| loading.add(added, progress))?;
         let rope = Rope::new(
             config.rope_dims,
             config.rope_base,
@@ -140,10 +144,16 @@ impl Model {
         self.weights.files().tensors()
     }
 
-    /// Bytes that the weights take: the files, mapped or read.
+    /// Bytes that the weights take: what is used of the files in place, mapped or read, and what is packed.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
-        self.weights.files().bytes()
+        self.weights.files().bytes().saturating_add(self.packed_bytes())
+    }
+
+    /// Of [`bytes`](Self::bytes): the weights that are packed for the CPU at hand.
+    #[must_use]
+    pub fn packed_bytes(&self) -> Bytes {
+        self.weights.packed_bytes()
     }
 
     /// Whether the embedding table is also the output layer.

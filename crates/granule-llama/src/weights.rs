@@ -1,4 +1,4 @@
-//! The weights of a model, in place: in the mapped file, or in memory that it was read into.
+//! The weights of a model: in place, in the mapped file or in memory that it was read into; or packed beside it.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,12 +8,13 @@ use std::path::Path;
 
 use granule_bank::{Bank, Charge, Owner};
 use granule_device::{Buffer, Bytes, DeviceSlice, MappedFile, Pinned};
-use granule_ops::Matrix;
-use granule_quant::DType;
+use granule_ops::{Matrix, Threads};
+use granule_quant::{DType, Isa, Packing};
 
 use crate::config::Config;
 use crate::error::{Error, Result, excerpt};
 use crate::gguf::{Gguf, ShardName, TensorInfo, check_shards};
+use crate::packed::{Packed, Place};
 
 /// The account that weights are held on.
 pub(crate) const WEIGHTS: &str = "weights";
@@ -27,7 +28,12 @@ const PAGE: usize = 4096;
 pub(crate) struct Source {
     pub(crate) use_mmap: bool,
     pub(crate) mlock: bool,
+    /// Whether weights are packed for the CPU at hand, where it has products for that.
+    pub(crate) repack: bool,
 }
+
+/// Called with how much was done; an error ends loading.
+pub(crate) type Report<'a> = &'a mut dyn FnMut(usize) -> Result<()>;
 
 /// One file of the model, whole.
 enum Shard {
@@ -55,6 +61,27 @@ pub(crate) struct Tensor {
     dtype: DType,
     rows: usize,
     cols: usize,
+    /// Where it lies packed, if it does.
+    packed: Option<Place>,
+}
+
+impl Tensor {
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// How it is to be packed, where that pays.
+    pub(crate) fn packing(&self) -> Option<Packing> {
+        Isa::best().packing(self.dtype)
+    }
+
+    pub(crate) fn set_packed(&mut self, place: Place) {
+        self.packed = Some(place);
+    }
 }
 
 /// The weights of one layer.
@@ -71,12 +98,13 @@ pub(crate) struct Layer {
     pub(crate) ffn_down: Tensor,
 }
 
-/// All files of a model, opened and paid for.
+/// All files of a model, opened.
 pub(crate) struct Files {
     shards: Vec<Shard>,
-    /// One for each file: what the bank counts for it.
+    /// What the bank counts for them.
     charges: Vec<Charge>,
     directories: Vec<Gguf>,
+    source: Source,
 }
 
 /// The weights of a model.
@@ -85,22 +113,24 @@ pub(crate) struct Weights {
     pub(crate) embedding: Tensor,
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: Vec<f32>,
-    /// `None` where the embedding table is also the output layer.
-    output: Option<Tensor>,
+    /// Where the embedding table is also the output layer, that one, which may be packed here.
+    output: Tensor,
+    is_tied: bool,
+    packed: Option<Packed>,
     /// Llama 3's factors on the rotation's frequencies.
     pub(crate) rope_factors: Option<Vec<f32>>,
 }
 
 impl Files {
-    /// Opens the model that `path` names, all its shards, and brings them into memory.
+    /// Opens the model that `path` names, all its shards, and brings those into memory that are not mapped.
     pub(crate) fn open(
         path: &Path,
         bank: &Bank,
         source: Source,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Loading)> {
         let paths = ShardName::paths_of(path)?;
-        let mut total = 0;
+        let mut loading = Loading { done: 0, total: 0 };
         for path in &paths {
             let about = std::fs::metadata(path).map_err(io("open", path))?;
             // Known before it is opened: opening a pipe waits for whoever writes it.
@@ -110,30 +140,54 @@ impl Files {
             if !about.is_file() {
                 return Err(io("open", path)(std::io::Error::other("not a plain file")));
             }
-            total += about.len();
+            // What is read is then gone through once more, to be packed.
+            loading.total += about.len() * if source.use_mmap { 1 } else { 2 };
         }
-        let mut files = Self { shards: Vec::new(), charges: Vec::new(), directories: Vec::new() };
-        let mut done = 0u64;
+        let mut files =
+            Self { shards: Vec::new(), charges: Vec::new(), directories: Vec::new(), source };
         for path in &paths {
-            let mut report = |added: usize| {
-                done += added as u64;
-                match progress(done.min(total), total) {
-                    ControlFlow::Continue(()) => Ok(()),
-                    ControlFlow::Break(()) => Err(Error::Cancelled),
-                }
-            };
             // The directory comes first: what is no model is refused before it is paid for or read.
             let file = MappedFile::open(path)?;
             let directory = Gguf::parse(file.bytes());
             // A file that shrinks under the parser shows as zeros: say that, not what the zeros look like.
             file.check()?;
             files.directories.push(directory?);
-            let charge = bank.charge(&Owner::new(WEIGHTS), file.len())?;
-            files.shards.push(bring_in(file, bank, source, &mut report)?);
-            files.charges.push(charge);
+            if source.use_mmap {
+                files.shards.push(Shard::Mapped(file));
+            } else {
+                files.charges.push(bank.charge(&Owner::new(WEIGHTS), file.len())?);
+                files.shards.push(read(&file, bank, source, &mut |added| loading.add(added, progress))?);
+            }
         }
         check_shards(&paths, &files.directories)?;
-        Ok(files)
+        Ok((files, loading))
+    }
+
+    /// Pays for what stays in place of mapped files, everything but the ranges of these tensors, and brings it into memory.
+    fn bring_in(&mut self, bank: &Bank, elsewhere: &[&Tensor], report: Report<'_>) -> Result<()> {
+        for (index, shard) in self.shards.iter().enumerate() {
+            let Shard::Mapped(file) = shard else { continue };
+            let mut gone: Vec<_> = elsewhere.iter().filter(|t| t.shard == index).map(|t| t.range.clone()).collect();
+            gone.sort_by_key(|range| range.start);
+            gone.push(file.bytes().len()..file.bytes().len());
+            let mut at = 0;
+            let stays: Vec<_> = gone.iter().map(|gone| std::mem::replace(&mut at, gone.end)..gone.start).collect();
+            let bytes = stays.iter().map(|range| Bytes::from_usize(range.len())).fold(Bytes::ZERO, Bytes::saturating_add);
+            self.charges.push(bank.charge(&Owner::new(WEIGHTS), bytes)?);
+            for range in stays {
+                if self.source.mlock && !range.is_empty() {
+                    file.lock(range.clone())?;
+                }
+                for part in file.bytes().get(range).unwrap_or_default().chunks(STEP) {
+                    // One byte of each page: what is not in the page cache is read now, not at the first token.
+                    let touched: u8 = part.iter().step_by(PAGE).fold(0, |sum, &byte| sum.wrapping_add(byte));
+                    std::hint::black_box(touched);
+                    report(part.len())?;
+                }
+            }
+            file.check()?;
+        }
+        Ok(())
     }
 
     /// The directory of the first file, which holds the model's metadata.
@@ -163,7 +217,20 @@ impl Files {
         Ok(all)
     }
 
-    /// Bytes of all files: mapped or read, they are held as a whole.
+    /// The bytes of a tensor, where they lie in its file.
+    pub(crate) fn tensor(&self, tensor: &Tensor) -> Result<&[u8]> {
+        let bytes = self.shards.get(tensor.shard).map(Shard::bytes).transpose()?;
+        Ok(bytes.and_then(|bytes| bytes.get(tensor.range.clone())).unwrap_or_default())
+    }
+
+    /// Gives back the memory behind a tensor's bytes, if they are mapped; they can be read again.
+    pub(crate) fn let_go(&self, tensor: &Tensor) {
+        if let Some(Shard::Mapped(file)) = self.shards.get(tensor.shard) {
+            file.let_go(tensor.range.clone());
+        }
+    }
+
+    /// Bytes of what is used in place: of files that were read all, of mapped ones all but what is packed elsewhere.
     pub(crate) fn bytes(&self) -> Bytes {
         self.charges.iter().map(Charge::size).fold(Bytes::ZERO, |a, b| a.saturating_add(b))
     }
@@ -173,26 +240,29 @@ fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -
     move |source| Error::Io { action, path: path.to_owned(), source }
 }
 
-/// Brings a file's bytes into memory: those of the mapping, or a copy of them.
-fn bring_in(
-    file: MappedFile,
-    bank: &Bank,
-    source: Source,
-    report: &mut dyn FnMut(usize) -> Result<()>,
-) -> Result<Shard> {
-    if source.use_mmap {
-        if source.mlock {
-            file.lock()?;
+/// How far loading is.
+pub(crate) struct Loading {
+    done: u64,
+    total: u64,
+}
+
+impl Loading {
+    /// Tells how far it is with this much more.
+    pub(crate) fn add(
+        &mut self,
+        added: usize,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.done += added as u64;
+        match progress(self.done.min(self.total), self.total) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::Cancelled),
         }
-        for part in file.bytes().chunks(STEP) {
-            // One byte of each page: what is not in the page cache is read now, not at the first token.
-            let touched: u8 = part.iter().step_by(PAGE).fold(0, |sum, &byte| sum.wrapping_add(byte));
-            std::hint::black_box(touched);
-            report(part.len())?;
-        }
-        file.check()?;
-        return Ok(Shard::Mapped(file));
     }
+}
+
+/// Reads a file's bytes into memory.
+fn read(file: &MappedFile, bank: &Bank, source: Source, report: Report<'_>) -> Result<Shard> {
     let path = file.path();
     let mut plain = File::open(path).map_err(io("open", path))?;
     let mut shard = if source.mlock {
@@ -249,24 +319,50 @@ impl Weights {
                 ),
             });
         }
-        Ok(Self { embedding, layers, output_norm, output, rope_factors, files })
+        let is_tied = output.is_none();
+        let output = output.unwrap_or_else(|| embedding.clone());
+        let packed = None;
+        Ok(Self { embedding, layers, output_norm, output, is_tied, packed, rope_factors, files })
     }
 
-    /// A tensor as a matrix, where it lies.
+    /// Packs the weights of all products, where that pays and is wanted, and brings into memory what stays in place.
+    pub(crate) fn bring_in(&mut self, bank: &Bank, threads: &Threads, report: Report<'_>) -> Result<()> {
+        let source = self.files.source;
+        let layers = self.layers.iter_mut().flat_map(|layer| {
+            let Layer { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = layer;
+            [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
+        });
+        let mut products: Vec<_> = layers.chain([&mut self.output]).collect();
+        products.retain(|tensor| source.repack && tensor.packing().is_some());
+        let elsewhere: Vec<_> = products.iter().map(|tensor| &**tensor).collect();
+        self.files.bring_in(bank, &elsewhere, report)?;
+        self.packed = Packed::new(&self.files, bank, threads, &mut products, source.mlock, report)?;
+        Ok(())
+    }
+
+    /// A tensor as a matrix, packed or where it lies.
     pub(crate) fn matrix(&self, tensor: &Tensor) -> Result<Matrix<'_>> {
-        let bytes = self.files.shards.get(tensor.shard).map(Shard::bytes).transpose()?;
-        let bytes = bytes.and_then(|bytes| bytes.get(tensor.range.clone())).unwrap_or_default();
-        Ok(Matrix::new(tensor.dtype, tensor.rows, tensor.cols, DeviceSlice::from(bytes))?)
+        if let (Some(packed), Some(place), Some(packing)) = (&self.packed, &tensor.packed, tensor.packing()) {
+            let bytes = DeviceSlice::from(packed.bytes(place)?);
+            return Ok(Matrix::packed(packing, tensor.rows, tensor.cols, bytes)?);
+        }
+        let bytes = DeviceSlice::from(self.files.tensor(tensor)?);
+        Ok(Matrix::new(tensor.dtype, tensor.rows, tensor.cols, bytes)?)
     }
 
     /// The output layer.
     pub(crate) fn output_matrix(&self) -> Result<Matrix<'_>> {
-        self.matrix(self.output.as_ref().unwrap_or(&self.embedding))
+        self.matrix(&self.output)
     }
 
     /// Whether the embedding table is also the output layer.
     pub(crate) fn is_tied(&self) -> bool {
-        self.output.is_none()
+        self.is_tied
+    }
+
+    /// Bytes of the packed weights.
+    pub(crate) fn packed_bytes(&self) -> Bytes {
+        self.packed.as_ref().map_or(Bytes::ZERO, Packed::size)
     }
 
     pub(crate) fn files(&self) -> &Files {
@@ -308,7 +404,7 @@ impl<'a> Finder<'a> {
             .dtype()
             .ok_or_else(|| Error::UnsupportedWeight { name: name.to_owned(), ty: info.ty.name() })?;
         let size = |i: usize| expected.get(i).map_or(1, |&n| n as usize);
-        Ok(Tensor { shard, range, dtype, rows: size(1), cols: size(0) })
+        Ok(Tensor { shard, range, dtype, rows: size(1), cols: size(0), packed: None })
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {
@@ -318,8 +414,7 @@ impl<'a> Finder<'a> {
     /// A small tensor, decoded.
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
         let tensor = self.tensor(name, &[len])?;
-        let bytes = self.files.shards.get(tensor.shard).map(Shard::bytes).transpose()?;
-        let bytes = bytes.and_then(|bytes| bytes.get(tensor.range.clone())).unwrap_or_default();
+        let bytes = self.files.tensor(&tensor)?;
         let mut out = vec![0.0; len];
         granule_quant::decode(tensor.dtype, bytes, &mut out).map_err(granule_ops::Error::from)?;
         Ok(out)

@@ -36,6 +36,14 @@ pub enum Error {
         /// The weight's type.
         dtype: DType,
     },
+    /// A packed weight where rows are wanted, or activations that were quantized for the other of the two.
+    #[error("a {dtype} matrix is {}", if *packed { "packed, and this is for rows one after the other" } else { "not packed, and this is for packed weights" })]
+    Packed {
+        /// The weight's type.
+        dtype: DType,
+        /// Whether it is packed.
+        packed: bool,
+    },
     /// A head dimension or a rotation length that the operation cannot take.
     #[error("{what} must be {must}, not {got}")]
     Dimension {

@@ -204,6 +204,33 @@ impl Threads {
     }
 }
 
+impl Threads {
+    /// Cuts `from` into pieces of `from_chunk` and `to` into pieces of `to_chunk` (the last of each may be shorter) and runs
+    /// `job` on each pair, as [`Threads::try_for_each_chunk`] does. What has no partner is left alone.
+    ///
+    /// # Errors
+    /// One of the jobs' errors.
+    pub fn try_zip_chunks<A: Sync, B: Send, E: Send>(
+        &self,
+        from: &[A],
+        from_chunk: usize,
+        to: &mut [B],
+        to_chunk: usize,
+        job: &(dyn Fn(&[A], &mut [B]) -> Result<(), E> + Sync),
+    ) -> Result<(), E> {
+        let (from_chunk, to_chunk) = (from_chunk.max(1), to_chunk.max(1));
+        let pairs = from.len().div_ceil(from_chunk).min(to.len().div_ceil(to_chunk));
+        let to = Disjoint::new(to);
+        self.try_for_each_chunk(pairs, 1, &|_, pairs| {
+            pairs.into_iter().try_for_each(|i| {
+                let from = &from[i * from_chunk..from.len().min((i + 1) * from_chunk)];
+                // SAFETY: each pair is in one chunk, and has its own piece.
+                job(from, unsafe { to.range(i * to_chunk..(i + 1) * to_chunk) })
+            })
+        })
+    }
+}
+
 /// Puts the thread's `INSIDE` mark back, also while unwinding.
 struct Restore(bool);
 

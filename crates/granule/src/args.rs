@@ -50,6 +50,9 @@ pub(crate) struct LoadArgs {
     /// Lock the weights in memory, so that they are never paged out
     #[arg(long)]
     pub(crate) mlock: bool,
+    /// Use quantized weights as they lie in the file instead of packing them for this CPU: slower, and one copy in memory
+    #[arg(long)]
+    pub(crate) no_repack: bool,
     /// The most memory that weights, cache and activations may take together, such as 512MiB or 4G
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory_limit: Option<Bytes>,

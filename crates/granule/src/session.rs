@@ -114,6 +114,7 @@ pub(crate) fn load_traced(args: &LoadArgs, cancel: &CancelToken, tracer: &Tracer
         bank: Some(bank),
         no_mmap: args.no_mmap,
         mlock: args.mlock,
+        no_repack: args.no_repack,
         threads: args.threads,
         progress: Some(&mut report),
         ..LoadOptions::default()

@@ -59,9 +59,12 @@ fn no_peers() -> Error {
     Error::Unsupported { what: "access between devices", why: "the host device has no peers" }
 }
 
-/// Reads a mapped file into memory and keeps it there.
-pub(crate) fn lock_map(map: &memmap2::Mmap) -> Result<(), Error> {
-    map.lock().map_err(|source| lock_refused(Bytes::from_usize(map.len()), source))
+/// Reads bytes of a mapped file into memory and keeps them there.
+pub(crate) fn lock_bytes(bytes: &[u8]) -> Result<(), Error> {
+    let at = DevicePtr::new(bytes.as_ptr().expose_provenance() as u64);
+    // SAFETY: the bytes are mapped for as long as they are borrowed.
+    unsafe { sys::lock(at, bytes.len()) }
+        .map_err(|source| lock_refused(Bytes::from_usize(bytes.len()), source))
 }
 
 fn lock_refused(requested: Bytes, source: std::io::Error) -> Error {

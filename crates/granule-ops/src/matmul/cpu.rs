@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use granule_quant::{Isa, QuantizedMatrix, Tile, quantize_row};
+use granule_quant::{FixedMatrix, Isa, PANEL_ROWS, QuantizedMatrix, Tile, quantize_fixed, quantize_row};
 
 use crate::error::expect_len;
 use crate::threads::Disjoint;
@@ -10,13 +10,11 @@ use crate::{Error, Matrix, Threads};
 
 /// Weight rows that one thread takes at a time: at most this many, and never fewer than `FEWEST_ROWS`.
 const MOST_ROWS: usize = 64;
-const FEWEST_ROWS: usize = 16;
+const FEWEST_ROWS: usize = PANEL_ROWS;
 /// Elements of one quantization block.
 const BLOCK: usize = 32;
-/// Rows of quants that stand for one row of activations: the number in 8 bits, and what that leaves in 8 bits more.
-pub(super) const TERMS: usize = 2;
-/// Tokens whose products with a chunk of weights are summed up at a time; their terms fill a tile on the stack.
-const TOKENS: usize = 32;
+/// Rows of quants that stand for the activations of a lone token: the number in 8 bits, and what that leaves in 8 bits more.
+const TERMS: usize = 2;
 /// Elements of a row whose remainder is quantized at a time, on the stack.
 const PIECE: usize = 16 * BLOCK;
 
@@ -45,7 +43,16 @@ pub struct Activations<'a> {
     x: &'a [f32],
     rows: usize,
     cols: usize,
-    quantized: Option<QuantizedMatrix<'a>>,
+    quantized: Option<Quantized<'a>>,
+}
+
+/// Quantized activations, as weights want them.
+#[derive(Clone, Copy)]
+enum Quantized<'a> {
+    /// For rows as in a file; of a lone token both terms.
+    Rows(QuantizedMatrix<'a>),
+    /// For packed weights.
+    Fixed(FixedMatrix<'a>),
 }
 
 impl<'a> Activations<'a> {
@@ -58,7 +65,7 @@ impl<'a> Activations<'a> {
         Ok(Self { x, rows, cols, quantized: None })
     }
 
-    /// Activations for weights of any type: also quantized, into `scratch`.
+    /// Activations for weights of any type in the ggml layout: also quantized, into `scratch`.
     ///
     /// # Errors
     /// [`Error::Shape`], and [`Error::Quant`] if `cols` is no multiple of 32 or a number is not finite.
@@ -69,49 +76,92 @@ impl<'a> Activations<'a> {
         cols: usize,
         scratch: QuantScratch<'a>,
     ) -> Result<Self, Error> {
-        expect_len("activations", x.len(), rows * cols)?;
-        granule_quant::DType::Q8_0.row_bytes(cols)?;
-        let blocks = cols / BLOCK;
-        let (n_quants, n_scales) = QuantScratch::lengths(rows * cols);
-        for (what, len, want) in [
-            ("scratch for quants", scratch.quants.len(), n_quants),
-            ("scratch for scales", scratch.scales.len(), n_scales),
-            ("scratch for sums", scratch.sums.len(), n_scales),
-        ] {
-            if len < want {
-                return Err(Error::Shape { what, got: len, want });
-            }
-        }
-        let QuantScratch { quants, scales, sums } = scratch;
+        let QuantScratch { quants, scales, sums } = scratch.cut(x, rows, cols)?;
+        let terms = if rows == 1 { TERMS } else { 1 };
+        let (n, blocks) = (terms * cols, terms * cols / BLOCK);
         let (quants, scales, sums) =
-            (&mut quants[..n_quants], &mut scales[..n_scales], &mut sums[..n_scales]);
+            (&mut quants[..rows * n], &mut scales[..rows * blocks], &mut sums[..rows * blocks]);
         {
             let (q, d, s) =
                 (Disjoint::new(&mut *quants), Disjoint::new(&mut *scales), Disjoint::new(&mut *sums));
             threads.try_for_each_chunk(rows, 4, &|_, range| {
                 for row in range {
-                    let (q_row, d_row) = (row * TERMS * cols, row * TERMS * blocks);
+                    let (of_q, of_d) = (row * n..(row + 1) * n, row * blocks..(row + 1) * blocks);
                     // SAFETY: each row is in one chunk, and has its own quants, scales and sums.
-                    let (q, d, s) = unsafe {
-                        (
-                            q.range(q_row..q_row + TERMS * cols),
-                            d.range(d_row..d_row + TERMS * blocks),
-                            s.range(d_row..d_row + TERMS * blocks),
-                        )
-                    };
-                    quantize_terms(&x[row * cols..(row + 1) * cols], q, d, s)?;
+                    let (q, d, s) = unsafe { (q.range(of_q), d.range(of_d.clone()), s.range(of_d)) };
+                    let x = &x[row * cols..(row + 1) * cols];
+                    if terms == 1 { quantize_row(x, q, d, s)? } else { quantize_terms(x, q, d, s)? }
                 }
                 Ok::<(), granule_quant::Error>(())
             })?;
         }
-        let quantized = QuantizedMatrix::new(quants, scales, sums, TERMS * rows, cols)?;
-        Ok(Self { x, rows, cols, quantized: Some(quantized) })
+        let quantized = QuantizedMatrix::new(quants, scales, sums, terms * rows, cols)?;
+        Ok(Self { x, rows, cols, quantized: Some(Quantized::Rows(quantized)) })
+    }
+
+    /// Activations for packed weights, and for float ones: also as fixed-point numbers, in `scratch`.
+    ///
+    /// # Errors
+    /// As [`Activations::quantized`].
+    pub fn fixed(
+        threads: &Threads,
+        x: &'a [f32],
+        rows: usize,
+        cols: usize,
+        scratch: QuantScratch<'a>,
+    ) -> Result<Self, Error> {
+        let QuantScratch { quants, scales, sums } = scratch.cut(x, rows, cols)?;
+        let (high, low) = quants.split_at_mut(rows * cols);
+        let low = if rows == 1 { low } else { &mut [] };
+        let blocks = cols / BLOCK;
+        let scales = &mut scales[..rows * blocks];
+        let sums: &mut [[i32; 2]] = bytemuck::cast_slice_mut(&mut sums[..2 * rows * blocks]);
+        {
+            let (h, l) = (Disjoint::new(&mut *high), Disjoint::new(&mut *low));
+            let (d, s) = (Disjoint::new(&mut *scales), Disjoint::new(&mut *sums));
+            threads.try_for_each_chunk(rows, 4, &|_, range| {
+                for row in range {
+                    let (of_q, of_d) = (row * cols..(row + 1) * cols, row * blocks..(row + 1) * blocks);
+                    // SAFETY: each row is in one chunk, and has its own numbers, scales and sums.
+                    let (h, l, d, s) = unsafe {
+                        (h.range(of_q.clone()), l.range(of_q.clone()), d.range(of_d.clone()), s.range(of_d))
+                    };
+                    quantize_fixed(&x[of_q], h, l, d, s)?;
+                }
+                Ok::<(), granule_quant::Error>(())
+            })?;
+        }
+        let fixed = FixedMatrix::new(high, low, scales, sums, rows, cols)?;
+        Ok(Self { x, rows, cols, quantized: Some(Quantized::Fixed(fixed)) })
     }
 
     /// Tokens.
     #[must_use]
     pub fn rows(&self) -> usize {
         self.rows
+    }
+}
+
+impl<'a> QuantScratch<'a> {
+    /// As much of it as `rows` x `cols` activations need, which `x` has to be.
+    fn cut(self, x: &[f32], rows: usize, cols: usize) -> Result<Self, Error> {
+        expect_len("activations", x.len(), rows * cols)?;
+        granule_quant::DType::Q8_0.row_bytes(cols)?;
+        let (n_quants, n_scales) = Self::lengths(rows * cols);
+        for (what, len, want) in [
+            ("scratch for quants", self.quants.len(), n_quants),
+            ("scratch for scales", self.scales.len(), n_scales),
+            ("scratch for sums", self.sums.len(), n_scales),
+        ] {
+            if len < want {
+                return Err(Error::Shape { what, got: len, want });
+            }
+        }
+        Ok(Self {
+            quants: &mut self.quants[..n_quants],
+            scales: &mut self.scales[..n_scales],
+            sums: &mut self.sums[..n_scales],
+        })
     }
 }
 
@@ -151,7 +201,8 @@ fn quantize_terms(
 ///
 /// # Errors
 /// [`Error::Shape`] if a width or an output does not fit, [`Error::NotQuantized`] if a quantized weight meets plain
-/// activations, [`Error::NotOnHost`]. Everything is checked before anything is written.
+/// activations, [`Error::Packed`] if it meets those for the other layout, [`Error::NotOnHost`]. Everything is checked before
+/// anything is written.
 pub fn matmul(
     threads: &Threads,
     x: &Activations<'_>,
@@ -159,7 +210,7 @@ pub fn matmul(
 ) -> Result<(), Error> {
     let total: usize = products.iter().map(|(weight, _)| weight.rows()).sum();
     // Enough chunks that a thread that is held up does not hold up the others.
-    let chunk = (total / (threads.count() * 8)).next_multiple_of(16).clamp(FEWEST_ROWS, MOST_ROWS);
+    let chunk = (total / (threads.count() * 8)).next_multiple_of(PANEL_ROWS).clamp(FEWEST_ROWS, MOST_ROWS);
     let mut first_chunk = 0;
     let mut parts: [Option<Part<'_>>; MOST_PRODUCTS] = [const { None }; MOST_PRODUCTS];
     if products.len() > MOST_PRODUCTS {
@@ -169,8 +220,14 @@ pub fn matmul(
         let weight = *weight;
         expect_len("columns of a weight", weight.cols(), x.cols)?;
         expect_len("output of a product", out.len(), x.rows * weight.rows())?;
-        if weight.dtype().is_quantized() && x.quantized.is_none() {
-            return Err(Error::NotQuantized { dtype: weight.dtype() });
+        let (dtype, packed) = (weight.dtype(), weight.packing().is_some());
+        if dtype.is_quantized() {
+            match x.quantized {
+                None => return Err(Error::NotQuantized { dtype }),
+                Some(Quantized::Rows(_)) if packed => return Err(Error::Packed { dtype, packed }),
+                Some(Quantized::Fixed(_)) if !packed => return Err(Error::Packed { dtype, packed }),
+                Some(_) => {}
+            }
         }
         let bytes = weight.host_bytes()?;
         let chunks = weight.rows().div_ceil(chunk);
@@ -199,64 +256,36 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// The products of the weight rows `rows` with all activations.
+    /// The products of the weight rows `rows`, which begin with a panel, with all activations.
     fn multiply(&self, x: &Activations<'_>, rows: Range<usize>) -> Result<(), Error> {
-        let k = self.weight.cols();
+        let (k, dtype, isa) = (self.weight.cols(), self.weight.dtype(), Isa::best());
+        // SAFETY: `out` was checked to be tokens x weight rows, so row `rows.start` of column 0 and all that the tile
+        // addresses from there lie in it; each chunk of weight rows is one item, so no other thread writes it.
+        let tile =
+            unsafe { Tile::from_raw_parts(self.out.at(rows.start), rows.len(), x.rows, self.weight.rows()) };
+        if let (Some(packing), Some(Quantized::Fixed(x))) = (self.weight.packing(), x.quantized) {
+            let at = packing.bytes(rows.start, k)?;
+            let weights = &self.bytes[at..at + packing.bytes(rows.len(), k)?];
+            return Ok(packing.gemm(weights, k, &x, tile)?);
+        }
         let row_bytes = self.weight.row_bytes();
         let weights = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
-        let dtype = self.weight.dtype();
-        let Some(q) = x.quantized.filter(|_| dtype.is_quantized()) else {
-            // SAFETY: `out` was checked to be tokens x weight rows, so row `rows.start` of column 0 and all that the
-            // tile addresses from there lie in it; each chunk of weight rows is one item, so no other thread writes it.
-            let tile = unsafe {
-                Tile::from_raw_parts(self.out.at(rows.start), rows.len(), x.rows, self.weight.rows())
-            };
-            return Ok(Isa::best().gemm_f32(dtype, weights, k, x.x, tile)?);
-        };
-        if x.rows == 1 {
-            self.multiply_quantized::<1>(&q, weights, rows)
-        } else {
-            self.multiply_quantized::<TOKENS>(&q, weights, rows)
-        }
-    }
-
-    /// The products of `weights`, which are the weight rows `rows`, with all activations, `N` tokens at a time.
-    fn multiply_quantized<const N: usize>(
-        &self,
-        x: &QuantizedMatrix<'_>,
-        weights: &[u8],
-        rows: Range<usize>,
-    ) -> Result<(), Error> {
-        let (n, k, dtype, width) = (rows.len(), x.k(), self.weight.dtype(), self.weight.rows());
-        let tokens_of_x = x.rows() / TERMS;
-        let mut terms = [[[0f32; MOST_ROWS]; TERMS]; N];
-        let terms = terms.as_flattened_mut().as_flattened_mut();
-        let row = x.as_row();
-        for first in (0..tokens_of_x).step_by(N) {
-            let tokens = N.min(tokens_of_x - first);
-            let (some, blocks) = (
-                first * TERMS * k..(first + tokens) * TERMS * k,
-                first * TERMS * k / BLOCK..(first + tokens) * TERMS * k / BLOCK,
-            );
-            let q = QuantizedMatrix::new(
-                &row.q[some],
-                &row.d[blocks.clone()],
-                &row.s[blocks],
-                TERMS * tokens,
-                k,
-            )?;
-            let terms = &mut terms[..n * TERMS * tokens];
-            Isa::best().gemm_q8(dtype, weights, k, &q, Tile::new(terms, n, TERMS * tokens, n)?)?;
-            for (token, terms) in terms.chunks_exact(TERMS * n).enumerate() {
-                let at = (first + token) * width + rows.start;
-                // SAFETY: each chunk of weight rows is one item, so no other thread has this part of the output.
-                let out = unsafe { self.out.range(at..at + n) };
-                let (value, rest) = terms.split_at(n);
-                for ((out, &value), &rest) in out.iter_mut().zip(value).zip(rest) {
-                    *out = value + rest;
-                }
+        match x.quantized {
+            Some(Quantized::Rows(q)) if dtype.is_quantized() && q.rows() == x.rows => {
+                Ok(isa.gemm_q8(dtype, weights, k, &q, tile)?)
             }
+            Some(Quantized::Rows(q)) if dtype.is_quantized() => {
+                let n = rows.len();
+                let mut terms = [[0f32; MOST_ROWS]; TERMS];
+                let terms = &mut terms.as_flattened_mut()[..TERMS * n];
+                isa.gemm_q8(dtype, weights, k, &q, Tile::new(terms, n, TERMS, n)?)?;
+                let (values, rests) = terms.split_at(n);
+                // SAFETY: as above, of the only column.
+                let out = unsafe { self.out.range(rows) };
+                out.iter_mut().zip(values).zip(rests).for_each(|((out, value), rest)| *out = value + rest);
+                Ok(())
+            }
+            _ => Ok(isa.gemm_f32(dtype, weights, k, x.x, tile)?),
         }
-        Ok(())
     }
 }

@@ -1,11 +1,11 @@
 //! Matrix products: activations (tokens x cols) with weights (rows x cols), `out[t][r] = sum_c x[t][c] * w[r][c]`.
 //!
-//! Activations that meet a quantized weight are quantized once, whatever number of weights they meet, to twice 8 bits
-//! in blocks of 32: the number, and what 8 bits leave of it. Products of 8 bits with 8 bits are what processors do
-//! fastest, and with both terms the error is that of 16 bits: results do not depend on how a prompt was cut into
-//! batches, and a near tie between two tokens falls as it does in exact arithmetic. Float weights meet the activations
-//! as they are. Several products of the same activations (Q, K and V; gate
-//! and up) go into one call, so that the threads meet once.
+//! Activations that meet a quantized weight are quantized once, whatever number of weights they meet, in blocks of 32. One
+//! token has 16 bits a number: its products wait for memory, so the second half of them is free, and a near tie between two
+//! tokens falls as it does in exact arithmetic. Several tokens have 8 bits, which is what the field uses: products of 8 bits
+//! with 8 bits are what processors do fastest, and those of a prompt wait for nothing else. Float weights meet the
+//! activations as they are. Several products of the same activations (Q, K and V; gate and up) go into one call, so that
+//! the threads meet once.
 
 mod cpu;
 

@@ -1,0 +1,110 @@
+//! Weights that are packed for the CPU at hand, when the model is loaded: one piece of memory for all of them.
+
+use std::ops::Range;
+
+use granule_bank::{Bank, Charge, Owner};
+use granule_device::{Buffer, Bytes, DeviceSliceMut, Pinned};
+use granule_ops::Threads;
+use granule_quant::PANEL_ROWS;
+
+use crate::error::{Error, Result};
+use crate::weights::{Files, Report, Tensor};
+
+/// The account that packed weights are held on.
+const PACKED_WEIGHTS: &str = "packed weights";
+/// What each tensor begins at a multiple of: a page, so that no two of them share one.
+const ALIGNMENT: usize = 4096;
+/// Panels that a thread packs at a time.
+const PANELS: usize = 4;
+
+/// Where in the packed weights a tensor lies.
+pub(crate) type Place = Range<usize>;
+
+/// All packed weights of a model.
+pub(crate) struct Packed {
+    memory: Memory,
+    charge: Charge,
+}
+
+enum Memory {
+    Plain(Buffer),
+    Locked(Pinned),
+}
+
+impl Packed {
+    /// Packs these tensors, all of which can be, and tells each where it lies. None of them: none. The memory behind what is mapped
+    /// of them is given back.
+    pub(crate) fn new(
+        files: &Files,
+        bank: &Bank,
+        threads: &Threads,
+        tensors: &mut [&mut Tensor],
+        lock: bool,
+        report: Report<'_>,
+    ) -> Result<Option<Self>> {
+        let mut places = Vec::with_capacity(tensors.len());
+        let mut len = 0_usize;
+        for tensor in tensors.iter() {
+            let size = tensor.packing().map(|packing| packing.bytes(tensor.rows(), tensor.cols())).transpose();
+            let end = size.map_err(granule_ops::Error::from)?.and_then(|size| len.checked_add(size));
+            let end = end.ok_or(Error::Unsupported { what: "weights that are too large to be packed".into() })?;
+            places.push(len..end);
+            len = end.next_multiple_of(ALIGNMENT);
+        }
+        if len == 0 {
+            return Ok(None);
+        }
+        let size = Bytes::from_usize(len);
+        let charge = bank.charge(&Owner::new(PACKED_WEIGHTS), size)?;
+        let mut memory = if lock {
+            Memory::Locked(bank.device().alloc_pinned(size)?)
+        } else {
+            Memory::Plain(bank.device().alloc(size)?)
+        };
+        for (tensor, place) in tensors.iter_mut().zip(places) {
+            let out = memory.bytes_mut()?.get_mut(place.clone()).unwrap_or_default();
+            let bytes = files.tensor(tensor)?;
+            pack(tensor, bytes, out, threads)?;
+            files.let_go(tensor);
+            tensor.set_packed(place);
+            report(bytes.len())?;
+        }
+        Ok(Some(Self { memory, charge }))
+    }
+
+    /// The bytes of a tensor.
+    pub(crate) fn bytes(&self, place: &Place) -> Result<&[u8]> {
+        let all = match &self.memory {
+            Memory::Plain(buffer) => buffer.slice(place.clone()),
+            Memory::Locked(buffer) => buffer.slice(place.clone()),
+        };
+        all?.as_host().ok_or(Error::Unsupported { what: "weights that the host cannot read".into() })
+    }
+
+    /// All of it.
+    pub(crate) fn size(&self) -> Bytes {
+        self.charge.size()
+    }
+}
+
+impl Memory {
+    fn bytes_mut(&mut self) -> Result<&mut [u8]> {
+        let all: DeviceSliceMut<'_> = match self {
+            Self::Plain(buffer) => buffer.slice_mut(..)?,
+            Self::Locked(buffer) => buffer.slice_mut(..)?,
+        };
+        all.into_host_mut().ok_or(Error::Unsupported { what: "weights that the host cannot write".into() })
+    }
+}
+
+/// Packs one tensor, its panels spread over the threads.
+fn pack(tensor: &Tensor, bytes: &[u8], out: &mut [u8], threads: &Threads) -> Result<()> {
+    let Some(packing) = tensor.packing() else { return Ok(()) };
+    let (k, rows) = (tensor.cols(), PANEL_ROWS * PANELS);
+    let from = packing.dtype().row_bytes(k).map_err(granule_ops::Error::from)? * rows;
+    let to = packing.bytes(rows, k).map_err(granule_ops::Error::from)?;
+    threads.try_zip_chunks(bytes, from, out, to, &|bytes, out| {
+        packing.pack(bytes, k, out).map_err(granule_ops::Error::from)
+    })?;
+    Ok(())
+}
