@@ -139,6 +139,9 @@ fn project(
     let activations = match quantized.map(|(weight, _)| weight.packing()) {
         Some(Some(_)) => Activations::fixed(threads, x, n, cols, quant)?,
         Some(None) => Activations::quantized(threads, x, n, cols, quant)?,
+        None if products.iter().any(|(weight, _)| Activations::bf16_pays(weight.dtype(), n, cols)) => {
+            Activations::bf16(threads, x, n, cols, quant)?
+        }
         None => Activations::plain(x, n, cols)?,
     };
     matmul(threads, &activations, products)?;

@@ -79,6 +79,20 @@ impl Tensor {
         Isa::best().packing(self.dtype)
     }
 
+    /// Whether its products are faster from memory of our own: packed, or as floats are in a file, but in huge pages.
+    fn is_better_packed(&self) -> bool {
+        self.packing().is_some() || !self.dtype.is_quantized()
+    }
+
+    /// What it takes there: the bytes of `rows` of its rows.
+    pub(crate) fn packed_bytes(&self, rows: usize) -> Result<usize> {
+        let bytes = match self.packing() {
+            Some(packing) => packing.bytes(rows, self.cols),
+            None => self.dtype.row_bytes(self.cols).map(|row| row.saturating_mul(rows)),
+        };
+        Ok(bytes.map_err(granule_ops::Error::from)?)
+    }
+
     pub(crate) fn set_packed(&mut self, place: Place) {
         self.packed = Some(place);
     }
@@ -333,7 +347,7 @@ impl Weights {
             [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
         });
         let mut products: Vec<_> = layers.chain([&mut self.output]).collect();
-        products.retain(|tensor| source.repack && tensor.packing().is_some());
+        products.retain(|tensor| source.repack && tensor.is_better_packed());
         let elsewhere: Vec<_> = products.iter().map(|tensor| &**tensor).collect();
         self.files.bring_in(bank, &elsewhere, report)?;
         self.packed = Packed::new(&self.files, bank, threads, &mut products, source.mlock, report)?;
@@ -342,12 +356,15 @@ impl Weights {
 
     /// A tensor as a matrix, packed or where it lies.
     pub(crate) fn matrix(&self, tensor: &Tensor) -> Result<Matrix<'_>> {
-        if let (Some(packed), Some(place), Some(packing)) = (&self.packed, &tensor.packed, tensor.packing()) {
-            let bytes = DeviceSlice::from(packed.bytes(place)?);
-            return Ok(Matrix::packed(packing, tensor.rows, tensor.cols, bytes)?);
-        }
-        let bytes = DeviceSlice::from(self.files.tensor(tensor)?);
-        Ok(Matrix::new(tensor.dtype, tensor.rows, tensor.cols, bytes)?)
+        let Tensor { dtype, rows, cols, .. } = *tensor;
+        let Some((packed, place)) = self.packed.as_ref().zip(tensor.packed.as_ref()) else {
+            return Ok(Matrix::new(dtype, rows, cols, DeviceSlice::from(self.files.tensor(tensor)?))?);
+        };
+        let bytes = DeviceSlice::from(packed.bytes(place)?);
+        Ok(match tensor.packing() {
+            Some(packing) => Matrix::packed(packing, rows, cols, bytes)?,
+            None => Matrix::new(dtype, rows, cols, bytes)?,
+        })
     }
 
     /// The output layer.

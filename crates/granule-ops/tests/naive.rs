@@ -12,7 +12,7 @@ use granule_ops::{
     Activations, Error, KvRowLayout, KvView, Matrix, QuantScratch, Rope, Threads, add, embed, log_softmax_at,
     matmul, rms_norm, rotate, softmax, swiglu,
 };
-use granule_quant::{DType, planar_bytes};
+use granule_quant::{DType, Isa, Packing, planar_bytes};
 use proptest::prelude::*;
 use random::numbers;
 
@@ -32,6 +32,14 @@ fn weight(dtype: DType, rows: usize, cols: usize, seed: u64) -> (Vec<u8>, Vec<f3
 
 const WEIGHTS: [DType; 6] = [DType::F32, DType::F16, DType::BF16, DType::Q8_0, DType::Q4_0, DType::Q4_1];
 
+/// The bytes of a weight as this machine's products take them, where it has a form of its own for them.
+fn pack(dtype: DType, bytes: &[u8], rows: usize, cols: usize) -> Option<(Packing, Vec<u8>)> {
+    let packing = Isa::best().packing(dtype)?;
+    let mut packed = vec![0; packing.bytes(rows, cols).unwrap()];
+    packing.pack(bytes, cols, &mut packed).unwrap();
+    Some((packing, packed))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -39,8 +47,10 @@ proptest! {
     fn matmul_is_the_sum_of_products(
         dtypes in prop::collection::vec(prop::sample::select(&WEIGHTS[..]), 1..4),
         rows in prop::collection::vec(1usize..150, 3),
-        tokens in 1usize..40, blocks in 1usize..5, tail in 0usize..32, n_threads in 1usize..4, seed: u64,
+        tokens in prop_oneof![Just(1usize), 2usize..40], blocks in 1usize..5, tail in 0usize..32, n_threads in 1usize..4,
+        seed: u64, packed: bool,
     ) {
+        let packed = packed && Isa::best().packing(DType::Q4_0).is_some();
         let quantized = dtypes.iter().any(|d| d.is_quantized());
         let cols = blocks * 32 + if quantized { 0 } else { tail };
         let x = numbers(seed, tokens * cols);
@@ -49,15 +59,27 @@ proptest! {
             (vec![0i8; 2 * tokens * cols], vec![0f32; tokens * cols / 16], vec![0f32; tokens * cols / 16]);
         let activations = if quantized {
             let scratch = QuantScratch { quants: &mut quants, scales: &mut scales, sums: &mut sums };
-            Activations::quantized(&pool, &x, tokens, cols, scratch).unwrap()
+            if packed {
+                Activations::fixed(&pool, &x, tokens, cols, scratch).unwrap()
+            } else {
+                Activations::quantized(&pool, &x, tokens, cols, scratch).unwrap()
+            }
         } else {
             Activations::plain(&x, tokens, cols).unwrap()
         };
         let weights: Vec<_> =
             dtypes.iter().zip(&rows).map(|(&d, &r)| (d, r, weight(d, r, cols, seed ^ r as u64))).collect();
         let mut outs: Vec<Vec<f32>> = weights.iter().map(|(_, r, _)| vec![f32::NAN; tokens * r]).collect();
-        let mut products: Vec<_> = weights.iter().zip(&mut outs)
-            .map(|((d, r, (bytes, _)), out)| (Matrix::new(*d, *r, cols, DeviceSlice::from(&bytes[..])).unwrap(), &mut out[..]))
+        let forms: Vec<_> =
+            weights.iter().map(|(d, r, (bytes, _))| pack(*d, bytes, *r, cols).filter(|_| packed)).collect();
+        let mut products: Vec<_> = weights.iter().zip(&forms).zip(&mut outs)
+            .map(|(((d, r, (bytes, _)), form), out)| {
+                let matrix = match form {
+                    Some((packing, bytes)) => Matrix::packed(*packing, *r, cols, DeviceSlice::from(&bytes[..])),
+                    None => Matrix::new(*d, *r, cols, DeviceSlice::from(&bytes[..])),
+                };
+                (matrix.unwrap(), &mut out[..])
+            })
             .collect();
         matmul(&pool, &activations, &mut products).unwrap();
         for ((dtype, rows, (_, w)), out) in weights.iter().zip(&outs) {
@@ -67,10 +89,11 @@ proptest! {
                     let w = &w[r * cols..(r + 1) * cols];
                     let exact: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum();
                     let magnitude: f64 = x.iter().zip(w).map(|(&x, &w)| f64::from(x * w).abs()).sum();
-                    // An 8-bit activation is off by at most half a step of max|x| / 127, max|x| < 1; the second
-                    // term by at most half a step of that.
+                    // An 8-bit activation is off by at most half a step of max|x| / 127, max|x| < 1; that of a lone
+                    // token by at most half a step of what 8 bits more leave of that.
                     let step: f64 = if dtype.is_quantized() {
-                        w.iter().map(|&w| f64::from(w).abs()).sum::<f64>() * 0.501 / 127.0 * 0.501 / 127.0
+                        let rest = if tokens == 1 { 0.501 / 127.0 } else { 1.0 };
+                        w.iter().map(|&w| f64::from(w).abs()).sum::<f64>() * 0.501 / 127.0 * rest
                     } else { 0.0 };
                     let bound = magnitude * 1e-5 + step + 1e-6;
                     let got = f64::from(out[t * rows + r]);
@@ -198,6 +221,23 @@ fn what_does_not_fit_is_refused() {
     let q = Matrix::new(DType::Q4_0, 1, 32, DeviceSlice::from(&quantized[..])).unwrap();
     let x = Activations::plain(&[0.0; 32], 1, 32).unwrap();
     assert!(matches!(matmul(&pool, &x, &mut [(q, &mut out[..1])]), Err(Error::NotQuantized { .. })));
+    if let Some((packing, packed)) = pack(DType::Q4_0, &quantized, 1, 32) {
+        assert!(Matrix::packed(packing, 17, 32, DeviceSlice::from(&packed[..])).is_err());
+        let p = Matrix::packed(packing, 1, 32, DeviceSlice::from(&packed[..])).unwrap();
+        let (mut quants, mut scales, mut sums) = ([0; 64], [0.0; 2], [0.0; 2]);
+        macro_rules! scratch {
+            () => {
+                QuantScratch { quants: &mut quants, scales: &mut scales, sums: &mut sums }
+            };
+        }
+        let x = Activations::quantized(&pool, &[0.0; 32], 1, 32, scratch!()).unwrap();
+        assert!(matches!(matmul(&pool, &x, &mut [(p, &mut out[..1])]), Err(Error::Packed { packed: true, .. })));
+        let x = Activations::fixed(&pool, &[0.0; 32], 1, 32, scratch!()).unwrap();
+        assert!(matches!(matmul(&pool, &x, &mut [(q, &mut out[..1])]), Err(Error::Packed { packed: false, .. })));
+        assert!(matches!(embed(&p, [0].into_iter(), &mut [0.0; 32]), Err(Error::Packed { packed: true, .. })));
+        assert!(Activations::fixed(&pool, &[f32::NAN; 32], 1, 32, scratch!()).is_err());
+        assert!(matches!(Activations::fixed(&pool, &[0.0; 64], 2, 32, scratch!()), Err(Error::Shape { .. })));
+    }
     assert_eq!(out, [7.0; 4]);
     assert!(rms_norm(&[0.0; 5], &[1.0; 2], 0.0, &mut [0.0; 5]).is_err());
     assert!(matches!(Rope::new(7, 1.0, 1.0, None), Err(Error::Dimension { .. })));

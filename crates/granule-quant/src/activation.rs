@@ -107,7 +107,7 @@ pub struct FixedMatrix<'a> {
     k: usize,
 }
 
-/// One row of a [`FixedMatrix`].
+/// Rows of a [`FixedMatrix`] as one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FixedRow<'a> {
     /// The numbers, or where there are low bytes what these leave, in units of 256.
@@ -163,27 +163,15 @@ impl<'a> FixedMatrix<'a> {
         !self.low.is_empty()
     }
 
-    /// Row `c`, which has to be one.
-    #[inline]
-    pub(crate) fn row(&self, c: usize) -> FixedRow<'a> {
-        let (k, blocks) = (self.k, self.k / BLOCK_LEN);
-        let low = if self.is_wide() { &self.low[c * k..][..k] } else { &[] };
-        FixedRow {
-            high: &self.high[c * k..][..k],
-            low,
-            d: &self.d[c * blocks..][..blocks],
-            sums: &self.sums[c * blocks..][..blocks],
-        }
+    /// All rows as one: what the slices hold.
+    pub(crate) fn as_row(&self) -> FixedRow<'a> {
+        FixedRow { high: self.high, low: self.low, d: self.d, sums: self.sums }
     }
-}
 
-impl FixedRow<'_> {
-    /// What is behind the first `runs` runs.
-    #[inline]
-    pub(crate) fn from(self, runs: usize) -> Self {
-        let n = runs * BLOCK_LEN;
-        let low = if self.low.is_empty() { self.low } else { &self.low[n..] };
-        Self { high: &self.high[n..], low, d: &self.d[runs..], sums: &self.sums[runs..] }
+    /// The sums of row `c`.
+    pub(crate) fn sums(&self, c: usize) -> &'a [[i32; 2]] {
+        let blocks = self.k / BLOCK_LEN;
+        &self.sums[c * blocks..][..blocks]
     }
 }
 

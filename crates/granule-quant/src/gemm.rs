@@ -187,7 +187,7 @@ impl Isa {
     }
 }
 
-fn check_weights(dtype: DType, w: &[u8], k: usize, rows: usize) -> Result<(), Error> {
+pub(crate) fn check_weights(dtype: DType, w: &[u8], k: usize, rows: usize) -> Result<(), Error> {
     let bytes = dtype.row_bytes(k)?.checked_mul(rows).ok_or(Error::TooLarge { dtype, len: k })?;
     check_len("w", bytes, w.len())
 }

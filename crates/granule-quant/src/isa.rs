@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::OnceLock};
 
-use crate::{DType, FixedMatrix, Tile};
+use crate::{Bf16Matrix, DType, FixedMatrix, Tile};
 
 /// An instruction set that this CPU has.
 ///
@@ -74,6 +74,30 @@ impl Isa {
 
     pub(crate) const fn kind(self) -> Kind {
         self.0
+    }
+
+    /// Whether the CPU has dot products of bf16, on top of what this path asks for.
+    pub(crate) fn has_bf16(self) -> bool {
+        match self.0 {
+            Kind::Scalar => false,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx2 => false,
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx512 => is_x86_feature_detected!("avx512bf16"),
+        }
+    }
+
+    /// The products of [`Isa::gemm_bf16`], which has asked [`has_bf16`](Self::has_bf16), whose lengths are right and of which no
+    /// extent is zero.
+    pub(crate) fn bf16_products(self, dtype: DType, w: &[u8], x: &Bf16Matrix<'_>, out: &mut Tile<'_>) {
+        match self.0 {
+            Kind::Scalar => {}
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            Kind::Avx2 => {}
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            // SAFETY: an `Isa` of this kind exists only where the CPU has its instructions, and the caller has asked for bf16.
+            Kind::Avx512 => unsafe { crate::x86::avx512::bf16::gemm(dtype, w, x, out) },
+        }
     }
 
     /// Whether this path multiplies packed weights.

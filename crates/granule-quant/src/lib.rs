@@ -12,11 +12,13 @@
 //! | prepare activations | [`quantize_row`], [`QuantizedRow`], [`QuantizedMatrix`] |
 //! | multiply | [`dot_q8`], [`dot_f32`], [`gemm_q8`], [`gemm_f32`], [`Tile`] |
 //! | pack weights for the CPU at hand, and multiply these | [`Packing`], [`quantize_fixed`], [`FixedMatrix`] |
+//! | multiply `F16` and `BF16` weights with many tokens | [`Isa::gemm_bf16`], [`Bf16Matrix`] |
 //! | choose the instructions | [`Isa`] |
 //! | see what all of this means | [`scalar`] |
 
 mod activation;
 mod attend;
+mod bf16;
 mod block;
 mod codec;
 mod dot;
@@ -33,6 +35,7 @@ mod x86;
 
 pub use activation::{FixedMatrix, QuantizedMatrix, QuantizedRow, quantize_fixed, quantize_row};
 pub use attend::{ATTEND_TILE, HeadRows, RunningSoftmax, TileShape, fetch_rows, query_words};
+pub use bf16::Bf16Matrix;
 pub use block::{
     BLOCK_LEN, BlockIQ2_XXS, BlockIQ4_NL, BlockIQ4_XS, BlockQ2_K, BlockQ3_K, BlockQ4_0, BlockQ4_1, BlockQ4_K,
     BlockQ5_0, BlockQ5_1, BlockQ5_K, BlockQ6_K, BlockQ8_0, SUPER_BLOCK_LEN,

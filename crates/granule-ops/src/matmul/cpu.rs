@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use granule_quant::{FixedMatrix, Isa, PANEL_ROWS, QuantizedMatrix, Tile, quantize_fixed, quantize_row};
+use granule_quant::{Bf16Matrix, DType, FixedMatrix, Isa, PANEL_ROWS, QuantizedMatrix, Tile, quantize_fixed, quantize_row};
 
 use crate::error::expect_len;
 use crate::threads::Disjoint;
@@ -15,6 +15,8 @@ const FEWEST_ROWS: usize = PANEL_ROWS;
 const BLOCK: usize = 32;
 /// Rows of quants that stand for the activations of a lone token: the number in 8 bits, and what that leaves in 8 bits more.
 const TERMS: usize = 2;
+/// Fewer tokens than this are not worth the rounding of the weights.
+const BF16_FROM: usize = 8;
 /// Elements of a row whose remainder is quantized at a time, on the stack.
 const PIECE: usize = 16 * BLOCK;
 
@@ -53,6 +55,8 @@ enum Quantized<'a> {
     Rows(QuantizedMatrix<'a>),
     /// For packed weights.
     Fixed(FixedMatrix<'a>),
+    /// For `F16` and `BF16` weights.
+    Bf16(Bf16Matrix<'a>),
 }
 
 impl<'a> Activations<'a> {
@@ -135,6 +139,32 @@ impl<'a> Activations<'a> {
         Ok(Self { x, rows, cols, quantized: Some(Quantized::Fixed(fixed)) })
     }
 
+    /// Activations for float weights, of which those of `F16` and `BF16` meet them in bf16: faster where there are several tokens
+    /// and [`Activations::bf16_pays`] says so. `scratch` holds them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], and [`Error::Quant`] if a number is not finite.
+    pub fn bf16(
+        threads: &Threads,
+        x: &'a [f32],
+        rows: usize,
+        cols: usize,
+        scratch: QuantScratch<'a>,
+    ) -> Result<Self, Error> {
+        let QuantScratch { quants, .. } = scratch.cut(x, rows, cols)?;
+        let bits: &mut [u16] = bytemuck::try_cast_slice_mut(quants)
+            .map_err(|_| Error::Alignment { what: "scratch for quants", must: 2, got: 1 })?;
+        threads.try_zip_chunks(x, 4 * cols, bits, 4 * cols, &|x, bits| Isa::best().round_bf16(x, bits))?;
+        let bf16 = Bf16Matrix::new(bits, rows, cols)?;
+        Ok(Self { x, rows, cols, quantized: Some(Quantized::Bf16(bf16)) })
+    }
+
+    /// Whether products of `rows` tokens with a weight of this type and width are faster in bf16.
+    #[must_use]
+    pub fn bf16_pays(dtype: DType, rows: usize, cols: usize) -> bool {
+        rows >= BF16_FROM && Isa::best().has_bf16_products(dtype, cols)
+    }
+
     /// Tokens.
     #[must_use]
     pub fn rows(&self) -> usize {
@@ -146,7 +176,7 @@ impl<'a> QuantScratch<'a> {
     /// As much of it as `rows` x `cols` activations need, which `x` has to be.
     fn cut(self, x: &[f32], rows: usize, cols: usize) -> Result<Self, Error> {
         expect_len("activations", x.len(), rows * cols)?;
-        granule_quant::DType::Q8_0.row_bytes(cols)?;
+        DType::Q8_0.row_bytes(cols)?;
         let (n_quants, n_scales) = Self::lengths(rows * cols);
         for (what, len, want) in [
             ("scratch for quants", self.quants.len(), n_quants),
@@ -223,7 +253,7 @@ pub fn matmul(
         let (dtype, packed) = (weight.dtype(), weight.packing().is_some());
         if dtype.is_quantized() {
             match x.quantized {
-                None => return Err(Error::NotQuantized { dtype }),
+                None | Some(Quantized::Bf16(_)) => return Err(Error::NotQuantized { dtype }),
                 Some(Quantized::Rows(_)) if packed => return Err(Error::Packed { dtype, packed }),
                 Some(Quantized::Fixed(_)) if !packed => return Err(Error::Packed { dtype, packed }),
                 Some(_) => {}
@@ -284,6 +314,9 @@ impl Part<'_> {
                 let out = unsafe { self.out.range(rows) };
                 out.iter_mut().zip(values).zip(rests).for_each(|((out, value), rest)| *out = value + rest);
                 Ok(())
+            }
+            Some(Quantized::Bf16(x)) if isa.has_bf16_products(dtype, k) => {
+                Ok(isa.gemm_bf16(dtype, weights, k, &x, tile)?)
             }
             _ => Ok(isa.gemm_f32(dtype, weights, k, x.x, tile)?),
         }

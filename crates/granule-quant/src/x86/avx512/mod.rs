@@ -5,6 +5,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod attend;
+pub(crate) mod bf16;
 mod block;
 pub(crate) mod codec;
 pub(crate) mod dot;

@@ -145,7 +145,7 @@ fn prepare<Q: Quants>(x: &QuantizedMatrix<'_>, c: usize, b: usize, columns: &mut
 /// - 16 bytes at `offset` from each of `rows` are readable.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-unsafe fn transpose(rows: [*const u8; LANES], offset: usize) -> [__m512i; 4] {
+pub(super) unsafe fn transpose(rows: [*const u8; LANES], offset: usize) -> [__m512i; 4] {
     let mut quads = [_mm512_setzero_si512(); 4];
     for (i, quad) in quads.iter_mut().enumerate() {
         // SAFETY: the caller vouches for the bytes.

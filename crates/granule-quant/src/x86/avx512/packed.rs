@@ -8,7 +8,6 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::{LANES, first};
-use crate::activation::FixedRow;
 use crate::expand::{Expand, Minimum, Scales, Values, by_block};
 use crate::packed::Unit;
 use crate::x86::prefetch_line;
@@ -72,7 +71,7 @@ fn products<B: Expand>(w: &[u8], x: &FixedMatrix<'_>, out: &mut Tile<'_>) {
             for (i, w) in w.chunks_exact(panel).enumerate() {
                 for c in 0..x.rows() {
                     // SAFETY: the panel has as many runs as a row of `x`, which has low bytes.
-                    let sums = unsafe { few::<B, 1, 2>(w, [x.row(c)]) };
+                    let sums = unsafe { few::<B, 1, 2>(w, x, c) };
                     store(sums, out, i * LANES, c, false);
                 }
             }
@@ -95,7 +94,7 @@ fn some<B: Expand>(w: &[u8], x: &FixedMatrix<'_>, out: &mut Tile<'_>, r: usize) 
         ($n:literal) => {
             while x.rows() - c >= $n {
                 // SAFETY: the panel has as many runs as a row of `x`.
-                let sums = unsafe { few::<B, $n, 1>(w, std::array::from_fn(|i| x.row(c + i))) };
+                let sums = unsafe { few::<B, $n, 1>(w, x, c) };
                 store(sums, out, r, c, false);
                 c += $n;
             }
@@ -122,15 +121,19 @@ fn store<const N: usize>(sums: [__m512; N], out: &mut Tile<'_>, r: usize, c: usi
     }
 }
 
-/// Products of a panel with `N` columns of `TERMS` bytes a number.
+/// Products of a panel with `N` columns from `c` on, of `TERMS` bytes a number.
 ///
 /// # Safety
 /// - The CPU has this module's instructions.
-/// - `w` is whole units, with as many runs as each of `x` has; with two terms, `x` have low bytes.
+/// - `w` is whole units, with as many runs as the columns, which `x` has; with two terms, these have low bytes.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn few<B: Expand, const N: usize, const TERMS: usize>(w: &[u8], x: [FixedRow<'_>; N]) -> [__m512; N] {
+unsafe fn few<B: Expand, const N: usize, const TERMS: usize>(
+    w: &[u8],
+    x: &FixedMatrix<'_>,
+    c: usize,
+) -> [__m512; N] {
     let mut sums = [[_mm512_setzero_ps(); N]];
-    let columns = Columns::new(x);
+    let columns = Columns::new(x, c, 0, &[]);
     for (u, unit) in w.chunks_exact(Unit::<B>::BYTES).enumerate() {
         // SAFETY: the unit is whole, and its runs are among those of `x`.
         unsafe {
@@ -162,7 +165,7 @@ fn many<B: Expand>(w: &[u8], panel: usize, x: &FixedMatrix<'_>, out: &mut Tile<'
             let end = panel.min(at + step);
             let (run, n) = (b * STRETCH, (end - at) / Unit::<B>::BYTES * B::RUNS);
             for (c, sums) in sums.iter_mut().enumerate().take(cols) {
-                sums.write(StretchSums::new::<B>(&x.row(c0 + c).sums[run..][..n]));
+                sums.write(StretchSums::new::<B>(&x.sums(c0 + c)[run..][..n]));
             }
             // SAFETY: the first `cols` were just written.
             let part = Part { x, first: c0, run, sums: unsafe { written(&sums[..cols]) } };
@@ -249,8 +252,7 @@ impl Part<'_, '_> {
         runs: [&[Run]; P],
         c: usize,
     ) -> [[__m512; N]; P] {
-        let mut columns = Columns::new(std::array::from_fn(|i| self.x.row(self.first + c + i).from(self.run)));
-        columns.prepared = std::array::from_fn(|i| &raw const self.sums[c + i]);
+        let columns = Columns::new(self.x, self.first + c, self.run, &self.sums[c..]);
         let mut sums = [[_mm512_setzero_ps(); N]; P];
         let n = runs.iter().map(|runs| runs.len()).min().unwrap_or(0);
         let runs = runs.map(|runs| &runs[..n]);
@@ -326,15 +328,26 @@ struct Columns<const N: usize> {
 }
 
 impl<const N: usize> Columns<N> {
+    /// Columns from `c` on, from run `run` on, and what is prepared of them.
     #[inline(always)]
-    fn new(x: [FixedRow<'_>; N]) -> Self {
-        Self {
-            high: x.map(|x| x.high.as_ptr()),
-            low: x.map(|x| x.low.as_ptr()),
-            d: x.map(|x| x.d.as_ptr()),
-            sums: x.map(|x| x.sums.as_ptr()),
-            prepared: [std::ptr::null(); N],
+    fn new(x: &FixedMatrix<'_>, c: usize, run: usize, prepared: &[StretchSums]) -> Self {
+        let all = x.as_row();
+        let mut columns = Self {
+            high: [all.high.as_ptr(); N],
+            low: [all.low.as_ptr(); N],
+            d: [all.d.as_ptr(); N],
+            sums: [all.sums.as_ptr(); N],
+            prepared: [prepared.as_ptr(); N],
+        };
+        for i in 0..N {
+            let first = (c + i) * (x.k() / BLOCK_LEN) + run;
+            columns.high[i] = columns.high[i].wrapping_add(first * BLOCK_LEN);
+            columns.low[i] = columns.low[i].wrapping_add(first * BLOCK_LEN);
+            columns.d[i] = columns.d[i].wrapping_add(first);
+            columns.sums[i] = columns.sums[i].wrapping_add(first);
+            columns.prepared[i] = columns.prepared[i].wrapping_add(i);
         }
+        columns
     }
 
     /// Where the products of this part of run `i` with column `c` start, and the sum that minimums are multiplied by.

@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use super::LANES;
 use super::float::{F32, Float};
-use crate::x86::gather_f16;
+use crate::x86::{gather_f16, prefetch_l2};
 use crate::{DType, QuantizedRow};
 
 /// A quantized type: where its block's scales and quants are, and how `vpdpbusd` multiplies them.
@@ -178,6 +178,8 @@ impl Quants for Q4_1 {
     }
 }
 
+/// Bytes that memory is asked for ahead of what is multiplied.
+const AHEAD: usize = 8192;
 /// Blocks whose scales are handled together.
 const GROUP: usize = 8;
 
@@ -278,6 +280,11 @@ pub(super) unsafe fn float_row<F: Float>(w: *const u8, x: *const f32, k: usize) 
     let mut sums = [_mm512_setzero_ps(); 4];
     let full = k / STEP * STEP;
     for i in (0..full).step_by(STEP) {
+        // Across pages, which the hardware does not; and not into the first-level cache, whose few places for lines on their way
+        // would be the limit.
+        for line in (0..STEP * F::BYTES).step_by(64) {
+            prefetch_l2(w.wrapping_add(i * F::BYTES + AHEAD + line));
+        }
         for (j, sum) in sums.iter_mut().enumerate() {
             let i = i + j * LANES;
             // SAFETY: 16 elements from `i` are below `k`.
