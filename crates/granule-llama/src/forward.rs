@@ -57,7 +57,7 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        rms_norm(x, &layer.attn_norm, config.rms_eps, h)?;
+        rms_norm(threads, x, &layer.attn_norm, config.rms_eps, h)?;
         let [wq, wk, wv] =
             [weights.matrix(&layer.attn_q)?, weights.matrix(&layer.attn_k)?, weights.matrix(&layer.attn_v)?];
         project(threads, h, n, quant, &mut [(wq, q), (wk, k), (wv, v)])?;
@@ -86,14 +86,14 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
         attention::cpu(threads, &shape, q, &attend, attended, scratch)?;
         *items = recycled(attend);
         project(threads, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
-        add(x, h)?;
+        add(threads, x, h)?;
 
-        rms_norm(x, &layer.ffn_norm, config.rms_eps, h)?;
+        rms_norm(threads, x, &layer.ffn_norm, config.rms_eps, h)?;
         let [wgate, wup] = [weights.matrix(&layer.ffn_gate)?, weights.matrix(&layer.ffn_up)?];
         project(threads, h, n, quant, &mut [(wgate, gate), (wup, up)])?;
         swiglu(threads, gate, up)?;
         project(threads, gate, n, quant, &mut [(weights.matrix(&layer.ffn_down)?, h)])?;
-        add(x, h)?;
+        add(threads, x, h)?;
     }
     Ok(())
 }
@@ -109,7 +109,13 @@ pub(crate) fn output(
     let n_embd = config.n_embd;
     let mut n = 0;
     for (row, h) in rows.zip(step.h.chunks_exact_mut(n_embd)) {
-        rms_norm(&step.x[row * n_embd..(row + 1) * n_embd], &weights.output_norm, config.rms_eps, h)?;
+        rms_norm(
+            model.threads(),
+            &step.x[row * n_embd..(row + 1) * n_embd],
+            &weights.output_norm,
+            config.rms_eps,
+            h,
+        )?;
         n += 1;
     }
     if n == 0 {

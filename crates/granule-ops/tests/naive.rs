@@ -107,7 +107,7 @@ proptest! {
     fn rms_norm_divides_by_the_root_mean_square(n in 1usize..300, rows in 1usize..4, seed: u64) {
         let (x, w) = (numbers(seed, n * rows), numbers(!seed, n));
         let mut out = vec![0.0; x.len()];
-        rms_norm(&x, &w, 1e-5, &mut out).unwrap();
+        rms_norm(&threads(2), &x, &w, 1e-5, &mut out).unwrap();
         for (x, y) in x.chunks(n).zip(out.chunks(n)) {
             let mean: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / n as f64;
             for i in 0..n {
@@ -148,7 +148,7 @@ proptest! {
     fn the_small_ones(n in 1usize..5000, seed: u64) {
         let (a, b) = (numbers(seed, n), numbers(!seed, n));
         let mut sum = a.clone();
-        add(&mut sum, &b).unwrap();
+        add(&threads(2), &mut sum, &b).unwrap();
         let mut gated = a.clone();
         swiglu(&threads(2), &mut gated, &b).unwrap();
         let mut probabilities: Vec<f32> = a.iter().map(|x| x * 20.0).collect();
@@ -239,11 +239,11 @@ fn what_does_not_fit_is_refused() {
         assert!(matches!(Activations::fixed(&pool, &[0.0; 64], 2, 32, scratch!()), Err(Error::Shape { .. })));
     }
     assert_eq!(out, [7.0; 4]);
-    assert!(rms_norm(&[0.0; 5], &[1.0; 2], 0.0, &mut [0.0; 5]).is_err());
+    assert!(rms_norm(&pool, &[0.0; 5], &[1.0; 2], 0.0, &mut [0.0; 5]).is_err());
     assert!(matches!(Rope::new(7, 1.0, 1.0, None), Err(Error::Dimension { .. })));
     assert!(matches!(Rope::new(8, 1.0, 1.0, Some(&[1.0; 3])), Err(Error::Shape { .. })));
     assert!(matches!(rotate(&mut [0.0; 8], 1, 8, 10, &[0.0; 10]), Err(Error::Dimension { .. })));
-    assert!(add(&mut [0.0; 2], &[0.0; 3]).is_err());
+    assert!(add(&pool, &mut [0.0; 2], &[0.0; 3]).is_err());
     assert!(swiglu(&pool, &mut [0.0; 2], &[0.0; 3]).is_err());
 }
 

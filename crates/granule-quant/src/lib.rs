@@ -13,6 +13,7 @@
 //! | multiply | [`dot_q8`], [`dot_f32`], [`gemm_q8`], [`gemm_f32`], [`Tile`] |
 //! | pack weights for the CPU at hand, and multiply these | [`Packing`], [`quantize_fixed`], [`FixedMatrix`] |
 //! | multiply `F16` and `BF16` weights with many tokens | [`Isa::gemm_bf16`], [`Bf16Matrix`] |
+//! | gate a feed-forward | [`Isa::swiglu`] |
 //! | choose the instructions | [`Isa`] |
 //! | see what all of this means | [`scalar`] |
 
@@ -30,6 +31,7 @@ mod isa;
 mod packed;
 mod planar;
 pub mod scalar;
+mod swiglu;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86;
 

@@ -3,7 +3,7 @@
 
 mod naive;
 
-use granule_quant::{DType, Error, FixedMatrix, Isa, PANEL_ROWS, Packing, Tile};
+use granule_quant::{Bf16Matrix, DType, Error, FixedMatrix, Isa, PANEL_ROWS, Packing, Tile};
 use proptest::prelude::*;
 
 fn packings() -> Vec<Packing> {
@@ -121,6 +121,66 @@ proptest! {
                 prop_assert_eq!(fixed.sums[b], sums, "{}", isa);
             }
         }
+    }
+}
+
+proptest! {
+    #[test]
+    fn swiglu_is_its_formula(
+        x in prop::collection::vec((prop_oneof![-10f32..10.0, -200f32..200.0, Just(0.0f32), Just(-0.0f32)], -3f32..3.0), 0..100)
+    ) {
+        let (gate, up): (Vec<_>, Vec<_>) = x.into_iter().unzip();
+        for isa in Isa::available() {
+            let mut out = gate.clone();
+            isa.swiglu(&mut out, &up).unwrap();
+            for ((&g, &u), &got) in gate.iter().zip(&up).zip(&out) {
+                let (g, u) = (f64::from(g), f64::from(u));
+                let exact = g / (1.0 + (-g).exp()) * u;
+                let bound = exact.abs() * naive::two_to(-20) + 1e-34;
+                prop_assert!((f64::from(got) - exact).abs() <= bound, "{isa} {g} {u}: {got} {exact}");
+            }
+            prop_assert!(isa.swiglu(&mut out, &[0.0; 101]).is_err());
+        }
+    }
+}
+
+/// Products in bf16, where there are any, against the sum over numbers that were rounded.
+#[test]
+fn bf16_products_are_sums_of_rounded_numbers() {
+    for isa in Isa::available() {
+        for dtype in DType::ALL.iter().copied().filter(|&dtype| isa.has_bf16_products(dtype, 32)) {
+            for (rows, k, c) in [(1, 32, 1), (16, 64, 3), (65, 224, 8), (130, 96, 13), (0, 32, 2), (3, 0, 2), (64, 32, 0)] {
+                let mut w = naive::bytes(rows * k * 2);
+                naive::tame(dtype, &mut w);
+                let x: Vec<f32> = (0..c * k).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
+                let mut bits = vec![0; c * k];
+                isa.round_bf16(&x, &mut bits).unwrap();
+                let matrix = Bf16Matrix::new(&bits, c, k).unwrap();
+                let mut out = vec![f32::NAN; c * (rows + 1)];
+                let tile = Tile::new(&mut out, rows, c, rows + 1).unwrap();
+                isa.gemm_bf16(dtype, &w, k, &matrix, tile).unwrap();
+                let rounded = |x: f64| {
+                    let bits = (x as f32).to_bits();
+                    f64::from(f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000))
+                };
+                for (col, out) in out.chunks(rows + 1).enumerate() {
+                    assert!(out[rows].is_nan());
+                    let x: Vec<f64> = x[col * k..][..k].iter().map(|&x| rounded(f64::from(x))).collect();
+                    for (r, &got) in out[..rows].iter().enumerate() {
+                        let w = naive::decode(dtype, &w[r * k * 2..][..k * 2]).into_iter().map(rounded);
+                        let (exact, sizes) = naive::dot(&w.collect::<Vec<_>>(), &x);
+                        let bound = (k as f64 + 8.0) * naive::two_to(-23) * sizes;
+                        assert!((f64::from(got) - exact).abs() <= bound, "{dtype} ({r}, {col}): {got} {exact}");
+                    }
+                }
+            }
+        }
+        let none = Bf16Matrix::new(&[0; 32], 1, 32).unwrap();
+        let mut out = [7.0; 1];
+        let tile = Tile::new(&mut out, 1, 1, 1).unwrap();
+        assert!(matches!(isa.gemm_bf16(DType::F32, &[0; 128], 32, &none, tile), Err(Error::WrongProduct { .. })));
+        assert!(Bf16Matrix::new(&[0; 32], 2, 32).is_err());
+        assert_eq!(out, [7.0]);
     }
 }
 

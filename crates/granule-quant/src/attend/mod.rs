@@ -14,7 +14,7 @@
 //! The other paths compute all types in f32. What the integers cost, and what all paths share, stands with each function.
 
 pub(crate) mod portable;
-mod portable_softmax;
+pub(crate) mod portable_softmax;
 
 use crate::error::check_len;
 use crate::isa::by_isa;

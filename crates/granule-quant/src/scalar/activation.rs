@@ -40,3 +40,8 @@ pub(crate) fn quantize_fixed(
         }
     }
 }
+
+/// [`crate::Isa::swiglu`].
+pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    crate::swiglu::portable::<false>(gate, up);
+}

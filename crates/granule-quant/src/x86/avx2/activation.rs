@@ -28,3 +28,9 @@ pub(crate) fn quantize_fixed(
 ) {
     scalar::activation::quantize_fixed(x, high, low, d, sums);
 }
+
+/// [`crate::Isa::swiglu`].
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    crate::swiglu::portable::<true>(gate, up);
+}

@@ -54,3 +54,9 @@ fn store_bytes(numbers: [__m512i; 2], bytes: &mut [i8; BLOCK_LEN]) {
         unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(numbers)) };
     }
 }
+
+/// [`crate::Isa::swiglu`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(crate) fn swiglu(gate: &mut [f32], up: &[f32]) {
+    crate::swiglu::portable::<true>(gate, up);
+}
