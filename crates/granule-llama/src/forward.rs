@@ -5,7 +5,7 @@ use std::borrow::BorrowMut;
 use granule_kv::Sequence;
 use granule_ops::kv_append::{self, AppendShape};
 use granule_ops::{
-    Activations, AttentionItem, AttentionShape, KvTransforms, Matrix, QuantScratch, Threads, add, attention,
+    Activations, AttentionItem, AttentionShape, KvTransforms, Matrix, Precision, QuantScratch, Threads, add, attention,
     embed, matmul, rms_norm, rotate, swiglu,
 };
 
@@ -60,7 +60,7 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
         rms_norm(threads, x, &layer.attn_norm, config.rms_eps, h)?;
         let [wq, wk, wv] =
             [weights.matrix(&layer.attn_q)?, weights.matrix(&layer.attn_k)?, weights.matrix(&layer.attn_v)?];
-        project(threads, h, n, quant, &mut [(wq, q), (wk, k), (wv, v)])?;
+        project(model, threads, h, n, quant, &mut [(wq, q), (wk, k), (wv, v)])?;
         rotate(q, config.n_heads, config.head_dim, config.rope_dims, angles)?;
         if let Some(observe) = &mut observe {
             observe(index, q, k, v)?;
@@ -85,14 +85,14 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
         }
         attention::cpu(threads, &shape, q, &attend, attended, scratch)?;
         *items = recycled(attend);
-        project(threads, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
+        project(model, threads, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
         add(threads, x, h)?;
 
         rms_norm(threads, x, &layer.ffn_norm, config.rms_eps, h)?;
         let [wgate, wup] = [weights.matrix(&layer.ffn_gate)?, weights.matrix(&layer.ffn_up)?];
-        project(threads, h, n, quant, &mut [(wgate, gate), (wup, up)])?;
+        project(model, threads, h, n, quant, &mut [(wgate, gate), (wup, up)])?;
         swiglu(threads, gate, up)?;
-        project(threads, gate, n, quant, &mut [(weights.matrix(&layer.ffn_down)?, h)])?;
+        project(model, threads, gate, n, quant, &mut [(weights.matrix(&layer.ffn_down)?, h)])?;
         add(threads, x, h)?;
     }
     Ok(())
@@ -122,7 +122,7 @@ pub(crate) fn output(
         return Ok(());
     }
     let products = &mut [(weights.output_matrix()?, logits)];
-    project(model.threads(), &step.h[..n * n_embd], n, &mut step.quant, products)
+    project(model, model.threads(), &step.h[..n * n_embd], n, &mut step.quant, products)
 }
 
 /// An empty list for items of another lifetime, in the memory of this one: collecting into the same layout takes none.
@@ -133,18 +133,20 @@ fn recycled<'b>(mut items: Vec<AttentionItem<'_>>) -> Vec<AttentionItem<'b>> {
 
 /// Multiplies `n` rows of `x` with each weight, quantizing `x` first as the weights need it: all are packed, or none is.
 fn project(
+    model: &Model,
     threads: &Threads,
     x: &[f32],
     n: usize,
     quant: &mut QuantScratch<'_>,
     products: &mut [(Matrix<'_>, &mut [f32])],
 ) -> Result<()> {
-    let cols = x.len() / n.max(1);
+    let (cols, precision) = (x.len() / n.max(1), model.precision());
     let quant = QuantScratch { quants: quant.quants, scales: quant.scales, sums: quant.sums };
     let quantized = products.iter().find(|(weight, _)| weight.dtype().is_quantized());
     let activations = match quantized.map(|(weight, _)| weight.packing()) {
-        Some(Some(_)) => Activations::fixed(threads, x, n, cols, quant)?,
-        Some(None) => Activations::quantized(threads, x, n, cols, quant)?,
+        Some(Some(_)) => Activations::fixed(threads, x, n, cols, precision, quant)?,
+        Some(None) => Activations::quantized(threads, x, n, cols, precision, quant)?,
+        None if precision == Precision::Precise => Activations::plain(x, n, cols)?,
         None if products.iter().any(|(weight, _)| Activations::bf16_pays(weight.dtype(), n, cols)) => {
             Activations::bf16(threads, x, n, cols, quant)?
         }

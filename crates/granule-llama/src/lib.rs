@@ -74,6 +74,7 @@ pub use context::{Context, ContextOptions, SequenceId};
 pub use error::{Error, Result};
 pub use generate::{Finish, GenerateOptions, Generation, GenerationStats, Piece, PieceRef};
 pub use granule_kv::{KvOptions, KvType};
+pub use granule_ops::Precision;
 pub use kv_transform::KvTransformMode;
 pub use memory::{MemoryInfo, SequenceMemory};
 pub use model::{LoadOptions, Model, Progress};

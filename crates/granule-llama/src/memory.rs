@@ -10,8 +10,10 @@ use crate::context::SequenceId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryInfo {
-    /// The weights: the mapped or read files. Shared by all contexts of the model.
+    /// The weights: what is used in place of the mapped or read files, and what is packed. Shared by all contexts of the model.
     pub model: Bytes,
+    /// Of `model`: weights that are packed for the CPU at hand, or copied into huge pages.
+    pub model_packed: Bytes,
     /// Keys and values of this context's sequences. Granules that several of them have count once; those that others have too,
     /// another context or a remembered prompt, count in full.
     pub kv: Bytes,

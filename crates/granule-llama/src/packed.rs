@@ -47,7 +47,7 @@ impl Packed {
         let mut len = 0_usize;
         for tensor in tensors.iter() {
             let end = len.checked_add(tensor.packed_bytes(tensor.rows())?);
-            let end = end.ok_or(Error::Unsupported { what: "weights that are too large to be packed".into() })?;
+            let end = end.ok_or_else(|| Error::Unsupported { what: "weights that are too large to be packed".into() })?;
             places.push(len..end);
             len = end.next_multiple_of(ALIGNMENT);
         }
@@ -78,7 +78,7 @@ impl Packed {
             Memory::Plain(buffer) => buffer.slice(place.clone()),
             Memory::Locked(buffer) => buffer.slice(place.clone()),
         };
-        all?.as_host().ok_or(Error::Unsupported { what: "weights that the host cannot read".into() })
+        all?.as_host().ok_or_else(|| Error::Unsupported { what: "weights that the host cannot read".into() })
     }
 
     /// All of it.
@@ -93,7 +93,7 @@ impl Memory {
             Self::Plain(buffer) => buffer.slice_mut(..)?,
             Self::Locked(buffer) => buffer.slice_mut(..)?,
         };
-        all.into_host_mut().ok_or(Error::Unsupported { what: "weights that the host cannot write".into() })
+        all.into_host_mut().ok_or_else(|| Error::Unsupported { what: "weights that the host cannot write".into() })
     }
 }
 

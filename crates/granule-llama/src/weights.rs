@@ -49,7 +49,7 @@ impl Shard {
             Self::Read(buffer) => buffer.slice(..)?,
             Self::Locked(buffer) => buffer.slice(..)?,
         };
-        slice.as_host().ok_or(Error::Unsupported { what: "weights that the host cannot read".into() })
+        slice.as_host().ok_or_else(|| Error::Unsupported { what: "weights that the host cannot read".into() })
     }
 }
 

@@ -82,7 +82,7 @@ pub use kernels::Kernels;
 pub use kv_table::{KvCounts, KvTable, KvTableView, KvTransformTables};
 pub use kv_transform::{KvFold, KvTransform, KvTransforms};
 pub use kv_view::{KvRowLayout, KvSegment, KvSinks, KvView, KvViewMut};
-pub use matmul::{Activations, QuantScratch, matmul};
+pub use matmul::{Activations, Precision, QuantScratch, matmul};
 pub use matrix::Matrix;
 pub use norm::rms_norm;
 pub use rope::{Rope, rotate};

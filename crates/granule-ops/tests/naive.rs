@@ -9,7 +9,7 @@ use std::num::NonZeroUsize;
 
 use granule_device::DeviceSlice;
 use granule_ops::{
-    Activations, Error, KvRowLayout, KvView, Matrix, QuantScratch, Rope, Threads, add, embed, log_softmax_at,
+    Activations, Error, KvRowLayout, KvView, Matrix, Precision, QuantScratch, Rope, Threads, add, embed, log_softmax_at,
     matmul, rms_norm, rotate, softmax, swiglu,
 };
 use granule_quant::{DType, Isa, Packing, planar_bytes};
@@ -48,7 +48,7 @@ proptest! {
         dtypes in prop::collection::vec(prop::sample::select(&WEIGHTS[..]), 1..4),
         rows in prop::collection::vec(1usize..150, 3),
         tokens in prop_oneof![Just(1usize), 2usize..40], blocks in 1usize..5, tail in 0usize..32, n_threads in 1usize..4,
-        seed: u64, packed: bool,
+        seed: u64, packed: bool, precise: bool,
     ) {
         let packed = packed && Isa::best().packing(DType::Q4_0).is_some();
         let quantized = dtypes.iter().any(|d| d.is_quantized());
@@ -59,10 +59,11 @@ proptest! {
             (vec![0i8; 2 * tokens * cols], vec![0f32; tokens * cols / 16], vec![0f32; tokens * cols / 16]);
         let activations = if quantized {
             let scratch = QuantScratch { quants: &mut quants, scales: &mut scales, sums: &mut sums };
+            let precision = if precise { Precision::Precise } else { Precision::Fast };
             if packed {
-                Activations::fixed(&pool, &x, tokens, cols, scratch).unwrap()
+                Activations::fixed(&pool, &x, tokens, cols, precision, scratch).unwrap()
             } else {
-                Activations::quantized(&pool, &x, tokens, cols, scratch).unwrap()
+                Activations::quantized(&pool, &x, tokens, cols, precision, scratch).unwrap()
             }
         } else {
             Activations::plain(&x, tokens, cols).unwrap()
@@ -92,7 +93,7 @@ proptest! {
                     // An 8-bit activation is off by at most half a step of max|x| / 127, max|x| < 1; that of a lone
                     // token by at most half a step of what 8 bits more leave of that.
                     let step: f64 = if dtype.is_quantized() {
-                        let rest = if tokens == 1 { 0.501 / 127.0 } else { 1.0 };
+                        let rest = if tokens == 1 || precise { 0.501 / 127.0 } else { 1.0 };
                         w.iter().map(|&w| f64::from(w).abs()).sum::<f64>() * 0.501 / 127.0 * rest
                     } else { 0.0 };
                     let bound = magnitude * 1e-5 + step + 1e-6;
@@ -230,13 +231,13 @@ fn what_does_not_fit_is_refused() {
                 QuantScratch { quants: &mut quants, scales: &mut scales, sums: &mut sums }
             };
         }
-        let x = Activations::quantized(&pool, &[0.0; 32], 1, 32, scratch!()).unwrap();
+        let x = Activations::quantized(&pool, &[0.0; 32], 1, 32, Precision::Fast, scratch!()).unwrap();
         assert!(matches!(matmul(&pool, &x, &mut [(p, &mut out[..1])]), Err(Error::Packed { packed: true, .. })));
-        let x = Activations::fixed(&pool, &[0.0; 32], 1, 32, scratch!()).unwrap();
+        let x = Activations::fixed(&pool, &[0.0; 32], 1, 32, Precision::Fast, scratch!()).unwrap();
         assert!(matches!(matmul(&pool, &x, &mut [(q, &mut out[..1])]), Err(Error::Packed { packed: false, .. })));
         assert!(matches!(embed(&p, [0].into_iter(), &mut [0.0; 32]), Err(Error::Packed { packed: true, .. })));
-        assert!(Activations::fixed(&pool, &[f32::NAN; 32], 1, 32, scratch!()).is_err());
-        assert!(matches!(Activations::fixed(&pool, &[0.0; 64], 2, 32, scratch!()), Err(Error::Shape { .. })));
+        assert!(Activations::fixed(&pool, &[f32::NAN; 32], 1, 32, Precision::Fast, scratch!()).is_err());
+        assert!(matches!(Activations::fixed(&pool, &[0.0; 64], 2, 32, Precision::Fast, scratch!()), Err(Error::Shape { .. })));
     }
     assert_eq!(out, [7.0; 4]);
     assert!(rms_norm(&pool, &[0.0; 5], &[1.0; 2], 0.0, &mut [0.0; 5]).is_err());

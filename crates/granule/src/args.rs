@@ -53,6 +53,9 @@ pub(crate) struct LoadArgs {
     /// Use quantized weights as they lie in the file instead of packing them for this CPU: slower, and one copy in memory
     #[arg(long)]
     pub(crate) no_repack: bool,
+    /// Compute prompts as exactly as single tokens, with 16 bits for each activation: about half as fast
+    #[arg(long)]
+    pub(crate) precise: bool,
     /// The most memory that weights, cache and activations may take together, such as 512MiB or 4G
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory_limit: Option<Bytes>,

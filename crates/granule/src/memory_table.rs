@@ -18,6 +18,10 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
         info.kv_reserved
     );
     table.row(["model".to_owned(), info.model.to_string(), "weights, shared by every context".to_owned()]);
+    if info.model_packed > Bytes::ZERO {
+        let what = "for the CPU at hand (without it: --no-repack)".to_owned();
+        table.row(["  of it packed".to_owned(), info.model_packed.to_string(), what]);
+    }
     table.row(["kv cache".to_owned(), info.kv.to_string(), kv]);
     if info.kv_shared > Bytes::ZERO {
         table.row([
@@ -56,6 +60,7 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
 pub(crate) fn json(info: &MemoryInfo) -> Value {
     json!({
         "model": info.model.get(),
+        "model_packed": info.model_packed.get(),
         "kv": info.kv.get(),
         "kv_shared": info.kv_shared.get(),
         "kv_used": info.kv_used.get(),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use granule_bank::trace::{Reader, Recorder, Tracer};
 use granule_bank::{Bank, BankOptions};
 use granule_device::Device;
-use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model};
+use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model, Precision};
 
 use crate::args::{ContextArgs, LoadArgs};
 use crate::{interrupt, progress};
@@ -115,6 +115,7 @@ pub(crate) fn load_traced(args: &LoadArgs, cancel: &CancelToken, tracer: &Tracer
         no_mmap: args.no_mmap,
         mlock: args.mlock,
         no_repack: args.no_repack,
+        precision: if args.precise { Precision::Precise } else { Precision::Fast },
         threads: args.threads,
         progress: Some(&mut report),
         ..LoadOptions::default()

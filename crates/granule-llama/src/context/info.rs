@@ -42,6 +42,7 @@ impl Context {
         let parts = [model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch];
         MemoryInfo {
             model,
+            model_packed: self.model.packed_bytes(),
             kv,
             kv_shared,
             kv_used: used,

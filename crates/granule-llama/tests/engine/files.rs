@@ -77,7 +77,8 @@ fn several_shards() {
     assert_eq!(logits(&paths[0], LoadOptions::default()), expected);
     assert_eq!(logits(&paths[0], LoadOptions { no_mmap: true, ..LoadOptions::default() }), expected);
     let total: u64 = paths.iter().map(|path| std::fs::metadata(path).unwrap().len()).sum();
-    assert_eq!(load(&paths[0]).bytes().get(), total);
+    let in_place = Model::load(&paths[0], LoadOptions { no_repack: true, ..LoadOptions::default() }).unwrap();
+    assert_eq!((in_place.bytes().get(), in_place.packed_bytes().get()), (total, 0));
 
     let error = Model::load(&paths[1], LoadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("00001-of-00003"), "{error}");

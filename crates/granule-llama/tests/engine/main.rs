@@ -27,20 +27,24 @@ use std::path::Path;
 use std::sync::Arc;
 
 use granule_kv::KvType;
-use granule_llama::{Context, ContextOptions, LoadOptions, Model, TokenId};
+use granule_llama::{Context, ContextOptions, LoadOptions, Model, Precision, TokenId};
 
 /// The model that comes with this crate.
 fn tales() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tales-5m.q8_0.gguf"))
 }
 
+/// The model at `path`, precise: what is compared here is that one text is one text, however it is computed.
 fn load(path: &Path) -> Arc<Model> {
     load_with_threads(path, 2)
 }
 
 fn load_with_threads(path: &Path, threads: usize) -> Arc<Model> {
-    let options = LoadOptions { threads: NonZeroUsize::new(threads), ..LoadOptions::default() };
-    Model::load(path, options).unwrap()
+    Model::load(path, LoadOptions { threads: NonZeroUsize::new(threads), ..precise() }).unwrap()
+}
+
+fn precise() -> LoadOptions<'static> {
+    LoadOptions { precision: Precision::Precise, ..LoadOptions::default() }
 }
 
 fn options(n_ctx: usize, n_batch: usize, kv: KvType) -> ContextOptions {

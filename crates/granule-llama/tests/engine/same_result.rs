@@ -1,6 +1,8 @@
 //! The same text in, the same numbers out: however it is cut into batches, forked, cleared, or spread over threads.
 
 use granule_kv::KvType;
+use granule_llama::{LoadOptions, Model};
+use granule_quant::DType;
 
 use crate::support::make::{Made, Shape};
 use crate::{argmax, context, distance, encode, greedy, ids, load, load_with_threads, tales};
@@ -32,6 +34,31 @@ fn one_batch_batches_of_seven_and_token_by_token() {
                 assert_eq!(argmax(&logits), argmax(&whole), "{cut}, {kv} cache, {path:?}");
             }
         }
+    }
+}
+
+/// What prompts of 8 bits move a logit by, of this model: about 0.03 at most.
+const EIGHT_BITS: f64 = 0.1;
+
+#[test]
+fn fast_prompts_are_near_precise_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let made = Made::new(&Shape { weights: vec![DType::F16], ..Shape::default() }).write(dir.path());
+    for path in [tales().to_owned(), made] {
+        let fast = Model::load(&path, LoadOptions::default()).unwrap();
+        let in_place = Model::load(&path, LoadOptions { no_repack: true, ..LoadOptions::default() }).unwrap();
+        let precise = load(&path);
+        let prompt = encode(&fast, PROMPT);
+        let logits = |model| context(model, 256, 256, KvType::F16).eval(&prompt).unwrap().to_vec();
+        let exact = logits(&precise);
+        for (way, logits) in [("packed", logits(&fast)), ("in place", logits(&in_place))] {
+            let far = distance(&logits, &exact);
+            assert!(far > 0.0 && far < EIGHT_BITS, "{way}, {path:?}: {far}");
+            assert_eq!(argmax(&logits), argmax(&exact), "{way}, {path:?}");
+        }
+        // A lone token is the same in both.
+        let alone = |model| context(model, 256, 256, KvType::F16).eval(&prompt[..1]).unwrap().to_vec();
+        assert_eq!(alone(&fast), alone(&precise), "{path:?}");
     }
 }
 

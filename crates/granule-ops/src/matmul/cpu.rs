@@ -13,8 +13,11 @@ const MOST_ROWS: usize = 64;
 const FEWEST_ROWS: usize = PANEL_ROWS;
 /// Elements of one quantization block.
 const BLOCK: usize = 32;
-/// Rows of quants that stand for the activations of a lone token: the number in 8 bits, and what that leaves in 8 bits more.
+/// Rows of quants that stand for a token's activations where these have 16 bits: the number in 8 bits, and what that leaves in 8
+/// bits more.
 const TERMS: usize = 2;
+/// Tokens whose products with a chunk of weights are summed up at a time, where they have two terms.
+const TOKENS: usize = 16;
 /// Fewer tokens than this are not worth the rounding of the weights.
 const BF16_FROM: usize = 8;
 /// Elements of a row whose remainder is quantized at a time, on the stack.
@@ -36,6 +39,23 @@ impl QuantScratch<'_> {
     #[must_use]
     pub fn lengths(elements: usize) -> (usize, usize) {
         (TERMS * elements, TERMS * elements.div_ceil(BLOCK))
+    }
+}
+
+/// How exactly activations meet quantized weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// A lone token with 16 bits, several with 8, and those of `F16` and `BF16` weights in bf16.
+    #[default]
+    Fast,
+    /// Always with 16 bits, and in f32: results do not depend on how many tokens a step has.
+    Precise,
+}
+
+impl Precision {
+    /// Whether the activations of this many tokens have 16 bits.
+    fn is_wide(self, rows: usize) -> bool {
+        rows == 1 || self == Self::Precise
     }
 }
 
@@ -78,10 +98,11 @@ impl<'a> Activations<'a> {
         x: &'a [f32],
         rows: usize,
         cols: usize,
+        precision: Precision,
         scratch: QuantScratch<'a>,
     ) -> Result<Self, Error> {
         let QuantScratch { quants, scales, sums } = scratch.cut(x, rows, cols)?;
-        let terms = if rows == 1 { TERMS } else { 1 };
+        let terms = if precision.is_wide(rows) { TERMS } else { 1 };
         let (n, blocks) = (terms * cols, terms * cols / BLOCK);
         let (quants, scales, sums) =
             (&mut quants[..rows * n], &mut scales[..rows * blocks], &mut sums[..rows * blocks]);
@@ -112,11 +133,12 @@ impl<'a> Activations<'a> {
         x: &'a [f32],
         rows: usize,
         cols: usize,
+        precision: Precision,
         scratch: QuantScratch<'a>,
     ) -> Result<Self, Error> {
         let QuantScratch { quants, scales, sums } = scratch.cut(x, rows, cols)?;
         let (high, low) = quants.split_at_mut(rows * cols);
-        let low = if rows == 1 { low } else { &mut [] };
+        let low = if precision.is_wide(rows) { low } else { &mut [] };
         let blocks = cols / BLOCK;
         let scales = &mut scales[..rows * blocks];
         let sums: &mut [[i32; 2]] = bytemuck::cast_slice_mut(&mut sums[..2 * rows * blocks]);
@@ -140,7 +162,7 @@ impl<'a> Activations<'a> {
     }
 
     /// Activations for float weights, of which those of `F16` and `BF16` meet them in bf16: faster where there are several tokens
-    /// and [`Activations::bf16_pays`] says so. `scratch` holds them.
+    /// and [`Activations::bf16_pays`] says so, and less precise. `scratch` holds them.
     ///
     /// # Errors
     /// [`Error::Shape`], and [`Error::Quant`] if a number is not finite.
@@ -304,21 +326,45 @@ impl Part<'_> {
             Some(Quantized::Rows(q)) if dtype.is_quantized() && q.rows() == x.rows => {
                 Ok(isa.gemm_q8(dtype, weights, k, &q, tile)?)
             }
-            Some(Quantized::Rows(q)) if dtype.is_quantized() => {
-                let n = rows.len();
-                let mut terms = [[0f32; MOST_ROWS]; TERMS];
-                let terms = &mut terms.as_flattened_mut()[..TERMS * n];
-                isa.gemm_q8(dtype, weights, k, &q, Tile::new(terms, n, TERMS, n)?)?;
-                let (values, rests) = terms.split_at(n);
-                // SAFETY: as above, of the only column.
-                let out = unsafe { self.out.range(rows) };
-                out.iter_mut().zip(values).zip(rests).for_each(|((out, value), rest)| *out = value + rest);
-                Ok(())
+            Some(Quantized::Rows(q)) if dtype.is_quantized() && x.rows == 1 => {
+                self.multiply_terms::<1>(&q, weights, rows)
             }
+            Some(Quantized::Rows(q)) if dtype.is_quantized() => self.multiply_terms::<TOKENS>(&q, weights, rows),
             Some(Quantized::Bf16(x)) if isa.has_bf16_products(dtype, k) => {
                 Ok(isa.gemm_bf16(dtype, weights, k, &x, tile)?)
             }
             _ => Ok(isa.gemm_f32(dtype, weights, k, x.x, tile)?),
         }
+    }
+
+    /// The products of `weights`, which are the weight rows `rows`, with activations of two terms, `N` tokens at a time.
+    fn multiply_terms<const N: usize>(
+        &self,
+        x: &QuantizedMatrix<'_>,
+        weights: &[u8],
+        rows: Range<usize>,
+    ) -> Result<(), Error> {
+        let (n, k, width) = (rows.len(), x.k(), self.weight.rows());
+        let (row, tokens_of_x) = (x.as_row(), x.rows() / TERMS);
+        let mut terms = [[[0f32; MOST_ROWS]; TERMS]; N];
+        let terms = terms.as_flattened_mut().as_flattened_mut();
+        for first in (0..tokens_of_x).step_by(N) {
+            let tokens = N.min(tokens_of_x - first);
+            let some = first * TERMS * k..(first + tokens) * TERMS * k;
+            let blocks = some.start / BLOCK..some.end / BLOCK;
+            let (d, s) = (&row.d[blocks.clone()], &row.s[blocks]);
+            let some = QuantizedMatrix::new(&row.q[some], d, s, TERMS * tokens, k)?;
+            let terms = &mut terms[..n * TERMS * tokens];
+            let tile = Tile::new(terms, n, TERMS * tokens, n)?;
+            Isa::best().gemm_q8(self.weight.dtype(), weights, k, &some, tile)?;
+            for (token, terms) in terms.chunks_exact(TERMS * n).enumerate() {
+                let at = (first + token) * width + rows.start;
+                // SAFETY: each chunk of weight rows is one item, so no other thread has this part of the output.
+                let out = unsafe { self.out.range(at..at + n) };
+                let (values, rests) = terms.split_at(n);
+                out.iter_mut().zip(values).zip(rests).for_each(|((out, value), rest)| *out = value + rest);
+            }
+        }
+        Ok(())
     }
 }

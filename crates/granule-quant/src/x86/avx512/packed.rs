@@ -66,41 +66,37 @@ pub(crate) fn gemm(dtype: DType, w: &[u8], x: &FixedMatrix<'_>, out: &mut Tile<'
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 fn products<B: Expand>(w: &[u8], x: &FixedMatrix<'_>, out: &mut Tile<'_>) {
     let panel = w.len() / out.rows().div_ceil(LANES);
-    match (x.is_wide(), x.rows()) {
-        (true, _) => {
-            for (i, w) in w.chunks_exact(panel).enumerate() {
-                for c in 0..x.rows() {
-                    // SAFETY: the panel has as many runs as a row of `x`, which has low bytes.
-                    let sums = unsafe { few::<B, 1, 2>(w, x, c) };
-                    store(sums, out, i * LANES, c, false);
-                }
-            }
+    if !x.is_wide() && x.rows() > FEW {
+        return many::<B>(w, panel, x, out);
+    }
+    for (i, w) in w.chunks_exact(panel).enumerate() {
+        if x.is_wide() {
+            some::<B, 2>(w, x, out, i * LANES);
+        } else {
+            some::<B, 1>(w, x, out, i * LANES);
         }
-        (false, ..=FEW) => {
-            for (i, w) in w.chunks_exact(panel).enumerate() {
-                some::<B>(w, x, out, i * LANES);
-            }
-        }
-        (false, _) => many::<B>(w, panel, x, out),
     }
 }
 
-/// Products of a panel with at most [`FEW`] columns.
+/// Products of a panel with some columns, of `TERMS` bytes a number.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline]
-fn some<B: Expand>(w: &[u8], x: &FixedMatrix<'_>, out: &mut Tile<'_>, r: usize) {
+fn some<B: Expand, const TERMS: usize>(w: &[u8], x: &FixedMatrix<'_>, out: &mut Tile<'_>, r: usize) {
     let mut c = 0;
     macro_rules! take {
         ($n:literal) => {
             while x.rows() - c >= $n {
-                // SAFETY: the panel has as many runs as a row of `x`.
-                let sums = unsafe { few::<B, $n, 1>(w, x, c) };
+                // SAFETY: the panel has as many runs as a row of `x`, and two terms are those of `x`.
+                let sums = unsafe { few::<B, $n, TERMS>(w, x, c) };
                 store(sums, out, r, c, false);
                 c += $n;
             }
         };
     }
-    take!(8);
+    // Those of two terms take twice the registers.
+    if TERMS == 1 {
+        take!(8);
+    }
     take!(4);
     take!(2);
     take!(1);
