@@ -9,7 +9,7 @@ use granule_llama::{
     Context, ContextOptions, Error, GenerateOptions, LoadOptions, Model, SamplingOptions, TokenId,
 };
 
-use crate::{context, distance, encode, ids, load, options, tales};
+use crate::{context, distance, encode, ids, load, precise, options, tales};
 
 const TEXT: &str = "Once upon a time the baker Mia and the sailor Leo lived near the harbor Eastwick. ";
 const TIPPED: f64 = 5e-2;
@@ -35,7 +35,7 @@ fn bank(mib: u64) -> Bank {
 #[test]
 fn a_prompt_is_found_again_after_others_came_and_went() {
     let bank = bank(256);
-    let load = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
+    let load = LoadOptions { bank: Some(bank.clone()), ..precise() };
     let model = Model::load(tales(), load).unwrap();
     for kv in [KvType::F16, KvType::Q4_0] {
         let tokens = encode(&model, &TEXT.repeat(6));
@@ -94,7 +94,7 @@ fn generation_takes_what_is_remembered() {
 fn remembered_prompts_go_when_somebody_needs_the_memory() {
     // Weights of 5 MiB and some 30 for the rest.
     let bank = bank(40);
-    let load = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
+    let load = LoadOptions { bank: Some(bank.clone()), ..precise() };
     let model = Model::load(tales(), load).unwrap();
     let mut evaluated = 0;
     for other in 0..60u32 {
@@ -115,7 +115,7 @@ fn remembered_prompts_go_when_somebody_needs_the_memory() {
 #[test]
 fn a_short_match_keeps_no_long_prompt() {
     let bank = bank(40);
-    let load = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
+    let load = LoadOptions { bank: Some(bank.clone()), ..precise() };
     let model = Model::load(tales(), load).unwrap();
     let text = encode(&model, &TEXT.repeat(20));
     let long = &text[..400];
@@ -140,7 +140,7 @@ fn a_short_match_keeps_no_long_prompt() {
 #[test]
 fn what_cannot_be_shared_is_computed() {
     let bank = bank(256);
-    let load = LoadOptions { bank: Some(bank.clone()), ..LoadOptions::default() };
+    let load = LoadOptions { bank: Some(bank.clone()), ..precise() };
     let model = Model::load(tales(), load).unwrap();
     let tokens = encode(&model, &TEXT.repeat(6));
     let (_, right) = prompt(&mut remembering(&model, 512, KvType::F16), &tokens);
