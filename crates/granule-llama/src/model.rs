@@ -37,8 +37,11 @@ pub struct LoadOptions<'a> {
     pub no_mmap: bool,
     /// Lock the weights in memory, so that they are never paged out.
     pub mlock: bool,
-    /// Threads that compute, a pool of the model's own. None: the process's pool, with as many as the process may use.
+    /// Threads that compute steps of one token, and of more where `threads_batch` says nothing else. None: one for each physical
+    /// core that the process may use. Where either is given the model may get a pool of its own, else it has the process's.
     pub threads: Option<NonZeroUsize>,
+    /// Threads that compute steps of more than one token: prompts, and many sequences at once. None: as many as `threads`.
+    pub threads_batch: Option<NonZeroUsize>,
     /// Told how far loading is.
     pub progress: Option<Progress<'a>>,
 }
@@ -50,6 +53,7 @@ pub struct Model {
     rope: Rope,
     weights: Weights,
     threads: Threads,
+    threads_batch: Threads,
     caches: Caches,
     bank: Bank,
     tables: Kept,
@@ -68,7 +72,7 @@ impl Model {
     /// A clear error for every file that is no Llama model which runs here; [`Error::Bank`] if the weights do not fit
     /// the budget; [`Error::Io`]; [`Error::Cancelled`]. Nothing stays behind.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Arc<Self>> {
-        let LoadOptions { bank, memory_limit, no_mmap, mlock, threads, progress } = options;
+        let LoadOptions { bank, memory_limit, no_mmap, mlock, threads, threads_batch, progress } = options;
         let bank = match bank {
             Some(bank) => bank,
             None => {
@@ -77,7 +81,7 @@ impl Model {
                 Bank::new(Device::host()?, options)?
             }
         };
-        let threads = threads.map_or_else(Threads::shared, Threads::new)?;
+        let (threads, threads_batch) = pools(threads, threads_batch)?;
         let mut silent = |_, _| ControlFlow::Continue(());
         let progress = progress.unwrap_or(&mut silent);
         let source = Source { use_mmap: !no_mmap, mlock };
@@ -104,7 +108,7 @@ impl Model {
         )?;
         weights.check()?;
         let (caches, tables) = (Caches::default(), Kept::default());
-        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, caches, bank, tables }))
+        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, threads_batch, caches, bank, tables }))
     }
 
     /// The model's shape.
@@ -158,10 +162,20 @@ impl Model {
         &self.bank
     }
 
-    /// The threads that compute for all contexts of this model.
+    /// The threads that compute for all contexts of this model, where a step has one token.
     #[must_use]
     pub fn threads(&self) -> &Threads {
         &self.threads
+    }
+
+    /// Those that compute where a step has more than one.
+    #[must_use]
+    pub fn threads_batch(&self) -> &Threads {
+        &self.threads_batch
+    }
+
+    pub(crate) fn threads_for(&self, n_tokens: usize) -> &Threads {
+        if n_tokens > 1 { &self.threads_batch } else { &self.threads }
     }
 
     /// What the model's keys and values can be told apart by from another model's: shapes, weights and rotation. The digest of
@@ -204,4 +218,15 @@ impl Model {
     pub(crate) fn rope(&self) -> &Rope {
         &self.rope
     }
+}
+
+/// Handles for steps of one token and of more, of one pool: the process's where nothing is asked for.
+fn pools(one: Option<NonZeroUsize>, many: Option<NonZeroUsize>) -> Result<(Threads, Threads)> {
+    let pool = match (one, many) {
+        (None, None) => Threads::shared()?,
+        (None, Some(many)) => Threads::new(many.max(Threads::default_count()))?,
+        (Some(one), many) => Threads::new(many.map_or(one, |many| many.max(one)))?,
+    };
+    let one = one.unwrap_or_else(Threads::default_count);
+    Ok((pool.limited(one), pool.limited(many.unwrap_or(one))))
 }

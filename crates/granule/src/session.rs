@@ -115,6 +115,7 @@ pub(crate) fn load_traced(args: &LoadArgs, cancel: &CancelToken, tracer: &Tracer
         no_mmap: args.no_mmap,
         mlock: args.mlock,
         threads: args.threads,
+        threads_batch: args.threads_batch,
         progress: Some(&mut report),
         ..LoadOptions::default()
     };
