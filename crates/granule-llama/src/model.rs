@@ -38,7 +38,7 @@ pub struct LoadOptions<'a> {
     /// Lock the weights in memory, so that they are never paged out.
     pub mlock: bool,
     /// Threads that compute steps of one token, and of more where `threads_batch` says nothing else. None: one for each physical
-    /// core that the process may use. Where either is given the model may get a pool of its own, else it has the process's.
+    /// core that the process may use. Where a number is given the model has a pool of its own, else the process's.
     pub threads: Option<NonZeroUsize>,
     /// Threads that compute steps of more than one token: prompts, and many sequences at once. None: as many as `threads`.
     pub threads_batch: Option<NonZeroUsize>,
@@ -220,13 +220,12 @@ impl Model {
     }
 }
 
-/// Handles for steps of one token and of more, of one pool: the process's where nothing is asked for.
+/// Handles for steps of one token and of more, of one pool: the process's where it has enough threads and nobody asked for
+/// another number of them.
 fn pools(one: Option<NonZeroUsize>, many: Option<NonZeroUsize>) -> Result<(Threads, Threads)> {
-    let pool = match (one, many) {
-        (None, None) => Threads::shared()?,
-        (None, Some(many)) => Threads::new(many.max(Threads::default_count()))?,
-        (Some(one), many) => Threads::new(many.map_or(one, |many| many.max(one)))?,
-    };
-    let one = one.unwrap_or_else(Threads::default_count);
+    let usual = Threads::default_count();
+    let most = one.unwrap_or(usual).max(many.unwrap_or(NonZeroUsize::MIN));
+    let pool = if one.is_none() && most == usual { Threads::shared()? } else { Threads::new(most)? };
+    let one = one.unwrap_or(usual);
     Ok((pool.limited(one), pool.limited(many.unwrap_or(one))))
 }
