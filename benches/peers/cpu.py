@@ -412,8 +412,9 @@ def resident(call, reports):
 
 
 def at_rest(program):
-    """Waits until the program computes nothing for half a second, or is gone; answers the last that /proc said."""
-    told, still, before = {}, 0, None
+    """Waits until the program computes nothing for half a second; answers what /proc says then. Of one that ended without: when most
+    was resident."""
+    seen, still, before = [], 0, None
     while program.poll() is None and still < 10:
         time.sleep(0.05)
         try:
@@ -424,15 +425,16 @@ def at_rest(program):
         if "VmRSS" not in status:
             break
         size = lambda key: int(status[key].split()[0]) << 10
-        told = {"rest": size("VmRSS"), "anonymous": size("RssAnon") + size("RssShmem"), "file": size("RssFile"), "peak": size("VmHWM")}
+        private = size("RssAnon") + size("RssShmem")
+        seen.append({"rest": size("VmRSS"), "anonymous": private, "file": size("RssFile"), "peak": size("VmHWM")})
         still = still + 1 if spent == before and spent > 0 else 0
         before = spent
-    if not told:
+    if not seen:
         raise Failed(f"{pathlib.Path(program.args[0]).name} ended at once")
-    if program.poll() is None:
-        time.sleep(1)
-        told["idle"] = (cpu_ticks(program.pid) - before) * 1e3 / os.sysconf("SC_CLK_TCK")
-    return told
+    if still < 10:
+        return max(seen, key=lambda sample: sample["rest"])
+    time.sleep(1)
+    return {**seen[-1], "idle": (cpu_ticks(program.pid) - before) * 1e3 / os.sysconf("SC_CLK_TCK")}
 
 
 def cpu_ticks(pid):
