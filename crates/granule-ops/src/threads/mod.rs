@@ -26,8 +26,10 @@ use self::sync::thread::JoinHandle;
 use self::sync::{Mutex, hint, thread, thread_local};
 use crate::Error;
 
-/// Looks at the others' progress after which a caller lets somebody else have its processor.
+/// Looks at the others' progress before a caller lets somebody else have its processor, perhaps the one it waits for.
 const LOOKS: u32 = 4_000;
+/// Looks between two such times after that.
+const MORE_LOOKS: u32 = 100;
 
 /// A handle to a pool of threads; clones share the pool, the last one stops it.
 #[derive(Clone)]
@@ -234,10 +236,11 @@ struct Finish<'a>(&'a Shared);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
-        let mut spins = 0u32;
+        let mut left = LOOKS;
         while self.0.remaining.0.load(Ordering::Acquire) != 0 {
-            spins += 1;
-            if spins.is_multiple_of(LOOKS) {
+            left -= 1;
+            if left == 0 {
+                left = MORE_LOOKS;
                 thread::yield_now();
             } else {
                 hint::spin_loop();
