@@ -610,7 +610,7 @@ def main():
             if not (args.llama_bin / "llama-bench").exists():
                 sys.exit(f"cpu.py: no llama-bench in {args.llama_bin}: --build, or --llama-bin DIR")
             measure(args, find_models(args.models, args.stem, args.types))
-    except (Failed, subprocess.CalledProcessError) as failed:
+    except Failed as failed:
         sys.exit(f"cpu.py: {failed}")
     return 0
 

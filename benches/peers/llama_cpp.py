@@ -67,7 +67,8 @@ def build(cache):
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_SERVER=OFF"]
     announce(f"building {', '.join(TARGETS)} in {made}")
     command([python.parent / "cmake", "-G", "Ninja", "-S", source, "-B", made, *options], env=env)
-    subprocess.run([python.parent / "ninja", "-C", made, *TARGETS], check=True, env=env, stdout=sys.stderr)
+    if subprocess.run([python.parent / "ninja", "-C", made, *TARGETS], env=env, stdout=sys.stderr).returncode != 0:
+        raise Failed("llama.cpp was not built, see above")
     return made / "bin"
 
 
