@@ -92,7 +92,9 @@ impl MappedFile {
         if start < end {
             // SAFETY: the mapping is of a file and only read, so what is given back is what will be read there again. A
             // refusal leaves everything as it was, and costs memory at most.
-            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+            let _ = unsafe {
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+            };
         }
     }
 

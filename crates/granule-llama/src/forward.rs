@@ -5,8 +5,8 @@ use std::borrow::BorrowMut;
 use granule_kv::Sequence;
 use granule_ops::kv_append::{self, AppendShape};
 use granule_ops::{
-    Activations, AttentionItem, AttentionShape, KvTransforms, Matrix, Precision, QuantScratch, Threads, add, attention,
-    embed, matmul, rms_norm, rotate, swiglu,
+    Activations, AttentionItem, AttentionShape, KvTransforms, Matrix, Precision, QuantScratch, Threads, add,
+    attention, embed, matmul, rms_norm, rotate, swiglu,
 };
 
 use crate::activations::Step;
@@ -42,7 +42,7 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
     cancel: &CancelToken,
     mut observe: Option<Observer<'_>>,
 ) -> Result<()> {
-    let (config, weights, threads) = (model.config(), model.weights(), model.threads());
+    let (config, weights, threads) = (model.config(), model.weights(), model.threads_for(tokens.len()));
     let (n, kv_width, dims) = (tokens.len(), config.kv_width(), config.rope_dims);
     let Step { x, h, q, k, v, attended, gate, up, angles, attention: scratch, quant } = step;
     let scale = 1.0 / (config.head_dim as f32).sqrt();
@@ -107,22 +107,18 @@ pub(crate) fn output(
 ) -> Result<()> {
     let (config, weights) = (model.config(), model.weights());
     let n_embd = config.n_embd;
+    let threads = model.threads_for(step.x.len() / n_embd);
     let mut n = 0;
     for (row, h) in rows.zip(step.h.chunks_exact_mut(n_embd)) {
-        rms_norm(
-            model.threads(),
-            &step.x[row * n_embd..(row + 1) * n_embd],
-            &weights.output_norm,
-            config.rms_eps,
-            h,
-        )?;
+        let x = &step.x[row * n_embd..(row + 1) * n_embd];
+        rms_norm(threads, x, &weights.output_norm, config.rms_eps, h)?;
         n += 1;
     }
     if n == 0 {
         return Ok(());
     }
     let products = &mut [(weights.output_matrix()?, logits)];
-    project(model, model.threads(), &step.h[..n * n_embd], n, &mut step.quant, products)
+    project(model, threads, &step.h[..n * n_embd], n, &mut step.quant, products)
 }
 
 /// An empty list for items of another lifetime, in the memory of this one: collecting into the same layout takes none.

@@ -144,7 +144,8 @@ fn make(
         let first = sequence.len();
         let (batch, behind) = rest.split_at(sequence.prepare(rest.len().min(BATCH))?);
         rest = behind;
-        let mut activations = Activations::new(&heaps, &lengths, model.threads(), batch.len())?;
+        let mut activations =
+            Activations::new(&heaps, &lengths, model.threads_for(batch.len()), batch.len())?;
         let skip = SINKS.saturating_sub(first);
         let mut places = Places::new(model, first, batch.len())?;
         let mut observe = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| -> Result<()> {

@@ -42,8 +42,11 @@ pub struct LoadOptions<'a> {
     pub no_repack: bool,
     /// How exactly activations meet weights. None of a lone token's differs; prompts are about half as fast where they are precise.
     pub precision: Precision,
-    /// Threads that compute, a pool of the model's own. None: the process's pool, with as many as the process may use.
+    /// Threads that compute steps of one token, and of more where `threads_batch` says nothing else. None: one for each physical
+    /// core that the process may use. Where a number is given the model has a pool of its own, else the process's.
     pub threads: Option<NonZeroUsize>,
+    /// Threads that compute steps of more than one token: prompts, and many sequences at once. None: as many as `threads`.
+    pub threads_batch: Option<NonZeroUsize>,
     /// Told how far loading is.
     pub progress: Option<Progress<'a>>,
 }
@@ -55,6 +58,7 @@ pub struct Model {
     rope: Rope,
     weights: Weights,
     threads: Threads,
+    threads_batch: Threads,
     caches: Caches,
     bank: Bank,
     tables: Kept,
@@ -74,7 +78,8 @@ impl Model {
     /// A clear error for every file that is no Llama model which runs here; [`Error::Bank`] if the weights do not fit
     /// the budget; [`Error::Io`]; [`Error::Cancelled`]. Nothing stays behind.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Arc<Self>> {
-        let LoadOptions { bank, memory_limit, no_mmap, mlock, no_repack, precision, threads, progress } = options;
+        let LoadOptions { bank, memory_limit, no_mmap, mlock, no_repack, precision, .. } = options;
+        let LoadOptions { threads, threads_batch, progress, .. } = options;
         let bank = match bank {
             Some(bank) => bank,
             None => {
@@ -83,7 +88,7 @@ impl Model {
                 Bank::new(Device::host()?, options)?
             }
         };
-        let threads = threads.map_or_else(Threads::shared, Threads::new)?;
+        let (threads, threads_batch) = pools(threads, threads_batch)?;
         let mut silent = |_, _| ControlFlow::Continue(());
         let progress = progress.unwrap_or(&mut silent);
         let source = Source { use_mmap: !no_mmap, mlock, repack: !no_repack };
@@ -111,7 +116,18 @@ impl Model {
         )?;
         weights.check()?;
         let (caches, tables) = (Caches::default(), Kept::default());
-        Ok(Arc::new(Self { config, tokenizer, rope, weights, threads, caches, bank, tables, precision }))
+        Ok(Arc::new(Self {
+            config,
+            tokenizer,
+            rope,
+            weights,
+            threads,
+            threads_batch,
+            caches,
+            bank,
+            tables,
+            precision,
+        }))
     }
 
     /// The model's shape.
@@ -171,10 +187,20 @@ impl Model {
         &self.bank
     }
 
-    /// The threads that compute for all contexts of this model.
+    /// The threads that compute for all contexts of this model, where a step has one token.
     #[must_use]
     pub fn threads(&self) -> &Threads {
         &self.threads
+    }
+
+    /// Those that compute where a step has more than one.
+    #[must_use]
+    pub fn threads_batch(&self) -> &Threads {
+        &self.threads_batch
+    }
+
+    pub(crate) fn threads_for(&self, n_tokens: usize) -> &Threads {
+        if n_tokens > 1 { &self.threads_batch } else { &self.threads }
     }
 
     /// What the model's keys and values can be told apart by from another model's: shapes, weights and rotation. The digest of
@@ -223,4 +249,14 @@ impl Model {
     pub(crate) fn rope(&self) -> &Rope {
         &self.rope
     }
+}
+
+/// Handles for steps of one token and of more, of one pool: the process's where it has enough threads and nobody asked for
+/// another number of them.
+fn pools(one: Option<NonZeroUsize>, many: Option<NonZeroUsize>) -> Result<(Threads, Threads)> {
+    let usual = Threads::default_count();
+    let most = one.unwrap_or(usual).max(many.unwrap_or(NonZeroUsize::MIN));
+    let pool = if one.is_none() && most == usual { Threads::shared()? } else { Threads::new(most)? };
+    let one = one.unwrap_or(usual);
+    Ok((pool.limited(one), pool.limited(many.unwrap_or(one))))
 }

@@ -47,7 +47,9 @@ impl Packed {
         let mut len = 0_usize;
         for tensor in tensors.iter() {
             let end = len.checked_add(tensor.packed_bytes(tensor.rows())?);
-            let end = end.ok_or_else(|| Error::Unsupported { what: "weights that are too large to be packed".into() })?;
+            let end = end.ok_or_else(|| Error::Unsupported {
+                what: "weights that are too large to be packed".into(),
+            })?;
             places.push(len..end);
             len = end.next_multiple_of(ALIGNMENT);
         }
@@ -93,7 +95,8 @@ impl Memory {
             Self::Plain(buffer) => buffer.slice_mut(..)?,
             Self::Locked(buffer) => buffer.slice_mut(..)?,
         };
-        all.into_host_mut().ok_or_else(|| Error::Unsupported { what: "weights that the host cannot write".into() })
+        all.into_host_mut()
+            .ok_or_else(|| Error::Unsupported { what: "weights that the host cannot write".into() })
     }
 }
 
@@ -101,13 +104,14 @@ impl Memory {
 fn pack(tensor: &Tensor, bytes: &[u8], out: &mut [u8], threads: &Threads) -> Result<()> {
     let (k, rows) = (tensor.cols(), PANEL_ROWS * PANELS);
     let from = bytes.len() / tensor.rows().max(1) * rows;
-    threads.try_zip_chunks(bytes, from, out, tensor.packed_bytes(rows)?, &|bytes, out| {
-        match tensor.packing() {
-            Some(packing) => packing.pack(bytes, k, out)?,
-            None => out.copy_from_slice(bytes),
-        }
-        Ok::<_, granule_quant::Error>(())
-    })
-    .map_err(granule_ops::Error::from)?;
+    threads
+        .try_zip_chunks(bytes, from, out, tensor.packed_bytes(rows)?, &|bytes, out| {
+            match tensor.packing() {
+                Some(packing) => packing.pack(bytes, k, out)?,
+                None => out.copy_from_slice(bytes),
+            }
+            Ok::<_, granule_quant::Error>(())
+        })
+        .map_err(granule_ops::Error::from)?;
     Ok(())
 }

@@ -153,28 +153,34 @@ impl Sampler {
     /// [`Error::InvalidLogit`] for NaN and positive infinity, [`Error::NoCandidates`] where none is above negative
     /// infinity. The sampler is then as it was.
     pub fn sample(&mut self, logits: &[f32]) -> Result<TokenId> {
-        if let Some((index, &value)) =
-            logits.iter().enumerate().find(|(_, l)| l.is_nan() || **l == f32::INFINITY)
-        {
-            return Err(Error::InvalidLogit { index, value });
+        if let Some(index) = first_of(logits, |l| l.is_nan() || l == f32::INFINITY) {
+            return Err(Error::InvalidLogit { index, value: logits[index] });
         }
-        self.logits.clear();
-        self.logits.extend_from_slice(logits);
-        self.penalize();
-        let best = argmax(&self.logits).ok_or(Error::NoCandidates { count: logits.len() })?;
-        let token = if self.options.temp == 0.0 { TokenId::new(best.token) } else { self.draw(best.logit) };
+        let token = if self.options.repeat_penalty == 1.0 || self.counts.is_empty() {
+            self.choose(logits)?
+        } else {
+            let mut penalized = std::mem::take(&mut self.logits);
+            penalized.clear();
+            penalized.extend_from_slice(logits);
+            self.penalize(&mut penalized);
+            let chosen = self.choose(&penalized);
+            self.logits = penalized;
+            chosen?
+        };
         self.accept(token);
         Ok(token)
     }
 
+    fn choose(&mut self, logits: &[f32]) -> Result<TokenId> {
+        let best = argmax(logits).ok_or(Error::NoCandidates { count: logits.len() })?;
+        Ok(if self.options.temp == 0.0 { TokenId::new(best.token) } else { self.draw(logits, best.logit) })
+    }
+
     /// Keskar et al., CTRL (2019), with llama.cpp's correction for negative logits.
-    fn penalize(&mut self) {
+    fn penalize(&self, logits: &mut [f32]) {
         let penalty = self.options.repeat_penalty;
-        if penalty == 1.0 {
-            return;
-        }
         for token in self.counts.keys() {
-            if let Some(logit) = self.logits.get_mut(token.index()) {
+            if let Some(logit) = logits.get_mut(token.index()) {
                 let scaled = if *logit <= 0.0 { *logit * penalty } else { *logit / penalty };
                 // A penalty far below 1 must not overflow.
                 *logit = scaled.min(f32::MAX);
@@ -183,21 +189,10 @@ impl Sampler {
     }
 
     /// From top-k to the draw; `max` is the greatest logit.
-    fn draw(&mut self, max: f32) -> TokenId {
+    fn draw(&mut self, logits: &[f32], max: f32) -> TokenId {
         let SamplingOptions { temp, top_k, top_p, min_p, .. } = self.options;
         let candidates = &mut self.candidates;
-        candidates.clear();
-        candidates.extend(
-            (0u32..)
-                .zip(&self.logits)
-                .filter(|(_, logit)| **logit > f32::NEG_INFINITY)
-                .map(|(token, &logit)| Candidate { logit, token }),
-        );
-        let mut sorted = 0;
-        if top_k > 0 && top_k < candidates.len() {
-            sorted = sort_best(candidates, 0, top_k);
-            candidates.truncate(top_k);
-        }
+        let mut sorted = collect_best(logits, if top_k > 0 { top_k } else { usize::MAX }, candidates);
         let weight = |c: &Candidate, temp: f32| (f64::from(c.logit - max) / f64::from(temp)).exp();
         if top_p < 1.0 {
             let wanted = f64::from(top_p) * candidates.iter().map(|c| weight(c, 1.0)).sum::<f64>();
@@ -241,20 +236,62 @@ impl std::fmt::Debug for Sampler {
     }
 }
 
-/// The greatest logit, of equals the one with the lowest id; `None` where none is above negative infinity.
-fn argmax(logits: &[f32]) -> Option<Candidate> {
-    let mut best: Option<Candidate> = None;
-    for (token, &logit) in (0u32..).zip(logits) {
-        if logit > best.map_or(f32::NEG_INFINITY, |b| b.logit) {
-            best = Some(Candidate { logit, token });
-        }
-    }
-    best
+/// Logits that are looked at together; a multiple of what a vector unit holds.
+const CHUNK: usize = 64;
+
+/// The first logit of this kind. A chunk is looked at as a whole first, without branches.
+fn first_of(logits: &[f32], is_one: impl Fn(f32) -> bool) -> Option<usize> {
+    let has_one = |chunk: &[f32]| chunk.iter().fold(false, |any, &l| any | is_one(l));
+    let chunk = logits.chunks(CHUNK).position(has_one)?;
+    logits[chunk * CHUNK..].iter().position(|&l| is_one(l)).map(|at| chunk * CHUNK + at)
 }
 
-/// The likelier first, of equals the one with the lower id.
+/// The greatest logit, of equals the one with the lowest id; `None` where none is above negative infinity.
+fn argmax(logits: &[f32]) -> Option<Candidate> {
+    let greater = |a: f32, b: f32| if b > a { b } else { a };
+    // A maximum of its own for each place in a chunk, so that they are made side by side.
+    let mut greatest = [f32::NEG_INFINITY; CHUNK];
+    for chunk in logits.chunks(CHUNK) {
+        greatest.iter_mut().zip(chunk).for_each(|(most, &l)| *most = greater(*most, l));
+    }
+    let logit = greatest.into_iter().fold(f32::NEG_INFINITY, greater);
+    let token = first_of(logits, |l| l == logit).filter(|_| logit > f32::NEG_INFINITY)?;
+    Some(Candidate { logit, token: token as u32 })
+}
+
+/// The likelier first, of equals the one with the lower id. There is no NaN.
 fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.token.cmp(&b.token))
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.token.cmp(&b.token))
+}
+
+/// Makes `best` the `count` likeliest tokens above negative infinity, in order, or all of them by id where there are not more.
+/// Returns how many are sorted.
+///
+/// What has been seen gives a bound that a token has to exceed; few of the rest do, and those are gathered until it is time
+/// for a better bound.
+fn collect_best(logits: &[f32], count: usize, best: &mut Vec<Candidate>) -> usize {
+    let room = count.saturating_mul(4).clamp(CHUNK, logits.len().max(CHUNK));
+    best.clear();
+    best.reserve(room + CHUNK);
+    let mut bound = f32::NEG_INFINITY;
+    for (chunk, first) in logits.chunks(CHUNK).zip((0u32..).step_by(CHUNK)) {
+        if !chunk.iter().fold(false, |any, &l| any | (l > bound)) {
+            continue;
+        }
+        let above = (first..).zip(chunk).filter(|(_, l)| **l > bound);
+        best.extend(above.map(|(token, &logit)| Candidate { logit, token }));
+        if best.len() > room && best.len() > count {
+            // Of equals a later token has the higher id, so it has to exceed the bound.
+            bound = best.select_nth_unstable_by(count - 1, likelier).1.logit;
+            best.truncate(count);
+        }
+    }
+    if best.len() <= count && bound == f32::NEG_INFINITY {
+        return 0;
+    }
+    let sorted = sort_best(best, 0, count);
+    best.truncate(count);
+    sorted
 }
 
 /// Given the best `from` candidates in order at the front, bring the best `to` there. Returns how many are sorted.
@@ -266,4 +303,44 @@ fn sort_best(candidates: &mut [Candidate], from: usize, to: usize) -> usize {
     }
     rest[..to - from].sort_unstable_by(likelier);
     to
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_best_are_those_of_a_full_sort(
+            steps in prop::collection::vec(prop::option::weighted(0.9, -40i8..40), 0..1500),
+            spread in 1u16..2000,
+            count in prop::sample::select(vec![1usize, 2, 3, 17, 40, 63, 64, 65, 500, 1499, 1500, usize::MAX]),
+        ) {
+            // Steps alone have many ties; with a spread few of them are left.
+            let logit = |(i, step): (usize, &Option<i8>)| match step {
+                Some(step) => f32::from(*step) + (i * 7919 % usize::from(spread)) as f32 / f32::from(spread),
+                None => f32::NEG_INFINITY,
+            };
+            let logits: Vec<f32> = steps.iter().enumerate().map(logit).collect();
+            let all = (0u32..).zip(&logits).map(|(token, &logit)| Candidate { logit, token });
+            let mut sorted: Vec<Candidate> = all.filter(|c| c.logit > f32::NEG_INFINITY).collect();
+            let plain = |list: &[Candidate]| list.iter().map(|c| (c.token, c.logit)).collect::<Vec<_>>();
+            let by_id = plain(&sorted);
+            sorted.sort_by(likelier);
+            let mut best = Vec::new();
+            let n_sorted = collect_best(&logits, count, &mut best);
+            if sorted.len() > count {
+                prop_assert_eq!(n_sorted, count);
+                prop_assert_eq!(plain(&best), plain(&sorted[..count]));
+            } else {
+                prop_assert_eq!(n_sorted, 0);
+                prop_assert_eq!(plain(&best), by_id);
+            }
+            let naive = sorted.first().map(|c| (c.token, c.logit));
+            prop_assert_eq!(argmax(&logits).map(|c| (c.token, c.logit)), naive);
+        }
+    }
 }

@@ -157,8 +157,7 @@ impl Files {
             // What is read is then gone through once more, to be packed.
             loading.total += about.len() * if source.use_mmap { 1 } else { 2 };
         }
-        let mut files =
-            Self { shards: Vec::new(), charges: Vec::new(), directories: Vec::new(), source };
+        let mut files = Self { shards: Vec::new(), charges: Vec::new(), directories: Vec::new(), source };
         for path in &paths {
             // The directory comes first: what is no model is refused before it is paid for or read.
             let file = MappedFile::open(path)?;
@@ -181,12 +180,17 @@ impl Files {
     fn bring_in(&mut self, bank: &Bank, elsewhere: &[&Tensor], report: Report<'_>) -> Result<()> {
         for (index, shard) in self.shards.iter().enumerate() {
             let Shard::Mapped(file) = shard else { continue };
-            let mut gone: Vec<_> = elsewhere.iter().filter(|t| t.shard == index).map(|t| t.range.clone()).collect();
+            let mut gone: Vec<_> =
+                elsewhere.iter().filter(|t| t.shard == index).map(|t| t.range.clone()).collect();
             gone.sort_by_key(|range| range.start);
             gone.push(file.bytes().len()..file.bytes().len());
             let mut at = 0;
-            let stays: Vec<_> = gone.iter().map(|gone| std::mem::replace(&mut at, gone.end)..gone.start).collect();
-            let bytes = stays.iter().map(|range| Bytes::from_usize(range.len())).fold(Bytes::ZERO, Bytes::saturating_add);
+            let stays: Vec<_> =
+                gone.iter().map(|gone| std::mem::replace(&mut at, gone.end)..gone.start).collect();
+            let bytes = stays
+                .iter()
+                .map(|range| Bytes::from_usize(range.len()))
+                .fold(Bytes::ZERO, Bytes::saturating_add);
             self.charges.push(bank.charge(&Owner::new(WEIGHTS), bytes)?);
             for range in stays {
                 if self.source.mlock && !range.is_empty() {

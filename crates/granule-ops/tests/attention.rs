@@ -210,6 +210,7 @@ fn check(shape: &AttentionShape<'_>, items: &[(&Memory, usize)], seed: u64) {
         }
         at += n_tokens;
     }
+    let mut first = Vec::new();
     for n_threads in [1, 2, 5] {
         let pool = threads(n_threads);
         let run = || {
@@ -231,6 +232,11 @@ fn check(shape: &AttentionShape<'_>, items: &[(&Memory, usize)], seed: u64) {
             }
         }
         assert_eq!(run(), out, "the same call, the same bits");
+        if first.is_empty() {
+            first = out;
+        } else {
+            assert_eq!(out, first, "{n_threads} threads");
+        }
     }
 }
 
@@ -343,9 +349,11 @@ fn the_order_of_a_batch_changes_no_bit() {
     let (n_heads, order) = (8, [3, 0, 5, 1, 4, 2]);
     let row = n_heads * 64;
     let q = numbers(11, lengths.len() * row);
-    for n_threads in [1, 2, 3] {
-        let views = memories.each_ref().map(|memory| memory.view());
+    let views = memories.each_ref().map(|memory| memory.view());
+    let alone = one_token_each(1, &q, &views, n_heads);
+    for n_threads in [1, 2, 3, 40] {
         let straight = one_token_each(n_threads, &q, &views, n_heads);
+        assert_eq!(straight, alone, "{n_threads} threads");
         let shuffled: Vec<KvView<'_>> = order.iter().map(|&i| views[i].clone()).collect();
         let queries: Vec<f32> = order.iter().flat_map(|&i| &q[i * row..(i + 1) * row]).copied().collect();
         let out = one_token_each(n_threads, &queries, &shuffled, n_heads);

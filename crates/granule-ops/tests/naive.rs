@@ -9,8 +9,8 @@ use std::num::NonZeroUsize;
 
 use granule_device::DeviceSlice;
 use granule_ops::{
-    Activations, Error, KvRowLayout, KvView, Matrix, Precision, QuantScratch, Rope, Threads, add, embed, log_softmax_at,
-    matmul, rms_norm, rotate, softmax, swiglu,
+    Activations, Error, KvRowLayout, KvView, Matrix, Precision, QuantScratch, Rope, Threads, add, embed,
+    log_softmax_at, matmul, rms_norm, rotate, softmax, swiglu,
 };
 use granule_quant::{DType, Isa, Packing, planar_bytes};
 use proptest::prelude::*;
@@ -232,12 +232,24 @@ fn what_does_not_fit_is_refused() {
             };
         }
         let x = Activations::quantized(&pool, &[0.0; 32], 1, 32, Precision::Fast, scratch!()).unwrap();
-        assert!(matches!(matmul(&pool, &x, &mut [(p, &mut out[..1])]), Err(Error::Packed { packed: true, .. })));
+        assert!(matches!(
+            matmul(&pool, &x, &mut [(p, &mut out[..1])]),
+            Err(Error::Packed { packed: true, .. })
+        ));
         let x = Activations::fixed(&pool, &[0.0; 32], 1, 32, Precision::Fast, scratch!()).unwrap();
-        assert!(matches!(matmul(&pool, &x, &mut [(q, &mut out[..1])]), Err(Error::Packed { packed: false, .. })));
-        assert!(matches!(embed(&p, [0].into_iter(), &mut [0.0; 32]), Err(Error::Packed { packed: true, .. })));
+        assert!(matches!(
+            matmul(&pool, &x, &mut [(q, &mut out[..1])]),
+            Err(Error::Packed { packed: false, .. })
+        ));
+        assert!(matches!(
+            embed(&p, [0].into_iter(), &mut [0.0; 32]),
+            Err(Error::Packed { packed: true, .. })
+        ));
         assert!(Activations::fixed(&pool, &[f32::NAN; 32], 1, 32, Precision::Fast, scratch!()).is_err());
-        assert!(matches!(Activations::fixed(&pool, &[0.0; 64], 2, 32, Precision::Fast, scratch!()), Err(Error::Shape { .. })));
+        assert!(matches!(
+            Activations::fixed(&pool, &[0.0; 64], 2, 32, Precision::Fast, scratch!()),
+            Err(Error::Shape { .. })
+        ));
     }
     assert_eq!(out, [7.0; 4]);
     assert!(rms_norm(&pool, &[0.0; 5], &[1.0; 2], 0.0, &mut [0.0; 5]).is_err());

@@ -78,7 +78,8 @@ impl Isa {
         mut out: Tile<'_>,
     ) -> Result<(), Error> {
         if !self.has_bf16_products(dtype, k) {
-            let hint = "products in bf16 are for F16 and BF16, rows of a multiple of 32, and CPUs that have them";
+            let hint =
+                "products in bf16 are for F16 and BF16, rows of a multiple of 32, and CPUs that have them";
             return Err(Error::WrongProduct { dtype, hint });
         }
         crate::gemm::check_weights(dtype, w, k, out.rows())?;

@@ -149,7 +149,9 @@ proptest! {
 fn bf16_products_are_sums_of_rounded_numbers() {
     for isa in Isa::available() {
         for dtype in DType::ALL.iter().copied().filter(|&dtype| isa.has_bf16_products(dtype, 32)) {
-            for (rows, k, c) in [(1, 32, 1), (16, 64, 3), (65, 224, 8), (130, 96, 13), (0, 32, 2), (3, 0, 2), (64, 32, 0)] {
+            for (rows, k, c) in
+                [(1, 32, 1), (16, 64, 3), (65, 224, 8), (130, 96, 13), (0, 32, 2), (3, 0, 2), (64, 32, 0)]
+            {
                 let mut w = naive::bytes(rows * k * 2);
                 naive::tame(dtype, &mut w);
                 let x: Vec<f32> = (0..c * k).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
@@ -170,7 +172,10 @@ fn bf16_products_are_sums_of_rounded_numbers() {
                         let w = naive::decode(dtype, &w[r * k * 2..][..k * 2]).into_iter().map(rounded);
                         let (exact, sizes) = naive::dot(&w.collect::<Vec<_>>(), &x);
                         let bound = (k as f64 + 8.0) * naive::two_to(-23) * sizes;
-                        assert!((f64::from(got) - exact).abs() <= bound, "{dtype} ({r}, {col}): {got} {exact}");
+                        assert!(
+                            (f64::from(got) - exact).abs() <= bound,
+                            "{dtype} ({r}, {col}): {got} {exact}"
+                        );
                     }
                 }
             }
@@ -178,7 +183,10 @@ fn bf16_products_are_sums_of_rounded_numbers() {
         let none = Bf16Matrix::new(&[0; 32], 1, 32).unwrap();
         let mut out = [7.0; 1];
         let tile = Tile::new(&mut out, 1, 1, 1).unwrap();
-        assert!(matches!(isa.gemm_bf16(DType::F32, &[0; 128], 32, &none, tile), Err(Error::WrongProduct { .. })));
+        assert!(matches!(
+            isa.gemm_bf16(DType::F32, &[0; 128], 32, &none, tile),
+            Err(Error::WrongProduct { .. })
+        ));
         assert!(Bf16Matrix::new(&[0; 32], 2, 32).is_err());
         assert_eq!(out, [7.0]);
     }
@@ -194,7 +202,8 @@ fn extremes_do_not_overflow() {
         naive::tame(packing.dtype(), &mut w);
         for sign in [1.0, -1.0] {
             for wide in [false, true] {
-                let x: Vec<f32> = (0..20 * k).map(|i| if i / k % 2 == 0 { sign } else { -sign * 3.0 }).collect();
+                let x: Vec<f32> =
+                    (0..20 * k).map(|i| if i / k % 2 == 0 { sign } else { -sign * 3.0 }).collect();
                 check(packing, &w, [17, k, 20], &x, wide);
             }
         }

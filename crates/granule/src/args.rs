@@ -41,9 +41,12 @@ pub(crate) enum Command {
 pub(crate) struct LoadArgs {
     /// The model: a GGUF file, the first one where it comes in several
     pub(crate) model: PathBuf,
-    /// Threads that compute [default: one per core]
+    /// Threads that compute [default: one for each physical core that the program may use]
     #[arg(short = 't', long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
+    /// Threads that compute steps of more than one token: prompts, and many sequences at once [default: as many as --threads]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads_batch: Option<NonZeroUsize>,
     /// Read the file into memory instead of mapping it
     #[arg(long)]
     pub(crate) no_mmap: bool,
@@ -230,6 +233,10 @@ pub(crate) struct BenchArgs {
     /// Tokens that are in the context before each measurement [default: 0, with --kv 0,512,2048]
     #[arg(long, alias = "depths", value_name = "N,…", value_delimiter = ',')]
     depth: Vec<usize>,
+    /// Sequences that are decoded at once, one token of each in a step, each with a context of its own; of several counts, each is
+    /// measured [default: 1]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', conflicts_with = "kv")]
+    parallel: Vec<NonZeroUsize>,
     /// How often each measurement is made [default: 5, with --kv 3]
     #[arg(long, value_name = "N")]
     repeat: Option<NonZeroUsize>,
@@ -276,6 +283,14 @@ impl BenchArgs {
         depths
     }
 
+    /// Ascending, each once.
+    pub(crate) fn parallel(&self) -> Vec<usize> {
+        let mut counts: Vec<usize> = self.parallel.iter().copied().map(usize::from).collect();
+        counts.sort_unstable();
+        counts.dedup();
+        if counts.is_empty() { vec![1] } else { counts }
+    }
+
     pub(crate) fn repeat(&self) -> usize {
         self.repeat.map_or(if self.kv { 3 } else { 5 }, usize::from)
     }
@@ -285,7 +300,9 @@ impl BenchArgs {
         let usual: &[KvType] = if self.kv { KvType::ALL } else { &[KvType::F16] };
         let types = |own: &[KvType]| if own.is_empty() { usual.to_vec() } else { own.to_vec() };
         let (k, v) = (types(self.named_k()), types(self.named_v()));
-        let (batch_size, kv_transform) = (self.batch_size, self.kv_transform);
+        // Sequences that are decoded at once are so in one step.
+        let batch_size = self.parallel.iter().copied().fold(self.batch_size, NonZeroUsize::max);
+        let kv_transform = self.kv_transform;
         let pairs = k.iter().flat_map(|&k| v.iter().map(move |&v| (k, v)));
         let context = |(k, v)| ContextArgs {
             batch_size,

@@ -4,8 +4,8 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
-use granule_llama::{CancelToken, Context, Model, TokenId};
+use anyhow::{Context as _, Result, ensure};
+use granule_llama::{CancelToken, Context, Model, SequenceId, TokenId};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
@@ -19,6 +19,8 @@ struct Measurement {
     /// "pp" and the tokens of the prompt, or "tg" and the tokens that were decoded one by one.
     test: String,
     depth: usize,
+    /// Sequences that were decoded at once; a prompt is always one's.
+    parallel: usize,
     cache_type_k: String,
     cache_type_v: String,
     kv_transform: String,
@@ -26,7 +28,9 @@ struct Measurement {
     n_batch: usize,
     /// The median of `runs`.
     tokens_per_second: f64,
-    /// Tokens per second of each run, in order.
+    /// The same of each sequence.
+    tokens_per_second_each: f64,
+    /// Tokens per second of all sequences together in each run, in order.
     runs: Vec<f64>,
 }
 
@@ -53,28 +57,40 @@ fn measure(
     let (depths, n_gen, repeat) = (args.depths(), args.n_gen(), args.repeat());
     let deepest = depths.last().copied().unwrap_or(0);
     let n_ctx = deepest.checked_add(args.n_prompt.max(n_gen)).context("the depth is too large")?;
+    let parallel = if n_gen > 0 { args.parallel() } else { Vec::new() };
+    let most = parallel.last().copied().unwrap_or(1);
     let mut context = session::context(model, with, Some(n_ctx), cancel)?;
+    let longest = deepest.saturating_add(n_gen) as u64;
+    let wanted =
+        context.sequence().cache().layout().token_bytes().saturating_mul(longest.saturating_mul(most as u64));
+    let free = model.bank().free();
+    // Before minutes are spent on filling them.
+    ensure!(wanted <= free, "{most} sequences of {longest} tokens take {wanted}, and {free} are free");
     let n_batch = with.batch_size.get();
-    let kinds = usize::from(args.n_prompt > 0) + usize::from(n_gen > 0);
-    let bar = progress::counted("measuring", depths.len() * kinds * (repeat + 1));
+    let n_prompts = usize::from(args.n_prompt > 0);
+    let bar = progress::counted("measuring", depths.len() * (n_prompts + parallel.len()) * (repeat + 1));
+    let prompts = (0..n_prompts).map(|_| Test { kind: "pp", n: args.n_prompt, step: n_batch, parallel: 1 });
+    let decodes = parallel.iter().map(|&parallel| Test { kind: "tg", n: n_gen, step: 1, parallel });
+    let tests: Vec<Test> = prompts.chain(decodes).collect();
     for depth in depths {
-        let filled = depth.min(context.tokens().len());
-        context.truncate(filled)?;
-        append(&mut context, depth - filled, n_batch)?;
-        let tests = [("pp", args.n_prompt, n_batch), ("tg", n_gen, 1)];
-        for (kind, n, step) in tests.into_iter().filter(|&(_, n, _)| n > 0) {
-            let test = format!("{kind}{n}");
-            bar.set_message(test.clone());
-            let runs = speeds(&mut context, depth, n, step, repeat, &bar, cancel)?;
+        for test in &tests {
+            let name = format!("{}{}", test.kind, test.n);
+            bar.set_message(name.clone());
+            let sequences = filled(&mut context, test.parallel, depth, n_batch)?;
+            let runs = speeds(&mut context, &sequences, depth, test.n, test.step, repeat, &bar, cancel)?;
+            let one = test.step.min(test.n) * test.parallel == 1;
+            let threads = if one { model.threads() } else { model.threads_batch() };
             measured.push(Measurement {
-                test,
+                test: name,
                 depth,
+                parallel: test.parallel,
                 cache_type_k: with.type_k().to_string(),
                 cache_type_v: with.type_v().to_string(),
                 kv_transform: with.kv_transform().to_string(),
-                threads: model.threads().count(),
+                threads: threads.count(),
                 n_batch,
                 tokens_per_second: median(&runs),
+                tokens_per_second_each: median(&runs) / test.parallel as f64,
                 runs,
             });
         }
@@ -83,9 +99,35 @@ fn measure(
     Ok(())
 }
 
-/// Tokens per second of appending `n` tokens behind the first `depth`, in steps of `step`, time and again.
+/// What is timed: `n` tokens in steps of `step`, of so many sequences at once.
+struct Test {
+    kind: &'static str,
+    n: usize,
+    step: usize,
+    parallel: usize,
+}
+
+/// The first `count` sequences, added where they are not there yet, with `depth` tokens of their own each: a shared beginning
+/// would be in the processor's caches when the next sequence comes to it.
+fn filled(context: &mut Context, count: usize, depth: usize, n_batch: usize) -> Result<Vec<SequenceId>> {
+    while context.sequences().len() < count {
+        context.add_sequence()?;
+    }
+    let sequences: Vec<SequenceId> = context.sequences().take(count).collect();
+    for &sequence in &sequences {
+        let there = depth.min(context.sequence_tokens(sequence)?.len());
+        context.truncate_sequence(sequence, there)?;
+        append(context, &[sequence], depth - there, n_batch)?;
+    }
+    Ok(sequences)
+}
+
+/// Tokens per second, over all sequences, of appending `n` tokens to each behind its first `depth`, in steps of `step`, time and
+/// again.
+#[allow(clippy::too_many_arguments, reason = "what is timed, how often, and who watches")]
 pub(crate) fn speeds(
     context: &mut Context,
+    sequences: &[SequenceId],
     depth: usize,
     n: usize,
     step: usize,
@@ -94,32 +136,40 @@ pub(crate) fn speeds(
     cancel: &CancelToken,
 ) -> Result<Vec<f64>> {
     let mut speed = || -> Result<f64> {
-        context.truncate(depth)?;
+        for &sequence in sequences {
+            context.truncate_sequence(sequence, depth)?;
+        }
         let start = Instant::now();
-        append(context, n, step)?;
+        append(context, sequences, n, step)?;
         let seconds = start.elapsed().as_secs_f64();
         if cancel.is_cancelled() {
             return Err(granule_llama::Error::Cancelled.into());
         }
         bar.inc(1);
-        Ok(n as f64 / seconds)
+        Ok((n * sequences.len()) as f64 / seconds)
     };
     // The first one is the warm-up, and is not counted.
     speed()?;
     (0..repeat).map(|_| speed()).collect()
 }
 
-/// Appends `n` tokens in steps of `step`. Any tokens will do: the work does not depend on which they are.
-pub(crate) fn append(context: &mut Context, n: usize, step: usize) -> Result<()> {
+/// Appends `n` tokens to each sequence in steps of `step`. Any tokens will do: the work does not depend on which they are.
+pub(crate) fn append(context: &mut Context, sequences: &[SequenceId], n: usize, step: usize) -> Result<()> {
     let n_vocab = context.model().tokenizer().n_vocab() as u64;
     let mut done = 0;
     while done < n {
-        let first = context.tokens().len() as u64;
-        let end = first + step.min(n - done) as u64;
-        let token = |i: u64| TokenId::new((i.wrapping_mul(2_654_435_761) % n_vocab) as u32);
-        let part: Vec<TokenId> = (first..end).map(token).collect();
-        context.eval(&part)?;
-        done += part.len();
+        let len = step.min(n - done);
+        let mut tokens = Vec::with_capacity(len * sequences.len());
+        for (lane, &sequence) in (1u64..).zip(sequences) {
+            let first = context.sequence_tokens(sequence)?.len() as u64;
+            let token =
+                |i: u64| TokenId::new((i.wrapping_mul(2_654_435_761).wrapping_mul(lane) % n_vocab) as u32);
+            tokens.extend((first..first + len as u64).map(token));
+        }
+        let batch: Vec<(SequenceId, &[TokenId])> =
+            sequences.iter().copied().zip(tokens.chunks(len)).collect();
+        let _ = context.eval_batch(&batch)?;
+        done += len;
     }
     Ok(())
 }
@@ -140,23 +190,27 @@ fn print(args: &BenchArgs, measured: &[Measurement]) -> Result<()> {
     let mut table = Table::new([
         Align::Left,
         Align::Right,
+        Align::Right,
         Align::Left,
         Align::Left,
+        Align::Right,
         Align::Right,
         Align::Right,
         Align::Left,
     ]);
-    table.row(["test", "depth", "k", "v", "threads", "t/s", "slowest to fastest"]);
+    table.row(["test", "depth", "parallel", "k", "v", "threads", "t/s", "t/s each", "slowest to fastest"]);
     for m in measured {
         let fastest = m.runs.iter().copied().fold(f64::MIN, f64::max);
         let slowest = m.runs.iter().copied().fold(f64::MAX, f64::min);
         table.row([
             m.test.clone(),
             m.depth.to_string(),
+            m.parallel.to_string(),
             m.cache_type_k.clone(),
             m.cache_type_v.clone(),
             m.threads.to_string(),
             format!("{:.2}", m.tokens_per_second),
+            format!("{:.2}", m.tokens_per_second_each),
             format!("{slowest:.2} to {fastest:.2} in {} runs", m.runs.len()),
         ]);
     }

@@ -130,14 +130,15 @@ fn measure(
     let mut context = session::context(model, with, Some(n_ctx), cancel)?;
     let (transformed, layout) = (context.kv_transforms().is_some(), *context.sequence().cache().layout());
     // Filled once, and from the deepest to the shallowest cut back.
-    append(&mut context, deepest, n_batch)?;
+    let sequences = [context.first_sequence()];
+    append(&mut context, &sequences, deepest, n_batch)?;
     let mut measured = Vec::with_capacity(depths.len());
     for &depth in depths.iter().rev() {
         let mut speed = |n, step| -> Result<Option<Speed>> {
             if n == 0 {
                 return Ok(None);
             }
-            let runs = speeds(&mut context, depth, n, step, args.repeat(), bar, cancel)?;
+            let runs = speeds(&mut context, &sequences, depth, n, step, args.repeat(), bar, cancel)?;
             Ok(Some(Speed { n_tokens: n, tokens_per_second: median(&runs), runs }))
         };
         measured.push(Depth { depth, prompt: speed(args.n_prompt, n_batch)?, decode: speed(n_gen, 1)? });

@@ -117,6 +117,7 @@ pub(crate) fn load_traced(args: &LoadArgs, cancel: &CancelToken, tracer: &Tracer
         no_repack: args.no_repack,
         precision: if args.precise { Precision::Precise } else { Precision::Fast },
         threads: args.threads,
+        threads_batch: args.threads_batch,
         progress: Some(&mut report),
         ..LoadOptions::default()
     };

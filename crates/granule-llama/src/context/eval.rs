@@ -214,8 +214,8 @@ impl Context {
 
     /// One step, whose rows are prepared, through all layers; the answer has its hidden states.
     fn step(&mut self) -> Result<Activations> {
-        let mut activations =
-            Activations::new(&self.heaps, &self.lengths, self.model.threads(), self.batch.len())?;
+        let n = self.batch.len();
+        let mut activations = Activations::new(&self.heaps, &self.lengths, self.model.threads_for(n), n)?;
         let transforms = self.shared.tables.as_ref().map(|tables| tables.transforms());
         forward(
             &self.model,

@@ -40,7 +40,13 @@ fn load(path: &Path) -> Arc<Model> {
 }
 
 fn load_with_threads(path: &Path, threads: usize) -> Arc<Model> {
-    Model::load(path, LoadOptions { threads: NonZeroUsize::new(threads), ..precise() }).unwrap()
+    load_with_two_kinds_of_threads(path, threads, None)
+}
+
+/// Threads for steps of one token, and for steps of more.
+fn load_with_two_kinds_of_threads(path: &Path, one: usize, more: Option<usize>) -> Arc<Model> {
+    let (threads, threads_batch) = (NonZeroUsize::new(one), more.and_then(NonZeroUsize::new));
+    Model::load(path, LoadOptions { threads, threads_batch, ..precise() }).unwrap()
 }
 
 fn precise() -> LoadOptions<'static> {

@@ -9,7 +9,7 @@ use granule_llama::{
     Context, ContextOptions, Error, GenerateOptions, LoadOptions, Model, SamplingOptions, TokenId,
 };
 
-use crate::{context, distance, encode, ids, load, precise, options, tales};
+use crate::{context, distance, encode, ids, load, options, precise, tales};
 
 const TEXT: &str = "Once upon a time the baker Mia and the sailor Leo lived near the harbor Eastwick. ";
 const TIPPED: f64 = 5e-2;

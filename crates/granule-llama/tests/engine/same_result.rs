@@ -1,11 +1,12 @@
 //! The same text in, the same numbers out: however it is cut into batches, forked, cleared, or spread over threads.
 
 use granule_kv::KvType;
-use granule_llama::{LoadOptions, Model};
+use granule_llama::{LoadOptions, Model, TokenId};
+use granule_ops::Threads;
 use granule_quant::DType;
 
 use crate::support::make::{Made, Shape};
-use crate::{argmax, context, distance, encode, greedy, ids, load, load_with_threads, tales};
+use crate::{argmax, context, distance, encode, greedy, ids, load, load_with_two_kinds_of_threads, tales};
 
 /// Sums of a batch are grouped in another way than those of a single token; activations in front of quantized weights
 /// keep 15 bits.
@@ -121,17 +122,40 @@ fn clear_and_reuse_gives_the_same_text_again() {
 
 #[test]
 fn the_number_of_threads_changes_no_bit() {
-    let prompt = encode(&load(tales()), PROMPT);
-    let logits = |threads| {
-        let model = load_with_threads(tales(), threads);
-        let mut context = context(&model, 256, 32, KvType::F16);
-        let prompt_end = context.eval(&prompt).unwrap().to_vec();
-        (prompt_end, context.eval(&ids([300])).unwrap().to_vec())
-    };
-    let one = logits(1);
-    for threads in [2, 3, 5] {
-        assert_eq!(logits(threads), one, "{threads} threads");
+    // So long that attention cuts the context into pieces.
+    let prompt: Vec<TokenId> = encode(&load(tales()), PROMPT).into_iter().cycle().take(900).collect();
+    for kv in [KvType::F16, KvType::Q4_0] {
+        let logits = |threads, threads_batch| {
+            let model = load_with_two_kinds_of_threads(tales(), threads, threads_batch);
+            let mut context = context(&model, 1024, 100, kv);
+            let prompt_end = context.eval(&prompt).unwrap().to_vec();
+            let decoded = context.eval(&ids([300])).unwrap().to_vec();
+            let fork = context.fork_sequence(context.first_sequence()).unwrap();
+            let (next, other) = (ids([301]), ids([302]));
+            let batch = [(context.first_sequence(), &next[..]), (fork, &other[..])];
+            let both: Vec<Vec<f32>> = context.eval_batch(&batch).unwrap().map(<[f32]>::to_vec).collect();
+            (prompt_end, decoded, both)
+        };
+        let one = logits(1, None);
+        for (threads, threads_batch) in [(2, None), (3, None), (5, Some(2)), (1, Some(4)), (20, None)] {
+            assert_eq!(logits(threads, threads_batch), one, "{kv}, {threads} and {threads_batch:?} threads");
+        }
     }
+}
+
+#[test]
+fn steps_of_one_token_and_of_more_have_threads_of_their_own() {
+    let counts = |one, more| {
+        let model = load_with_two_kinds_of_threads(tales(), one, more);
+        (model.threads().count(), model.threads_batch().count())
+    };
+    assert_eq!(counts(3, None), (3, 3));
+    assert_eq!(counts(1, Some(4)), (1, 4));
+    assert_eq!(counts(4, Some(2)), (4, 2));
+    let usual = Threads::default_count().get();
+    assert_eq!(counts(0, None), (usual, usual));
+    assert_eq!(counts(0, Some(usual + 2)), (usual, usual + 2));
+    assert_eq!(counts(0, Some(1)), (usual, 1));
 }
 
 #[test]

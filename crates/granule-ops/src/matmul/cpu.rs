@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use granule_quant::{Bf16Matrix, DType, FixedMatrix, Isa, PANEL_ROWS, QuantizedMatrix, Tile, quantize_fixed, quantize_row};
+use granule_quant::{
+    Bf16Matrix, DType, FixedMatrix, Isa, PANEL_ROWS, QuantizedMatrix, Tile, quantize_fixed, quantize_row,
+};
 
 use crate::error::expect_len;
 use crate::threads::Disjoint;
@@ -174,8 +176,11 @@ impl<'a> Activations<'a> {
         scratch: QuantScratch<'a>,
     ) -> Result<Self, Error> {
         let QuantScratch { quants, .. } = scratch.cut(x, rows, cols)?;
-        let bits: &mut [u16] = bytemuck::try_cast_slice_mut(quants)
-            .map_err(|_| Error::Alignment { what: "scratch for quants", must: 2, got: 1 })?;
+        let bits: &mut [u16] = bytemuck::try_cast_slice_mut(quants).map_err(|_| Error::Alignment {
+            what: "scratch for quants",
+            must: 2,
+            got: 1,
+        })?;
         threads.try_zip_chunks(x, 4 * cols, bits, 4 * cols, &|x, bits| Isa::best().round_bf16(x, bits))?;
         let bf16 = Bf16Matrix::new(bits, rows, cols)?;
         Ok(Self { x, rows, cols, quantized: Some(Quantized::Bf16(bf16)) })
@@ -329,7 +334,9 @@ impl Part<'_> {
             Some(Quantized::Rows(q)) if dtype.is_quantized() && x.rows == 1 => {
                 self.multiply_terms::<1>(&q, weights, rows)
             }
-            Some(Quantized::Rows(q)) if dtype.is_quantized() => self.multiply_terms::<TOKENS>(&q, weights, rows),
+            Some(Quantized::Rows(q)) if dtype.is_quantized() => {
+                self.multiply_terms::<TOKENS>(&q, weights, rows)
+            }
             Some(Quantized::Bf16(x)) if isa.has_bf16_products(dtype, k) => {
                 Ok(isa.gemm_bf16(dtype, weights, k, &x, tile)?)
             }

@@ -86,6 +86,8 @@ fn flags() {
     refused(&["run", TALES, "-p", "x", "--kv-cache-type", "q5_9"], &["q5_9", "q8_0"]);
     refused(&["run", TALES, "-p", "x", "--ctx-size", "0"], &["--ctx-size"]);
     refused(&["run", TALES, "-p", "x", "--threads", "0"], &["--threads"]);
+    refused(&["run", TALES, "-p", "x", "--threads-batch", "0"], &["--threads-batch"]);
+    refused(&["bench", TALES, "--parallel", "0"], &["--parallel"]);
     refused(&["run", TALES, "-p", "x", "--memory-limit", "lots"], &["lots"]);
     refused(&["run", TALES, "--echo"], &["--prompt"]);
     refused(&["run"], &["MODEL"]);

@@ -89,6 +89,53 @@ fn bench_measures_at_each_depth() {
 }
 
 #[test]
+fn bench_decodes_sequences_at_once() {
+    let args = ["bench", TALES, "--prompt", "8", "--gen", "3", "--depth", "0,40", "--repeat", "2"];
+    let args = [&args[..], &["--parallel", "5,1", "--batch-size", "4", "--threads", "1"]].concat();
+    let all = json(&[&args[..], &["--threads-batch", "2", "--json"]].concat());
+    let number = |m: &serde_json::Value, key: &str| m[key].as_u64().unwrap();
+    let kind = |m: &serde_json::Value| {
+        (
+            m["test"].as_str().unwrap().to_owned(),
+            number(m, "depth"),
+            number(m, "parallel"),
+            number(m, "threads"),
+        )
+    };
+    let expected = [0, 40].map(|at| [("pp8", at, 1, 2), ("tg3", at, 1, 1), ("tg3", at, 5, 2)]).concat();
+    let expected: Vec<_> =
+        expected.into_iter().map(|(test, at, n, threads)| (test.to_owned(), at, n, threads)).collect();
+    assert_eq!(all.as_array().unwrap().iter().map(kind).collect::<Vec<_>>(), expected);
+    for m in all.as_array().unwrap() {
+        let (every, each) =
+            (m["tokens_per_second"].as_f64().unwrap(), m["tokens_per_second_each"].as_f64().unwrap());
+        assert!((every / each - number(m, "parallel") as f64).abs() < 1e-9);
+        // All sequences in one step.
+        assert!(number(m, "n_batch") >= 5);
+    }
+    let table = stdout(&args);
+    assert_eq!(table.lines().count(), 7, "{table}");
+    assert!(table.lines().next().unwrap().contains("parallel"), "{table}");
+}
+
+/// What cannot fit is refused before anything is computed; what turns out not to fit is the bank's error.
+#[test]
+fn bench_says_how_many_sequences_are_too_many() {
+    let args = ["bench", TALES, "--prompt", "0", "--gen", "2", "--repeat", "1", "--memory-limit", "40MiB"];
+    let refused = |more: &[&str], words: &[&str]| {
+        let output = output(&[&args[..], more].concat());
+        assert_eq!(output.status.code(), Some(1));
+        assert!(words.iter().all(|word| stderr(&output).contains(word)), "{}", stderr(&output));
+    };
+    refused(&["--depth", "1000", "--parallel", "50"], &["50 sequences of 1002 tokens", "are free"]);
+    refused(&["--parallel", "18446744073709551615"], &["are free"]);
+    // A granule each.
+    refused(&["--parallel", "30"], &["out of memory"]);
+    let both = output(&["bench", TALES, "--kv", "--parallel", "2"]);
+    assert!(stderr(&both).contains("--parallel") && both.status.code() == Some(2), "{}", stderr(&both));
+}
+
+#[test]
 fn bench_takes_several_types() {
     let args = ["bench", TALES, "--prompt", "0", "--gen", "2", "--repeat", "1", "--cache-type-k", "f16,q8_0"];
     let all = json(&[&args[..], &["--kv-cache-type", "f32", "--json"]].concat());

@@ -40,6 +40,8 @@ fn how_the_memory_is_filled_changes_no_text() {
     let text = stdout(&greedy(&[]));
     for more in [
         &["--threads", "1"][..],
+        &["--threads", "2", "--threads-batch", "1"],
+        &["--threads-batch", "3"],
         &["--no-mmap"],
         &["--ctx-size", "300"],
         &["--memory-limit", "64MiB"],

@@ -32,8 +32,8 @@ fn index_words(items: usize) -> usize {
 ///
 /// The result is within rounding of the exact one on the cache as it is stored: queries that meet quantized keys, and weights
 /// that meet quantized values, are 15 bits and a sign (see [`granule_quant::Isa::scores`] and
-/// [`granule_quant::Isa::weighted_sums`]). How the work is cut up depends on shapes and on the number of threads, and nothing
-/// else: the same call gives the same bits.
+/// [`granule_quant::Isa::weighted_sums`]). How sums are cut up depends on shapes and on nothing else: the same call gives the
+/// same bits, on any number of threads.
 ///
 /// # Errors
 /// [`Error::Dimension`] if the query heads are no multiple of the key-value heads or an item has no tokens, [`Error::Shape`]

@@ -6,7 +6,8 @@
 //! - All KV heads of a row lie next to each other, rows may lie pages apart: a unit takes all heads of a tile of rows while
 //!   their pages are known, as long as the queries and sums of these heads fit into a part of the second-level cache.
 //! - A stretch is at least [`SPLIT`] rows, so that preparing queries and combining results stay below a percent or so; a
-//!   call has no more stretches than [`UNITS`] for each thread, which is what lets a thread that was held up lose little.
+//!   call has about [`STRETCHES`] at most, several for each thread, so that a thread that was held up loses little. Where
+//!   stretches begin decides in which order sums are made, so it does not depend on the number of threads.
 //! - Queries of many tokens are enough work without cutting the context.
 
 use std::ops::Range;
@@ -21,8 +22,8 @@ const BLOCK_ROWS: usize = 32;
 const UNIT_ROWS: usize = 64;
 /// The shortest stretch of context.
 const SPLIT: usize = 256;
-/// Units for each thread.
-const UNITS: usize = 4;
+/// Stretches of all items of a call together, but for shares that are rounded up.
+const STRETCHES: usize = 32;
 
 /// In which order the units of a call are taken.
 ///
@@ -149,10 +150,9 @@ impl Plan {
     pub(super) fn cuts(&self, n_tokens: usize, len: usize, items: usize, rows: usize) -> Cuts {
         let tokens = self.block_tokens(n_tokens);
         let blocks = n_tokens.div_ceil(tokens);
-        let target = UNITS * self.threads;
         let mut splits = 1;
-        if blocks == 1 && items < target && self.threads > 1 {
-            let share = (target * len).div_ceil(rows.max(1));
+        if blocks == 1 && items < STRETCHES {
+            let share = (STRETCHES * len).div_ceil(rows.max(1));
             splits = share.min(len / SPLIT).max(1);
         }
         let mut heads = (UNIT_ROWS / (tokens * self.group)).clamp(1, self.n_kv_heads);
@@ -198,9 +198,8 @@ impl Plan {
 
     /// The most that all stretches of a call of up to `n_tokens` tokens need.
     pub(super) fn partials_words(&self, n_tokens: usize) -> usize {
-        // Fewer items than the target, whose shares of it are rounded up.
-        let splits = if self.threads > 1 { 2 * UNITS * self.threads } else { 0 };
-        splits * self.partial_words(self.block_tokens(n_tokens))
+        // Fewer items than stretches, whose shares of them are rounded up.
+        2 * STRETCHES * self.partial_words(self.block_tokens(n_tokens))
     }
 }
 

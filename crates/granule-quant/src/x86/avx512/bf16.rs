@@ -143,7 +143,10 @@ impl Part<'_, '_, '_> {
                 for (sums, w) in sums.iter_mut().zip(w) {
                     // SAFETY: registers of one width, of which any bits are numbers.
                     let (w, pair) = unsafe {
-                        (std::mem::transmute::<__m512i, __m512bh>(w), std::mem::transmute::<__m512i, __m512bh>(pair))
+                        (
+                            std::mem::transmute::<__m512i, __m512bh>(w),
+                            std::mem::transmute::<__m512i, __m512bh>(pair),
+                        )
                     };
                     sums[c] = _mm512_dpbf16_ps(sums[c], w, pair);
                 }

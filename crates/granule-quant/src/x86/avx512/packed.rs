@@ -353,7 +353,12 @@ impl<const N: usize> Columns<N> {
     /// - Column `c` has run `i`; where `PREPARED`, its sums are prepared from the first run on.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline]
-    unsafe fn sums<B: Expand, const PREPARED: bool>(&self, c: usize, i: usize, part: usize) -> (__m512i, __m512) {
+    unsafe fn sums<B: Expand, const PREPARED: bool>(
+        &self,
+        c: usize,
+        i: usize,
+        part: usize,
+    ) -> (__m512i, __m512) {
         let (mut start, mut sum) = (_mm512_setzero_si512(), _mm512_setzero_ps());
         // SAFETY: the caller vouches for the run; what is read of prepared sums is what the same type has set.
         unsafe {

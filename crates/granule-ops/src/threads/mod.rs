@@ -1,31 +1,42 @@
 //! A persistent pool of worker threads with low-latency barriers: one job at a time, work handed out in chunks.
 //!
 //! A decode step is some hundred short parallel regions, so entering one must cost a microsecond and not a
-//! system call. Workers spin briefly between regions and then park; an idle pool costs nothing. One pool is meant
+//! system call. Workers spin briefly between regions and then park; an idle pool costs nothing. A handle may be
+//! [limited](Threads::limited) to the first few threads: the others sleep through its regions. One pool is meant
 //! to be shared by everything in a process that computes on the host (it is cheap to clone), so that two contexts
 //! never ask for more threads than the machine has: regions of different callers run one after the other.
 //!
 //! What it never does: nest. A job that calls [`Threads::run`] on its own pool would wait for itself, so such a
 //! call runs the inner job on the calling thread alone.
 
+mod bell;
+mod cores;
+mod sync;
+
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, PoisonError, Weak};
 
+use self::bell::{Apart, Bell, Call};
+use self::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use self::sync::thread::JoinHandle;
+use self::sync::{Mutex, hint, thread, thread_local};
 use crate::Error;
 
-/// Spins before a worker parks: some tens of microseconds, longer than the gap between two regions of one token.
-const SPINS: u32 = 4_000;
+/// Looks at the others' progress before a caller lets somebody else have its processor, perhaps the one it waits for.
+const LOOKS: u32 = 4_000;
+/// Looks between two such times after that.
+const MORE_LOOKS: u32 = 100;
 
 /// A handle to a pool of threads; clones share the pool, the last one stops it.
 #[derive(Clone)]
 pub struct Threads {
     pool: Arc<Pool>,
+    /// How many of the pool's threads take part in this handle's regions.
+    count: usize,
 }
 
 impl std::fmt::Debug for Threads {
@@ -36,12 +47,12 @@ impl std::fmt::Debug for Threads {
 
 /// What caller and workers share.
 struct Shared {
-    /// Counts regions; a worker that sees it change has a job (or has to stop).
-    epoch: AtomicU32,
-    /// The job of the current region: set before `epoch` moves, read only by workers that have not yet checked out.
+    /// Rung for each region; a worker that it is for has a job (or has to stop).
+    bell: Bell,
+    /// The job of the current region: set before the bell rings, read only by workers that have not yet checked out.
     job: UnsafeCell<Option<Job>>,
     /// Workers that have not finished the current region.
-    remaining: AtomicUsize,
+    remaining: Apart<AtomicUsize>,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
@@ -50,9 +61,9 @@ struct Shared {
 #[derive(Clone, Copy)]
 struct Job(*const (dyn Fn(usize) + Sync));
 
-// SAFETY: `job` is written only by the one caller that holds `Pool::gate`, before the release store to `epoch`, and
-// while `remaining` is zero, so no worker reads it then; workers read it after the acquire load of the new epoch. The
-// pointee is `Sync`.
+// SAFETY: `job` is written only by the one caller that holds `Pool::gate`, before it rings the bell (a release store), and
+// while `remaining` is zero, so no worker reads it then: a worker reads it after it heard a call (an acquire load) that is for
+// it, and is counted in `remaining` until it is done. The pointee is `Sync`.
 unsafe impl Sync for Shared {}
 // SAFETY: as above: the raw pointer inside is only followed between the two barriers of a region.
 unsafe impl Send for Shared {}
@@ -70,28 +81,29 @@ thread_local! {
 }
 
 impl Threads {
-    /// A pool of `count` threads: the caller's own and `count - 1` workers.
+    /// A pool of `count` threads, but no more than 65,535: the caller's own and `count - 1` workers.
     ///
     /// # Errors
     /// [`Error::Threads`] if the system refuses to start a thread; those already started are stopped.
     pub fn new(count: NonZeroUsize) -> Result<Self, Error> {
+        let count = count.get().min(Call::MOST_THREADS);
         let shared = Arc::new(Shared {
-            epoch: AtomicU32::new(0),
+            bell: Bell::new(count - 1),
             job: UnsafeCell::new(None),
-            remaining: AtomicUsize::new(0),
+            remaining: Apart(AtomicUsize::new(0)),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
         let mut pool = Pool { shared, workers: Vec::new(), gate: Mutex::new(()) };
-        for index in 1..count.get() {
+        for index in 1..count {
             let shared = Arc::clone(&pool.shared);
             let worker = thread::Builder::new()
                 .name(format!("granule-{index}"))
                 .spawn(move || work(&shared, index))
-                .map_err(|source| Error::Threads { wanted: count.get(), started: index, source })?;
+                .map_err(|source| Error::Threads { wanted: count, started: index, source })?;
             pool.workers.push(worker);
         }
-        Ok(Self { pool: Arc::new(pool) })
+        Ok(Self { pool: Arc::new(pool), count })
     }
 
     /// The pool of the process, with [`Threads::default_count`] threads: everybody who asks while somebody has it gets
@@ -103,31 +115,40 @@ impl Threads {
         static SHARED: Mutex<Weak<Pool>> = Mutex::new(Weak::new());
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = shared.upgrade() {
-            return Ok(Self { pool });
+            let count = pool.workers.len() + 1;
+            return Ok(Self { pool, count });
         }
         let threads = Self::new(Self::default_count())?;
         *shared = Arc::downgrade(&threads.pool);
         Ok(threads)
     }
 
-    /// As many threads as the process may use: the affinity mask and the cgroup's CPU quota are respected.
+    /// One thread for each physical core that the process may use: threads that share a core count once, and the affinity mask
+    /// and the cgroup's quota of processor time are respected.
     #[must_use]
     pub fn default_count() -> NonZeroUsize {
-        thread::available_parallelism().unwrap_or(NonZeroUsize::MIN)
+        cores::default_count()
+    }
+
+    /// The same pool, of which only the first `count` threads take part in regions (all of this handle's where there are not
+    /// as many); the others go on sleeping.
+    #[must_use]
+    pub fn limited(&self, count: NonZeroUsize) -> Self {
+        Self { pool: Arc::clone(&self.pool), count: self.count.min(count.get()) }
     }
 
     /// How many threads take part in a region, the caller's included.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.pool.workers.len() + 1
+        self.count
     }
 
-    /// Runs `job(worker)` once on every thread of the pool, `worker` from 0 (the caller) to `count() - 1`, and
+    /// Runs `job(worker)` once on every thread of this handle, `worker` from 0 (the caller) to `count() - 1`, and
     /// returns when all are done. If a job panics, the panic goes on here after all have finished.
     pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {
-        let nested = INSIDE.replace(true);
+        let nested = INSIDE.with(|inside| inside.replace(true));
         let _inside = Restore(nested);
-        if self.pool.workers.is_empty() {
+        if self.count == 1 {
             return job(0);
         }
         if nested {
@@ -146,11 +167,8 @@ impl Threads {
         unsafe { *shared.job.get() = Some(Job(job_static)) };
         // Both the caller and a worker may have panicked last time; then the caller's panic is the one that went on.
         shared.panicked.store(false, Ordering::Relaxed);
-        shared.remaining.store(self.pool.workers.len(), Ordering::Relaxed);
-        shared.epoch.fetch_add(1, Ordering::Release);
-        for worker in &self.pool.workers {
-            worker.thread().unpark();
-        }
+        shared.remaining.0.store(self.count - 1, Ordering::Relaxed);
+        shared.bell.ring(self.count, |worker| self.pool.wake(worker));
         let finish = Finish(shared);
         job(0);
         drop(finish);
@@ -236,7 +254,7 @@ struct Restore(bool);
 
 impl Drop for Restore {
     fn drop(&mut self) {
-        INSIDE.set(self.0);
+        INSIDE.with(|inside| inside.set(self.0));
     }
 }
 
@@ -245,36 +263,31 @@ struct Finish<'a>(&'a Shared);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
-        let mut spins = 0u32;
-        while self.0.remaining.load(Ordering::Acquire) != 0 {
-            spins += 1;
-            if spins.is_multiple_of(SPINS) {
+        let mut left = LOOKS;
+        while self.0.remaining.0.load(Ordering::Acquire) != 0 {
+            left -= 1;
+            if left == 0 {
+                left = MORE_LOOKS;
                 thread::yield_now();
             } else {
-                std::hint::spin_loop();
+                hint::spin_loop();
             }
         }
     }
 }
 
 fn work(shared: &Shared, index: usize) {
-    INSIDE.set(true);
-    let mut seen = 0u32;
+    INSIDE.with(|inside| inside.set(true));
+    let (mut heard, mut spins) = (Call::default(), 0);
     loop {
-        let mut spins = 0u32;
-        while shared.epoch.load(Ordering::Acquire) == seen {
-            spins += 1;
-            if spins < SPINS {
-                std::hint::spin_loop();
-            } else {
-                thread::park();
-            }
-        }
-        seen = seen.wrapping_add(1);
+        heard = shared.bell.wait(index, heard, &mut spins);
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        // SAFETY: the epoch moved, so the caller has stored a job and waits for this worker's check-out below.
+        if !heard.is_for(index) {
+            continue;
+        }
+        // SAFETY: the call is for this worker, so the caller has stored a job and waits for the check-out below.
         let job = unsafe { *shared.job.get() };
         if let Some(Job(job)) = job {
             // SAFETY: as above: the closure outlives the region.
@@ -282,16 +295,25 @@ fn work(shared: &Shared, index: usize) {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
         }
-        shared.remaining.fetch_sub(1, Ordering::Release);
+        shared.remaining.0.fetch_sub(1, Ordering::Release);
+        spins = 0;
+    }
+}
+
+impl Pool {
+    /// Wakes the worker of this number, the first of whom is 1.
+    fn wake(&self, worker: usize) {
+        if let Some(worker) = self.workers.get(worker - 1) {
+            worker.thread().unpark();
+        }
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::Release);
+        self.shared.bell.ring(self.workers.len() + 1, |worker| self.wake(worker));
         for worker in self.workers.drain(..) {
-            worker.thread().unpark();
             // A worker only ever ends by returning: its jobs' panics are caught.
             let _ = worker.join();
         }
@@ -338,6 +360,7 @@ impl<'a, T> Disjoint<'a, T> {
 mod tests {
     use super::*;
     use std::sync::atomic::AtomicU64;
+    use std::time::{Duration, Instant};
 
     fn threads(n: usize) -> Threads {
         Threads::new(NonZeroUsize::new(n).unwrap()).unwrap()
@@ -383,7 +406,7 @@ mod tests {
         let pool = threads(2);
         let sum = AtomicU64::new(0);
         for _ in 0..3 {
-            thread::sleep(std::time::Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(20));
             pool.run(&|w| {
                 sum.fetch_add(w as u64 + 1, Ordering::Relaxed);
             });
@@ -423,5 +446,98 @@ mod tests {
             sum.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(sum.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_limited_handle_uses_the_first_threads_and_shares_the_pool() {
+        let pool = threads(4);
+        let few = |n| pool.limited(NonZeroUsize::new(n).unwrap());
+        assert_eq!([1, 3, 4, 9].map(|n| few(n).count()), [1, 3, 4, 4]);
+        assert_eq!(few(2).limited(NonZeroUsize::new(3).unwrap()).count(), 2);
+        let counts: Vec<AtomicU64> = (0..4).map(|_| AtomicU64::new(0)).collect();
+        for round in 0..300 {
+            few(round % 4 + 1).run(&|w| {
+                counts[w].fetch_add(1, Ordering::Relaxed);
+            });
+        }
+        let counts: Vec<u64> = counts.into_iter().map(AtomicU64::into_inner).collect();
+        assert_eq!(counts, [300, 225, 150, 75]);
+        let (left, sum) = (few(2), AtomicU64::new(0));
+        drop(pool);
+        left.for_each_chunk(10, 1, &|_, range| {
+            sum.fetch_add(range.len() as u64, Ordering::Relaxed);
+        });
+        assert_eq!(sum.into_inner(), 10);
+    }
+
+    /// Pauses about as long as a worker spins, so that regions begin while workers go to sleep.
+    #[test]
+    fn no_region_is_missed_around_the_moment_of_falling_asleep() {
+        let pool = threads(4);
+        let (sum, mut wanted) = (AtomicU64::new(0), 0);
+        for round in 0..1_000usize {
+            let count = round * 7 % 4 + 1;
+            let pause = Duration::from_nanos((round * 7_919 % 97) as u64 * 2_000);
+            let until = Instant::now() + pause;
+            while Instant::now() < until {
+                hint::spin_loop();
+            }
+            pool.limited(NonZeroUsize::new(count).unwrap()).run(&|_| {
+                sum.fetch_add(1, Ordering::Relaxed);
+            });
+            wanted += count as u64;
+            assert_eq!(sum.load(Ordering::Relaxed), wanted);
+        }
+    }
+
+    /// Nanoseconds that these threads of this process have run.
+    #[cfg(target_os = "linux")]
+    fn time_run(threads: &[String]) -> u64 {
+        let of = |thread: &String| {
+            let told = std::fs::read_to_string(format!("/proc/{thread}/schedstat")).unwrap();
+            told.split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        threads.iter().map(of).sum()
+    }
+
+    /// The workers' names in `/proc`, the first worker's first.
+    #[cfg(target_os = "linux")]
+    fn names(pool: &Threads) -> Vec<String> {
+        let names = Mutex::new(vec![String::new(); pool.count()]);
+        pool.run(&|worker| {
+            let name = std::fs::read_link("/proc/thread-self").unwrap();
+            names.lock().unwrap()[worker] = name.to_str().unwrap().to_owned();
+        });
+        names.into_inner().unwrap().split_off(1)
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn an_idle_pool_takes_no_processor_time() {
+        let pool = threads(3);
+        let workers = names(&pool);
+        thread::sleep(Duration::from_millis(100));
+        let before = time_run(&workers);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(time_run(&workers) - before, 0);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn threads_beyond_a_limit_sleep_through_its_regions() {
+        let pool = threads(4);
+        let workers = names(&pool);
+        let two = pool.limited(NonZeroUsize::new(2).unwrap());
+        let regions_for = |time| {
+            let until = Instant::now() + time;
+            while Instant::now() < until {
+                two.run(&|_| {});
+            }
+        };
+        regions_for(Duration::from_millis(100));
+        let before = time_run(&workers[1..]);
+        regions_for(Duration::from_millis(200));
+        assert_eq!(time_run(&workers[1..]) - before, 0);
+        assert_eq!(names(&pool), workers);
     }
 }
