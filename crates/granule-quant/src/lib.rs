@@ -22,6 +22,7 @@ mod dot;
 mod dtype;
 mod error;
 mod expand;
+mod fit;
 mod gemm;
 mod isa;
 mod planar;
