@@ -23,8 +23,9 @@ pub(crate) fn run(args: &QuantizeArgs) -> Result<()> {
     let mut bar = None;
     let mut report = |done: u64, total: u64| {
         let bar = bar.get_or_insert_with(|| {
-            // From now on there is a file that a second Ctrl-C would leave.
-            interrupt::before_end(move || drop(fs::remove_file(&unfinished)));
+            // There is a file now, which a second Ctrl-C would leave.
+            let unfinished = unfinished.clone();
+            interrupt::before_end(move || drop(fs::remove_file(unfinished)));
             progress::bytes("quantizing", total)
         });
         bar.set_position(done);

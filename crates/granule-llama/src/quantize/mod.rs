@@ -46,7 +46,7 @@ pub struct QuantizeOptions<'a> {
     pub force: bool,
     /// Threads that compute, a pool of their own. None: the process's pool, with as many as the process may use.
     pub threads: Option<NonZeroUsize>,
-    /// Told how far it is: bytes of tensors read, and in all.
+    /// Told how far it is, from the moment that there is a file: bytes of tensors read, and in all.
     pub progress: Option<Progress<'a>>,
     /// Stops it. Nothing is left behind then.
     pub cancel: CancelToken,
@@ -117,8 +117,8 @@ pub fn quantize(
     let mut silent = |_, _| ControlFlow::Continue(());
     let mut steps =
         Steps { progress: progress.unwrap_or(&mut silent), done: 0, total: job.bytes_to_read(), cancel };
-    steps.step(0)?;
     let out = Output::create(output, job.bytes_out())?;
+    steps.step(0)?;
     job.write(&source, out, &threads, &mut steps)?;
     Ok(job.result(&source))
 }

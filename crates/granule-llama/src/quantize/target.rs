@@ -217,8 +217,8 @@ impl Model {
         let usual = target.dtype();
         let is_mixed = target == QuantizeTarget::Q4_K_M;
         match role {
-            Role::Output => output_type(usual, tensor),
-            Role::Embedding if self.is_tied => output_type(usual, tensor),
+            Role::Output if usual != DType::Q8_0 => DType::Q6_K,
+            Role::Embedding if usual != DType::Q8_0 && self.is_tied => DType::Q6_K,
             Role::Values if self.n_experts == 8 => DType::Q8_0,
             Role::Keys if self.n_experts == 8 => DType::Q8_0,
             Role::Values if is_mixed && gets_more_bits(nth, self.n_values) => DType::Q6_K,
@@ -232,10 +232,6 @@ impl Model {
             _ => usual,
         }
     }
-}
-
-fn output_type(usual: DType, tensor: &TensorInfo) -> DType {
-    if usual == DType::Q8_0 || !fits(usual, tensor) { DType::Q8_0 } else { DType::Q6_K }
 }
 
 /// Whether the `i`-th of `n` layers is one that matters more: the first and last eighth, and every third between.
@@ -294,4 +290,97 @@ pub(super) fn types(
         wanted[i] = Some(fallback(dtype, tensor));
     }
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::{GgmlType, Value};
+
+    fn tensor(name: &str, dims: &[u64]) -> TensorInfo {
+        TensorInfo { name: name.to_owned(), dims: dims.to_vec(), ty: DType::F16.into(), offset: 0, bytes: 0 }
+    }
+
+    /// The types of these tensors in a Q4_K_M file of a model with these numbers.
+    fn mixture(numbers: &[(&str, u32)], tensors: &[TensorInfo]) -> Vec<Option<&'static str>> {
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", Value::String("llama".into()));
+        numbers.iter().for_each(|(key, n)| metadata.set(&format!("llama.{key}"), Value::U32(*n)));
+        let tensors: Vec<_> = tensors.iter().collect();
+        let types = types(QuantizeTarget::Q4_K_M, &metadata, &tensors).unwrap();
+        types.into_iter().map(|wanted| wanted.map(|wanted| GgmlType::from(wanted.dtype).name())).collect()
+    }
+
+    #[test]
+    fn names_read_back() {
+        for &target in QuantizeTarget::ALL {
+            assert_eq!(target.name().to_uppercase().parse::<QuantizeTarget>().unwrap(), target);
+        }
+        let error = "q3_k_s".parse::<QuantizeTarget>().unwrap_err().to_string();
+        let names: Vec<_> = QuantizeTarget::ALL.iter().map(|target| target.name()).collect();
+        assert!(names.iter().all(|name| error.contains(name)) && error.contains("q3_k_s"), "{error}");
+    }
+
+    #[test]
+    fn every_third_layer_and_both_ends_get_more_bits() {
+        let more = |n: usize| (0..n).filter(|&i| gets_more_bits(i, n)).collect::<Vec<_>>();
+        assert_eq!(more(6), [2, 5]);
+        assert_eq!(more(8), [0, 3, 6, 7]);
+        assert_eq!(more(16), [0, 1, 4, 7, 10, 13, 14, 15]);
+        assert_eq!(more(1), [0]);
+    }
+
+    #[test]
+    fn layers_count_wherever_they_lie() {
+        let names = ["blk.10", "blk.2", "blk.0", "blk.9", "blk.11", "blk.1"];
+        let values = names.map(|name| tensor(&format!("{name}.attn_v.weight"), &[256, 256]));
+        // In order 0, 1, 2, 9, 10, 11: the third and the last of six.
+        let expected = ["q4_k", "q6_k", "q4_k", "q4_k", "q6_k", "q4_k"].map(Some);
+        assert_eq!(mixture(&[("block_count", 6)], &values), expected);
+    }
+
+    #[test]
+    fn experts() {
+        let tensors = [
+            tensor("blk.3.ffn_down_exps.weight", &[256, 256, 8]),
+            tensor("blk.2.ffn_down_exps.weight", &[256, 256, 8]),
+            tensor("blk.2.ffn_gate_exps.weight", &[256, 256, 8]),
+            tensor("blk.2.ffn_gate_inp.weight", &[256, 8]),
+            tensor("blk.2.attn_v.weight", &[256, 256]),
+            tensor("blk.2.attn_k.weight", &[256, 256]),
+            tensor("blk.2.attn_q.weight", &[256, 256]),
+            tensor("blk.2.attn_output.weight", &[256, 256]),
+        ];
+        let got = mixture(&[("block_count", 6), ("expert_count", 8)], &tensors);
+        let expected = ["q4_k", "q6_k", "q4_k", "", "q8_0", "q8_0", "q4_k", "q5_k"];
+        assert_eq!(got, expected.map(|name| (!name.is_empty()).then_some(name)));
+        let got = mixture(&[("block_count", 6), ("expert_count", 4)], &tensors);
+        assert_eq!(got[4..], ["q6_k", "q4_k", "q4_k", "q4_k"].map(Some));
+    }
+
+    #[test]
+    fn few_values_get_more_bits() {
+        let values: Vec<_> =
+            (0..80).map(|i| tensor(&format!("blk.{i}.attn_v.weight"), &[256, 256])).collect();
+        let numbers = [("block_count", 80), ("attention.head_count", 64), ("attention.head_count_kv", 8)];
+        let types = mixture(&numbers, &values);
+        assert_eq!((types[0], types[10], types[12]), (Some("q6_k"), Some("q5_k"), Some("q6_k")));
+        assert_eq!(mixture(&numbers[..2], &values)[10], Some("q4_k"));
+    }
+
+    #[test]
+    fn what_is_no_weight_matrix_stays() {
+        let tensors = [
+            tensor("blk.0.attn_norm.weight", &[256]),
+            tensor("blk.0.attn_q.bias", &[256, 2]),
+            tensor("blk.0.attn_q_norm.weight", &[256, 2]),
+            tensor("position_embd.weight", &[256, 512]),
+            tensor("blk.0.ssm_conv1d.weight", &[4, 512]),
+            tensor("blk.0.column.weight", &[256, 1]),
+            tensor("blk.0.x.weight", &[]),
+            tensor("blk.0.y.weight", &[256, 1, 2]),
+        ];
+        let types = mixture(&[], &tensors);
+        assert_eq!(types, [None, None, None, None, None, None, None, Some("q4_k")]);
+    }
 }
