@@ -44,6 +44,10 @@
 //! # Ok::<(), granule_llama::Error>(())
 //! ```
 //!
+//! # Smaller files
+//!
+//! [`quantize()`] makes files in F16, BF16, Q8_0, Q4_0 and Q4_K_M of files with weights in F32, F16 or BF16, of any architecture.
+//!
 //! Not for: training, other architectures, deciding whose turn it is (a later crate).
 
 mod activations;
