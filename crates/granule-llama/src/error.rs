@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use granule_quant::DType;
 use thiserror::Error as ThisError;
 
 use crate::context::SequenceId;
@@ -446,6 +447,75 @@ pub enum Error {
     /// An operation was refused.
     #[error(transparent)]
     Ops(#[from] granule_ops::Error),
+
+    // ---- quantizing ----
+    /// The name is none of a type that files are quantized to.
+    #[error(
+        "`{name}` is no type that files are quantized to; the types are f32, f16, bf16, q8_0, q4_0 and q4_k_m"
+    )]
+    UnknownTarget {
+        /// The name given.
+        name: String,
+    },
+    /// A weight of the file is quantized already: doing it again adds one error to another.
+    #[error(
+        "tensor `{}` is {ty} already; quantize the file that it was made from, with weights in f32, f16 or bf16",
+        excerpt(.name)
+    )]
+    AlreadyQuantized {
+        /// The tensor.
+        name: String,
+        /// Its type's name.
+        ty: &'static str,
+    },
+    /// A weight is no floating-point number, or not one that is read here.
+    #[error("tensor `{}` has the type {ty}, which does not become {to}", excerpt(.name))]
+    NotQuantizable {
+        /// The tensor.
+        name: String,
+        /// Its type's name.
+        ty: &'static str,
+        /// The type it was to become.
+        to: DType,
+    },
+    /// Numbers of a weight have no place in the type they were to become.
+    #[error("tensor `{}`, row {row}: {source}", excerpt(.name))]
+    NotEncodable {
+        /// The tensor.
+        name: String,
+        /// The row, from 0.
+        row: u64,
+        /// Which number, and why.
+        source: granule_quant::Error,
+    },
+    /// The file to be written is there already.
+    #[error("`{}` is there already; it is replaced only where that is asked for", path.display())]
+    OutputExists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file to be written is the one to be read.
+    #[error("`{}` would be written over the file that is read", path.display())]
+    OutputIsInput {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Somebody else is writing the same file.
+    #[error("`{}` is being written by another program", path.display())]
+    OutputBusy {
+        /// The file in which the output grows.
+        path: PathBuf,
+    },
+    /// The disk is full, or an allowance on it.
+    #[error("no room for `{}`, which takes {needed} bytes: {source}", path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// Bytes of the whole file.
+        needed: u64,
+        /// The system's reason.
+        source: io::Error,
+    },
 
     // ---- sampling ----
     /// A sampling option lies outside its range.

@@ -44,6 +44,10 @@
 //! # Ok::<(), granule_llama::Error>(())
 //! ```
 //!
+//! # Smaller files
+//!
+//! [`quantize()`] makes files in F16, BF16, Q8_0, Q4_0 and Q4_K_M of files with weights in F32, F16 or BF16, of any architecture.
+//!
 //! Not for: training, other architectures, deciding whose turn it is (a later crate).
 
 mod activations;
@@ -62,6 +66,7 @@ mod memory;
 mod model;
 mod packed;
 mod perplexity;
+mod quantize;
 pub mod sample;
 mod shared;
 pub mod tokenizer;
@@ -79,5 +84,6 @@ pub use kv_transform::KvTransformMode;
 pub use memory::{MemoryInfo, SequenceMemory};
 pub use model::{LoadOptions, Model, Progress};
 pub use perplexity::{Perplexity, perplexity};
+pub use quantize::{QuantizeOptions, QuantizeTarget, Quantized, QuantizedTensor, quantize, unfinished_path};
 pub use sample::{Sampler, SamplingOptions};
 pub use tokenizer::{EncodeOptions, TextStream, TokenId, Tokenizer};

@@ -195,7 +195,12 @@ impl DType {
 
     /// Whether [`encode`](crate::encode) makes rows of this type. The others are read only: files bring them.
     pub const fn is_encoded(self) -> bool {
-        matches!(self, DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0 | DType::Q4_0 | DType::Q4_1)
+        match self {
+            DType::F32 | DType::F16 | DType::BF16 => true,
+            DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => true,
+            DType::Q4_K | DType::Q5_K | DType::Q6_K => true,
+            DType::Q2_K | DType::Q3_K | DType::IQ4_NL | DType::IQ4_XS | DType::IQ2_XXS => false,
+        }
     }
 }
 

@@ -39,7 +39,7 @@ pub enum Error {
         dtype: DType,
     },
     /// The type is read only: its quants are chosen by whoever makes the file.
-    #[error("rows of {dtype} can be decoded and not made; use f32, f16, bf16, q8_0, q4_0 or q4_1")]
+    #[error("rows of {dtype} can be decoded and not made; use q4_k, or another type that is made")]
     NotEncoded {
         /// The type asked for.
         dtype: DType,

@@ -26,6 +26,7 @@ mod dot;
 mod dtype;
 mod error;
 mod expand;
+mod fit;
 mod gemm;
 mod isa;
 mod packed;

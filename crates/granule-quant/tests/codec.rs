@@ -3,8 +3,8 @@
 mod naive;
 
 use granule_quant::{
-    BlockQ4_0, BlockQ4_1, BlockQ8_0, DType, Error, Isa, decode, encode, ggml_from_planar, planar_bytes,
-    planar_from_ggml, scalar,
+    BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, DType, Error, Isa, decode, encode,
+    ggml_from_planar, planar_bytes, planar_from_ggml, scalar,
 };
 use proptest::prelude::*;
 
@@ -77,7 +77,7 @@ proptest! {
     fn planes_are_a_permutation(dtype in naive::any_dtype(), x in naive::row(0..6)) {
         let n = x.len();
         let Ok(size) = planar_bytes(dtype, n) else {
-            prop_assert!(dtype == DType::Q4_1 || !dtype.is_encoded());
+            prop_assert!(dtype.is_quantized() && ![DType::Q8_0, DType::Q4_0].contains(&dtype));
             return Ok(());
         };
         prop_assert_eq!(size.quants + size.scales, dtype.row_bytes(n).unwrap());
@@ -124,7 +124,7 @@ proptest! {
 
     #[test]
     fn errors_of_quantizing_keep_their_bounds(x in naive::block()) {
-        for (dtype, bound) in [(DType::Q8_0, 0.5625), (DType::Q4_0, 1.004)] {
+        for (dtype, bound) in [(DType::Q8_0, 0.5625), (DType::Q4_0, 1.004), (DType::Q5_0, 1.008)] {
             let Ok(bytes) = encoded(Isa::best(), dtype, &x) else { continue };
             let d = naive::f16(u16::from_le_bytes([bytes[0], bytes[1]])).abs();
             if d < naive::two_to(-14) {
@@ -139,18 +139,18 @@ proptest! {
     #[test]
     fn numbers_that_cannot_be_encoded_are_named(
         dtype in naive::any_encoded_dtype(),
-        mut x in naive::ordinary(96),
-        at in 0usize..96,
+        mut x in naive::ordinary(256),
+        at in 0usize..256,
         bad in prop::sample::select(vec![f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
     ) {
         x[at] = bad;
-        x[95] = if at < 95 { f32::NAN } else { x[95] };
+        x[255] = if at < 255 { f32::NAN } else { x[255] };
         for isa in Isa::available() {
             prop_assert_eq!(encoded(isa, dtype, &x), Err(Error::NotFinite { index: at }));
-            let (mut q, mut d, mut s) = ([7; 96], [7.0; 3], [7.0; 3]);
+            let (mut q, mut d, mut s) = ([7; 256], [7.0; 8], [7.0; 8]);
             let done = isa.quantize_row(&x, &mut q, &mut d, &mut s);
             prop_assert_eq!(done, Err(Error::NotFinite { index: at }));
-            prop_assert_eq!((q, d, s), ([7; 96], [7.0; 3], [7.0; 3]));
+            prop_assert_eq!((q, d, s), ([7; 256], [7.0; 8], [7.0; 8]));
         }
     }
 }
@@ -216,7 +216,13 @@ fn bf16_is_exact_and_rounds_to_nearest_even() {
 #[test]
 fn scales_beyond_f16_are_named() {
     // The smallest magnitude whose scale rounds to infinity: 65520 is the middle between the largest f16 and 2^16.
-    let limits = [(DType::Q8_0, 65520.0 * 127.0), (DType::Q4_0, 65520.0 * 8.0), (DType::Q4_1, 65520.0)];
+    let limits = [
+        (DType::Q8_0, 65520.0 * 127.0),
+        (DType::Q4_0, 65520.0 * 8.0),
+        (DType::Q4_1, 65520.0),
+        (DType::Q5_0, 65520.0 * 16.0),
+        (DType::Q5_1, 65520.0),
+    ];
     for (dtype, limit) in limits {
         for isa in Isa::available() {
             for beyond in [-limit, limit] {
@@ -224,7 +230,8 @@ fn scales_beyond_f16_are_named() {
                 (x[40], x[50]) = (limit / 2.0, beyond);
                 let error = Err(Error::Overflow { index: 50, dtype });
                 // A large positive number is no minimum.
-                let expected = if dtype == DType::Q4_1 && beyond > 0.0 { Ok(()) } else { error };
+                let has_minimum = [DType::Q4_1, DType::Q5_1].contains(&dtype);
+                let expected = if has_minimum && beyond > 0.0 { Ok(()) } else { error };
                 assert_eq!(encoded(isa, dtype, &x).map(drop), expected, "{isa} {dtype}");
                 x[50] = beyond * 0.9999;
                 assert_eq!(encoded(isa, dtype, &x).map(drop), Ok(()), "{isa} {dtype}");
@@ -253,6 +260,10 @@ fn blocks_without_a_scale_are_zeros() {
             assert_eq!((q4.d.to_bits(), q4.q), (0x8000, [0x88; 16]));
             let q4: BlockQ4_1 = bytemuck::pod_read_unaligned(&encoded(isa, DType::Q4_1, &x).unwrap());
             assert_eq!((q4.d.to_bits(), q4.m.to_bits(), q4.q), (0, 0, [0; 16]));
+            let q5: BlockQ5_0 = bytemuck::pod_read_unaligned(&encoded(isa, DType::Q5_0, &x).unwrap());
+            assert_eq!((q5.d.to_bits(), q5.h, q5.q), (0x8000, [0xff; 4], [0; 16]));
+            let q5: BlockQ5_1 = bytemuck::pod_read_unaligned(&encoded(isa, DType::Q5_1, &x).unwrap());
+            assert_eq!((q5.d.to_bits(), q5.m.to_bits(), q5.h, q5.q), (0, 0, [0; 4], [0; 16]));
         }
         let q4: BlockQ4_0 = bytemuck::pod_read_unaligned(&encoded(isa, DType::Q4_0, &[-0.0; 32]).unwrap());
         assert_eq!((q4.d.to_bits(), q4.q), (0, [0x88; 16]));

@@ -73,7 +73,7 @@ fn planes_hold_the_same_numbers() {
     }
 }
 
-/// The types that are decoded only, and the first two of their random blocks in full.
+/// The types whose blocks are expanded, and the first two of their random blocks in full.
 const DECODED: [(DType, &[u8]); 10] = [
     (DType::Q5_0, data!("random.q5_0.f32")),
     (DType::Q5_1, data!("random.q5_1.f32")),

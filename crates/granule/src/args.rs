@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use granule_device::Bytes;
 use granule_kv::KvType;
-use granule_llama::KvTransformMode;
+use granule_llama::{KvTransformMode, QuantizeTarget};
 
 /// Runs GGUF language models. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Turn text into token ids
     Tokenize(TokenizeArgs),
+    /// Make a smaller file of a model: F16, BF16, Q8_0, Q4_0 or Q4_K_M
+    Quantize(QuantizeArgs),
     /// List the devices: their memory, and what they can do
     Devices(DevicesArgs),
     /// Look at a recording of memory that `run --trace` made
@@ -338,6 +340,27 @@ pub(crate) struct TokenizeArgs {
     #[arg(allow_hyphen_values = true)]
     pub(crate) text: String,
     /// Write a JSON array of the ids
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `granule quantize`
+#[derive(clap::Args)]
+pub(crate) struct QuantizeArgs {
+    /// The model: a GGUF file with weights in F32, F16 or BF16, the first one where it comes in several
+    pub(crate) input: PathBuf,
+    /// The file to write; OUTPUT.quantizing until it is whole
+    pub(crate) output: PathBuf,
+    /// What weights become: f32, f16, bf16, q8_0, q4_0 or q4_k_m
+    #[arg(value_name = "TYPE")]
+    pub(crate) target: QuantizeTarget,
+    /// Replace the file that is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Threads that compute [default: one per core]
+    #[arg(short = 't', long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Write one JSON object, with every tensor
     #[arg(long)]
     pub(crate) json: bool,
 }

@@ -12,6 +12,7 @@ mod memory_table;
 mod perplexity;
 mod progress;
 mod prompt_cache;
+mod quantize;
 mod run;
 mod session;
 mod table;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Bench(args) if args.kv => bench_kv::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Tokenize(args) => tokenize::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Devices(args) => devices::run(&args),
         Command::Trace(args) => trace::run(&args),
     };

@@ -6,6 +6,7 @@ mod engine;
 mod greedy;
 mod logits;
 mod perplexity;
+mod quantize;
 mod recall;
 mod report;
 mod smollm2;
@@ -85,6 +86,7 @@ fn compare(args: &Args) -> Result<()> {
     logits::compare(&oracles, &mut report)?;
     perplexity::compare(&oracles, &mut report)?;
     recall::compare(&oracles, &mut report)?;
+    quantize::compare(&oracles, &mut report)?;
     vocabulary::compare(&oracles, &mut report)?;
     third_party::compare(&oracles, &mut report)?;
     if !args.without_smollm2 {

@@ -22,9 +22,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 pub use ggml_type::GgmlType;
+pub(crate) use read::tensor_bytes;
 pub use shards::{ShardName, check_shards};
 pub use value::{Array, Metadata, Strings, Value};
 pub use write::GgufWriter;
+pub(crate) use write::{header, pad};
 
 /// One tensor of a file: what it is and where its data lies.
 #[derive(Clone, Debug, PartialEq)]

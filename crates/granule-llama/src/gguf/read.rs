@@ -183,7 +183,7 @@ fn boolean(value: u8, key: &str) -> Result<bool> {
 }
 
 /// Bytes of a tensor: its first dimension is a row, which must be whole blocks of its type.
-pub(super) fn tensor_bytes(name: &str, ty: GgmlType, dims: &[u64]) -> Result<u64> {
+pub(crate) fn tensor_bytes(name: &str, ty: GgmlType, dims: &[u64]) -> Result<u64> {
     let row = dims.first().copied().unwrap_or(1);
     if !row.is_multiple_of(ty.block_len()) {
         return Err(Error::TensorRow { name: name.to_owned(), ty: ty.name(), row, block: ty.block_len() });

@@ -216,6 +216,24 @@ impl Metadata {
         Ok(())
     }
 
+    /// The same values but for these keys.
+    pub(crate) fn without(&self, keys: &[&str]) -> Self {
+        let mut rest = Self::default();
+        for (key, value) in self.entries.iter().filter(|(key, _)| !keys.contains(&key.as_str())) {
+            rest.set(key, value.clone());
+        }
+        rest
+    }
+
+    /// Sets a value, in the place of the one that the key has if it is there.
+    pub(crate) fn set(&mut self, key: &str, value: Value) {
+        let at = *self.by_key.entry(key.to_owned()).or_insert(self.entries.len());
+        match self.entries.get_mut(at) {
+            Some(entry) => entry.1 = value,
+            None => self.entries.push((key.to_owned(), value)),
+        }
+    }
+
     /// How many keys there are.
     #[must_use]
     pub fn len(&self) -> usize {

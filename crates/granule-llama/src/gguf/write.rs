@@ -71,9 +71,9 @@ impl<'a> GgufWriter<'a> {
             Ok(Some(alignment)) => u64::from(alignment),
             _ => u64::from(DEFAULT_ALIGNMENT),
         };
-        let header = self.header(alignment);
+        let header =
+            header(self.version, &self.metadata, self.tensors.iter().map(|(tensor, _)| tensor), alignment);
         out.write_all(&header)?;
-        pad(out, header.len() as u64, alignment)?;
         for (_, data) in &self.tensors {
             out.write_all(data)?;
             pad(out, data.len() as u64, alignment)?;
@@ -89,30 +89,40 @@ impl<'a> GgufWriter<'a> {
         let _ = self.write_to(&mut out);
         out
     }
-
-    fn header(&self, alignment: u64) -> Vec<u8> {
-        let mut out = MAGIC.to_vec();
-        out.extend(self.version.to_le_bytes());
-        out.extend((self.tensors.len() as u64).to_le_bytes());
-        out.extend((self.metadata.len() as u64).to_le_bytes());
-        for (key, value) in self.metadata.iter() {
-            put_str(&mut out, key);
-            put_value(&mut out, value);
-        }
-        let mut offset = 0u64;
-        for (tensor, _) in &self.tensors {
-            put_str(&mut out, &tensor.name);
-            out.extend((tensor.dims.len() as u32).to_le_bytes());
-            tensor.dims.iter().for_each(|d| out.extend(d.to_le_bytes()));
-            out.extend(tensor.ty.id().to_le_bytes());
-            out.extend(offset.to_le_bytes());
-            offset += tensor.bytes.next_multiple_of(alignment);
-        }
-        out
-    }
 }
 
-fn pad(out: &mut impl Write, len: u64, alignment: u64) -> io::Result<()> {
+/// A file's bytes up to its data: tensors' data follow in this order, each [padded](pad) to the alignment. Where tensors say
+/// that they lie makes no difference.
+pub(crate) fn header<'a>(
+    version: u32,
+    metadata: &Metadata,
+    tensors: impl ExactSizeIterator<Item = &'a TensorInfo>,
+    alignment: u64,
+) -> Vec<u8> {
+    let mut out = MAGIC.to_vec();
+    out.extend(version.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata.iter() {
+        put_str(&mut out, key);
+        put_value(&mut out, value);
+    }
+    let mut offset = 0u64;
+    for tensor in tensors {
+        put_str(&mut out, &tensor.name);
+        out.extend((tensor.dims.len() as u32).to_le_bytes());
+        tensor.dims.iter().for_each(|d| out.extend(d.to_le_bytes()));
+        out.extend(tensor.ty.id().to_le_bytes());
+        out.extend(offset.to_le_bytes());
+        offset += tensor.bytes.next_multiple_of(alignment);
+    }
+    let padding = (out.len() as u64).next_multiple_of(alignment) - out.len() as u64;
+    out.extend(std::iter::repeat_n(0, padding as usize));
+    out
+}
+
+/// Zeros behind `len` bytes, up to the alignment.
+pub(crate) fn pad(out: &mut impl Write, len: u64, alignment: u64) -> io::Result<()> {
     let missing = len.next_multiple_of(alignment) - len;
     io::copy(&mut io::Read::take(io::repeat(0), missing), out).map(drop)
 }

@@ -48,7 +48,7 @@ fn version_2_and_another_alignment() {
 }
 
 /// Writes `made` in `count` files as ggml's splitter does: the metadata in the first, the tensors dealt out.
-fn write_shards(made: &Made, dir: &Path, count: usize) -> Vec<std::path::PathBuf> {
+pub(crate) fn write_shards(made: &Made, dir: &Path, count: usize) -> Vec<std::path::PathBuf> {
     let paths: Vec<_> = (1..=count).map(|i| dir.join(format!("split-{i:05}-of-{count:05}.gguf"))).collect();
     for (i, path) in paths.iter().enumerate() {
         let mut writer = GgufWriter::new(3).unwrap();

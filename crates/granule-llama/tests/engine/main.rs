@@ -16,6 +16,7 @@ mod generation;
 mod logits;
 mod memory;
 mod prompts;
+mod quantize;
 mod same_result;
 mod sequences;
 mod states;

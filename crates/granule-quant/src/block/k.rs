@@ -1,7 +1,9 @@
-//! The blocks of 256 elements, for weights only, decoded and not encoded here.
+//! The blocks of 256 elements, for weights only.
 //!
 //! Each is eight runs of 32 elements: run `i` has elements `32 i` to `32 i + 31`. Scales of 16 or 32 elements are small
-//! integers, which the block's one or two `f16` scales multiply. Source: the block structs of ggml's `ggml-common.h`.
+//! integers, which the block's one or two `f16` scales multiply. Of `Q4_K`, `Q5_K` and `Q6_K` the encoder looks for the scales and
+//! minimums that come nearest to the numbers; a block of zeros is encoded as zeros, and a scale that would round to nothing as the
+//! smallest there is. The others are decoded and not encoded here. Source: the block structs of ggml's `ggml-common.h`.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;

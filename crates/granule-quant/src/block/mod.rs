@@ -78,7 +78,7 @@ pub struct BlockQ4_1 {
     pub q: [u8; BLOCK_LEN / 2],
 }
 
-/// 32 elements in 22 bytes: `x' = d * (q - 16)`. For weights only, decoded and not encoded here.
+/// 32 elements in 22 bytes: `x' = d * (q - 16)`. For weights only.
 ///
 /// ```text
 /// byte  0     2                   6             7                       22
@@ -87,6 +87,8 @@ pub struct BlockQ4_1 {
 /// ```
 ///
 /// The quant of element `j`, 0 to 31, is its nibble plus 16 where bit `j` of `h` is set.
+///
+/// Encoded as [`BlockQ4_0`], with `d = m / -16` and `q = min(31, trunc(x * (1/d) + 16.5))`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockQ5_0 {
@@ -98,7 +100,7 @@ pub struct BlockQ5_0 {
     pub q: [u8; BLOCK_LEN / 2],
 }
 
-/// 32 elements in 24 bytes: `x' = d * q + m`. For weights only, decoded and not encoded here.
+/// 32 elements in 24 bytes: `x' = d * q + m`. For weights only.
 ///
 /// ```text
 /// byte  0     2     4                   8             9                 24
@@ -106,7 +108,7 @@ pub struct BlockQ5_0 {
 ///       | f16 | f16 | u32               | lo x0 hi x16|       |         |
 /// ```
 ///
-/// Quants, 0 to 31, as in [`BlockQ5_0`].
+/// Quants, 0 to 31, as in [`BlockQ5_0`]. Encoded as [`BlockQ4_1`], with `d = (max - min) / 31`.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
 #[repr(C)]
 pub struct BlockQ5_1 {

@@ -4,7 +4,8 @@ use bytemuck::{bytes_of, pod_read_unaligned};
 use half::f16;
 
 use crate::expand::{by_block, decode as decode_runs};
-use crate::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ8_0, DType};
+use crate::fit;
+use crate::{BLOCK_LEN, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, DType};
 
 /// `1/d`, or 0 where that is not finite: what an encoder multiplies by.
 pub(crate) fn inverse(d: f32) -> f32 {
@@ -13,7 +14,7 @@ pub(crate) fn inverse(d: f32) -> f32 {
 }
 
 /// The first element of largest magnitude, with its index.
-pub(crate) fn largest(x: &[f32; BLOCK_LEN]) -> (usize, f32) {
+pub(crate) fn largest(x: &[f32]) -> (usize, f32) {
     let mut found = (0, x[0]);
     for (i, &v) in x.iter().enumerate() {
         if v.abs() > found.1.abs() {
@@ -53,6 +54,17 @@ pub(crate) fn scale_q4_1(x: &[f32; BLOCK_LEN]) -> (f32, f32) {
     ((max - min) / 15.0, min)
 }
 
+/// The scale of a Q5_0 block, before it is rounded to f16.
+pub(crate) fn scale_q5_0(x: &[f32; BLOCK_LEN]) -> f32 {
+    largest(x).1 / -16.0
+}
+
+/// Scale and minimum of a Q5_1 block, before they are rounded to f16.
+pub(crate) fn scale_q5_1(x: &[f32; BLOCK_LEN]) -> (f32, f32) {
+    let (min, max) = range(x);
+    ((max - min) / 31.0, min)
+}
+
 /// The quants of a Q8_0 block with scale `d`.
 pub(crate) fn quants_q8_0(x: &[f32; BLOCK_LEN], d: f32) -> [i8; BLOCK_LEN] {
     let id = inverse(d);
@@ -82,6 +94,37 @@ pub(crate) fn encode_q4_1(x: &[f32; BLOCK_LEN]) -> BlockQ4_1 {
         d: f16::from_f32(d),
         m: f16::from_f32(m),
         q: nibbles(x, |v| (((v - m) * id + 0.5) as u8).min(15)),
+    }
+}
+
+/// The low four bits of the quants, 0 to 31, and the fifth bits.
+fn five_bits(q: &[u8; BLOCK_LEN]) -> ([u8; BLOCK_LEN / 2], [u8; 4]) {
+    let high = q.iter().enumerate().fold(0, |bits, (j, q)| bits | u32::from(q >> 4) << j);
+    (std::array::from_fn(|j| q[j] & 15 | q[j + BLOCK_LEN / 2] << 4), high.to_le_bytes())
+}
+
+pub(crate) fn encode_q5_0(x: &[f32; BLOCK_LEN]) -> BlockQ5_0 {
+    let d = scale_q5_0(x);
+    let id = inverse(d);
+    let (q, h) = five_bits(&x.map(|v| ((v * id + 16.5) as u8).min(31)));
+    BlockQ5_0 { d: f16::from_f32(d), h, q }
+}
+
+pub(crate) fn encode_q5_1(x: &[f32; BLOCK_LEN]) -> BlockQ5_1 {
+    let (d, m) = scale_q5_1(x);
+    let id = inverse(d);
+    let (q, h) = five_bits(&x.map(|v| (((v - m) * id + 0.5) as u8).min(31)));
+    BlockQ5_1 { d: f16::from_f32(d), m: f16::from_f32(m), h, q }
+}
+
+/// Encodes a row of a type that has no code of its own for any instruction set.
+#[inline(always)]
+pub(crate) fn encode_plainly(dtype: DType, src: &[f32], dst: &mut [u8]) {
+    let blocks = src.as_chunks().0.iter().zip(dst.chunks_exact_mut(dtype.block_bytes()));
+    match dtype {
+        DType::Q5_0 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q5_0(s)))),
+        DType::Q5_1 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q5_1(s)))),
+        _ => fit::encode(dtype, src, dst),
     }
 }
 
@@ -131,8 +174,7 @@ pub(crate) fn encode(dtype: DType, src: &[f32], dst: &mut [u8]) {
         DType::Q8_0 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q8_0(s)))),
         DType::Q4_0 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q4_0(s)))),
         DType::Q4_1 => blocks.for_each(|(s, d)| d.copy_from_slice(bytes_of(&encode_q4_1(s)))),
-        // Refused before it gets here.
-        _ => {}
+        _ => encode_plainly(dtype, src, dst),
     }
 }
 

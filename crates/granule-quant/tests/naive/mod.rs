@@ -35,12 +35,14 @@ pub(crate) fn parts(dtype: DType, row: &[u8]) -> Vec<(f64, f64)> {
             let m = row.chunks(20).flat_map(|b| [f16_at(b, 2); 32]);
             decode(dtype, row).into_iter().zip(m).map(|(x, m)| (x - m, m)).collect()
         }
-        _ if dtype.is_encoded() => decode(dtype, row).into_iter().map(|x| (x, 0.0)).collect(),
+        DType::F32 | DType::F16 | DType::BF16 | DType::Q8_0 | DType::Q4_0 => {
+            decode(dtype, row).into_iter().map(|x| (x, 0.0)).collect()
+        }
         _ => row.chunks(dtype.block_bytes()).flat_map(block).collect(),
     }
 }
 
-/// Element `e` of a block that is decoded only.
+/// Element `e` of a block of the types that the products expand.
 fn part(dtype: DType, b: &[u8], e: usize) -> (f64, f64) {
     // Where a block of 256 keeps an element: its half, its 32 of that half, its place in these.
     let (half, run, j) = (e / 128, e % 128 / 32, e % 32);
@@ -244,4 +246,21 @@ pub(crate) fn bytes(n: usize) -> Vec<u8> {
         (state >> 56) as u8
     };
     (0..n).map(|_| next()).collect()
+}
+
+/// The distance of neighbouring values of element `e` of a `Q4_K`, `Q5_K` or `Q6_K` block, and the ends of what it may be.
+pub(crate) fn steps(dtype: DType, block: &[u8], e: usize) -> (f64, f64, f64) {
+    // The value with all quants lowest, and that with all highest.
+    let (quants, count) = match dtype {
+        DType::Q4_K => (16..144, 15.0),
+        DType::Q5_K => (16..176, 31.0),
+        _ => (0..192, 63.0),
+    };
+    let with = |byte: u8| {
+        let mut block = block.to_vec();
+        block[quants.clone()].fill(byte);
+        decode(dtype, &block)[e]
+    };
+    let ends = (with(0), with(255));
+    ((ends.1 - ends.0).abs() / count, ends.0.min(ends.1), ends.0.max(ends.1))
 }

@@ -6,7 +6,7 @@ use crate::{TALES, output, stderr, text_of};
 
 /// Runs `args`, which must fail in one line that has all of `words` in it.
 #[track_caller]
-fn refused(args: &[&str], words: &[&str]) {
+pub(crate) fn refused(args: &[&str], words: &[&str]) {
     let output = output(args);
     let said = stderr(&output);
     assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}: {:?}, {said}", output.status);

@@ -16,6 +16,7 @@ mod interrupts;
 mod make;
 mod measures;
 mod prompt_cache;
+mod quantize;
 mod recording;
 mod run;
 mod trace;

@@ -7,6 +7,7 @@ use half::f16;
 use super::float::{BF16, F16, F32, Float};
 use super::{LANES, block, first};
 use crate::expand::{by_block, decode as decode_runs};
+use crate::scalar::codec::encode_plainly;
 use crate::x86::f16_to_f32;
 use crate::{BLOCK_LEN, DType};
 
@@ -43,8 +44,7 @@ pub(crate) fn encode(dtype: DType, src: &[f32], dst: &mut [u8]) {
                 unsafe { _mm_storeu_si128(dst[4..].as_mut_ptr().cast(), q) };
             }
         }
-        // Refused before it gets here.
-        _ => {}
+        _ => encode_plainly(dtype, src, dst),
     }
 }
 
