@@ -107,7 +107,7 @@ impl Model {
             });
         }
         let mut weights = Weights::new(files, &config)?;
-        weights.bring_in(&bank, &threads, &mut |added| loading.add(added, progress))?;
+        weights.bring_in(&bank, &threads_batch, &mut |added| loading.add(added, progress))?;
         let rope = Rope::new(
             config.rope_dims,
             config.rope_base,
