@@ -34,7 +34,7 @@ pub(crate) fn quantize_fixed(
         let id = inverse(*d);
         let numbers = x.map(|x| (x * id).round() as i32);
         *sums = [numbers.iter().sum(), numbers[..16].iter().sum()];
-        *high = numbers.map(|n| (if wide { n + 128 >> 8 } else { n }) as i8);
+        *high = numbers.map(|n| (if wide { (n + 128) >> 8 } else { n }) as i8);
         if let Some(low) = low.next() {
             *low = numbers.map(|n| n as i8);
         }

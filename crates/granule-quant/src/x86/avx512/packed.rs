@@ -522,9 +522,9 @@ unsafe fn multiply<B: Expand, const P: usize, const N: usize, const TERMS: usize
         for part in 0..parts {
             let mut products = [[[_mm512_setzero_si512(); TERMS]; N]; P];
             let mut minimums = [_mm512_setzero_ps(); N];
-            for c in 0..N {
+            for (c, minimum) in minimums.iter_mut().enumerate() {
                 let (start, sum) = x.sums::<B, PREPARED>(c, i, part);
-                minimums[c] = sum;
+                *minimum = sum;
                 (0..P).for_each(|p| products[p][c][TERMS - 1] = start);
             }
             for j in part * 8 / parts..(part + 1) * 8 / parts {
