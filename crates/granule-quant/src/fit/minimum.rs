@@ -143,8 +143,8 @@ impl Fitting {
     fn choose(&self, lines: &[Line; GROUPS], d: [f16; 2]) -> Chosen {
         let scales = [d[0].to_f32() / self.unit, d[1].to_f32() / self.unit];
         let mut chosen = Chosen { d, groups: [Choice::ZERO; GROUPS], error: 0.0 };
-        for g in 0..GROUPS {
-            chosen.groups[g] = self.choose_one(g, lines[g], scales);
+        for (g, &line) in lines.iter().enumerate() {
+            chosen.groups[g] = self.choose_one(g, line, scales);
             chosen.error += chosen.groups[g].error;
         }
         chosen

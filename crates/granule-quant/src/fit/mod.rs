@@ -125,8 +125,8 @@ impl<const N: usize> Group<N> {
     fn new(x: &[f32; N], unit: f32) -> Self {
         let mut group = Self::ZERO;
         let mut squares = 0.0;
-        for j in 0..N {
-            group.x[j] = x[j] / unit;
+        for (j, x) in x.iter().enumerate() {
+            group.x[j] = x / unit;
             squares += group.x[j] * group.x[j];
         }
         // Never nothing, so that zeros are wanted to be zeros.

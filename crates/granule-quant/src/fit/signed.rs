@@ -76,8 +76,8 @@ impl Fitting {
             if sums.error[at] < best.0 {
                 best = (sums.error[at], scale[at]);
             }
-            for i in 0..TRIED {
-                scale[i] = if sums.qq[i] > 0.0 { sums.xq[i] / sums.qq[i] } else { scale[i] };
+            for (i, scale) in scale.iter_mut().enumerate() {
+                *scale = if sums.qq[i] > 0.0 { sums.xq[i] / sums.qq[i] } else { *scale };
             }
         }
         best.1
@@ -88,8 +88,8 @@ impl Fitting {
     fn choose(&self, scales: &[f32; GROUPS], d: f16) -> Chosen {
         let scale = d.to_f32() / self.unit;
         let mut chosen = Chosen { d, groups: [Choice::ZERO; GROUPS], error: 0.0 };
-        for g in 0..GROUPS {
-            chosen.groups[g] = self.choose_one(g, scales[g], scale);
+        for (g, &near) in scales.iter().enumerate() {
+            chosen.groups[g] = self.choose_one(g, near, scale);
             chosen.error += chosen.groups[g].error;
         }
         chosen
