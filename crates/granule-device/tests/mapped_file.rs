@@ -22,7 +22,36 @@ fn reads_as_the_file() {
     assert_eq!(mapped.bytes(), fs::read(file.path()).unwrap());
     assert_eq!(mapped.slice().len() as u64, mapped.len().get());
     mapped.check().unwrap();
-    mapped.lock().unwrap();
+    mapped.lock(0..mapped.bytes().len()).unwrap();
+    mapped.lock(1..2).unwrap();
+}
+
+/// The pages of the file that this process has in memory, in KiB, as the system counts them.
+#[cfg(target_os = "linux")]
+fn resident(file: &tempfile::NamedTempFile) -> u64 {
+    let name = file.path().to_str().unwrap();
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let own = maps.split_once(name).unwrap().1;
+    let line = own.lines().find(|line| line.starts_with("Rss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_let_go_is_read_again() {
+    let file = file(64 * PAGE);
+    let mapped = MappedFile::open(file.path()).unwrap();
+    let bytes = fs::read(file.path()).unwrap();
+    assert_eq!(mapped.bytes(), bytes);
+    let before = resident(&file);
+    assert_eq!(before, 64 * PAGE / 1024);
+    mapped.let_go(16 * PAGE as usize..48 * PAGE as usize);
+    assert_eq!(resident(&file), 32 * PAGE / 1024);
+    assert_eq!(mapped.bytes(), bytes);
+    mapped.let_go(0..usize::MAX);
+    mapped.let_go(usize::MAX..usize::MAX);
+    assert_eq!(mapped.bytes(), bytes);
+    mapped.check().unwrap();
 }
 
 #[test]

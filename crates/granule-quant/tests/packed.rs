@@ -224,7 +224,7 @@ fn wrong_lengths_are_errors_and_change_nothing() {
         assert!(matches!(packing.bytes(usize::MAX, k), Err(Error::TooLarge { .. })));
         assert!(packed.iter().all(|&b| b == 7));
         let x = Fixed::new(Isa::best(), &vec![1.0; k], true);
-        let mut out = vec![7.0; 33];
+        let mut out = [7.0; 33];
         for (w, rows) in [(&packed[1..], 17), (&packed[..], 33)] {
             let tile = Tile::new(&mut out[..rows], rows, 1, rows).unwrap();
             assert!(packing.gemm(w, k, &x.matrix(1, k), tile).is_err());

@@ -7,7 +7,7 @@ use granule_llama::gguf::{GgufWriter, Value};
 use granule_llama::{LoadOptions, Model};
 
 use crate::support::make::{Made, Shape};
-use crate::{context, ids, load};
+use crate::{context, ids};
 
 fn made() -> Made {
     Made::new(&Shape { separate_output: true, rope_freqs: true, ..Shape::default() })

@@ -234,7 +234,7 @@ impl Threads {
         from_chunk: usize,
         to: &mut [B],
         to_chunk: usize,
-        job: &(dyn Fn(&[A], &mut [B]) -> Result<(), E> + Sync),
+        job: &(impl Fn(&[A], &mut [B]) -> Result<(), E> + Sync),
     ) -> Result<(), E> {
         let (from_chunk, to_chunk) = (from_chunk.max(1), to_chunk.max(1));
         let pairs = from.len().div_ceil(from_chunk).min(to.len().div_ceil(to_chunk));

@@ -531,13 +531,13 @@ unsafe fn multiply<B: Expand, const P: usize, const N: usize, const TERMS: usize
                 let four = |p: *const i8| {
                     _mm512_set1_epi32(p.add(i * BLOCK_LEN + j * 4).cast::<i32>().read_unaligned())
                 };
-                for c in 0..N {
-                    let high = four(x.high[c]);
+                for (c, (&high, &low)) in x.high.iter().zip(&x.low).enumerate() {
+                    let high = four(high);
                     for p in 0..P {
                         products[p][c][0] = _mm512_dpbusd_epi32(products[p][c][0], runs[p].q[j], high);
                     }
                     if TERMS == 2 {
-                        let low = four(x.low[c]);
+                        let low = four(low);
                         for p in 0..P {
                             products[p][c][1] = _mm512_dpbusd_epi32(products[p][c][1], runs[p].q[j], low);
                         }
