@@ -30,6 +30,8 @@ impl Guard {
     }
 }
 
+pub(crate) fn let_go(_: &memmap2::Mmap, _: std::ops::Range<usize>) {}
+
 pub(crate) fn lock_bytes(_: &[u8]) -> Result<(), Error> {
     Err(Error::Unsupported { what: "locking a file in memory", why: "it is done on Linux only" })
 }

@@ -85,17 +85,10 @@ impl MappedFile {
         crate::host::lock_bytes(self.map.get(range).unwrap_or_default())
     }
 
-    /// Gives back the memory behind these bytes, and the pages that they begin and end in: who reads them again has them read
-    /// from the file again, which costs little while the system still has its pages. What is locked stays.
+    /// Gives back the memory behind the whole pages of these bytes: who reads them again has them read from the file again,
+    /// which costs little while the system still has its pages. What is locked stays.
     pub fn let_go(&self, range: Range<usize>) {
-        let (start, end) = (range.start.min(self.map.len()), range.end.min(self.map.len()));
-        if start < end {
-            // SAFETY: the mapping is of a file and only read, so what is given back is what will be read there again. A
-            // refusal leaves everything as it was, and costs memory at most.
-            let _ = unsafe {
-                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
-            };
-        }
+        crate::host::let_go(&self.map, range);
     }
 
     /// Says whether all that was read so far was the file's.

@@ -47,6 +47,11 @@ fn what_is_let_go_is_read_again() {
     assert_eq!(before, 64 * PAGE / 1024);
     mapped.let_go(16 * PAGE as usize..48 * PAGE as usize);
     assert_eq!(resident(&file), 32 * PAGE / 1024);
+    // Only whole pages, so that what is beside them stays, locked or not.
+    assert_eq!(mapped.bytes(), bytes);
+    mapped.lock(0..1).unwrap();
+    mapped.let_go(1..16 * PAGE as usize + 1);
+    assert_eq!(resident(&file), (1 + 48) * PAGE / 1024);
     assert_eq!(mapped.bytes(), bytes);
     mapped.let_go(0..usize::MAX);
     mapped.let_go(usize::MAX..usize::MAX);

@@ -33,14 +33,15 @@ pub struct LoadOptions<'a> {
     /// The budget of the new bank where none is given: what weights, caches and activations may take together. None:
     /// what the device has.
     pub memory_limit: Option<Bytes>,
-    /// Read the file into memory instead of mapping it.
+    /// Keep nothing of the model in mapped memory: what is not packed is read.
     pub no_mmap: bool,
     /// Lock the weights in memory, so that they are never paged out.
     pub mlock: bool,
-    /// Use weights as they lie in the file, however much faster they were packed for the CPU at hand: loading has nothing to
-    /// do, and processes that map the same file share its memory.
+    /// Use weights as they lie in the file, however much faster they were packed for the CPU at hand, or, floats, copied into huge
+    /// pages: loading has nothing to do, and processes that map the same file share its memory.
     pub no_repack: bool,
-    /// How exactly activations meet weights. None of a lone token's differs; prompts are about half as fast where they are precise.
+    /// How exactly activations meet weights. A lone token's do so exactly either way; prompts are about half as fast where they are
+    /// precise.
     pub precision: Precision,
     /// Threads that compute steps of one token, and of more where `threads_batch` says nothing else. None: one for each physical
     /// core that the process may use. Where a number is given the model has a pool of its own, else the process's.

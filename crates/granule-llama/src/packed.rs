@@ -9,7 +9,7 @@ use granule_ops::Threads;
 use granule_quant::PANEL_ROWS;
 
 use crate::error::{Error, Result};
-use crate::weights::{Files, Report, Tensor};
+use crate::weights::{Files, Tensor};
 
 /// The account that packed weights are held on.
 const PACKED_WEIGHTS: &str = "packed weights";
@@ -33,15 +33,15 @@ enum Memory {
 }
 
 impl Packed {
-    /// Packs these tensors, all of which can be, and tells each where it lies. None of them: none. The memory behind what is mapped
-    /// of them is given back.
+    /// Packs these tensors, or copies those that are not packed, and tells each where it lies; `packed` is called behind each, with
+    /// the bytes that it has in its file. None of them: none.
     pub(crate) fn new(
         files: &Files,
         bank: &Bank,
         threads: &Threads,
         tensors: &mut [&mut Tensor],
         lock: bool,
-        report: Report<'_>,
+        packed: &mut dyn FnMut(&Tensor, usize) -> Result<()>,
     ) -> Result<Option<Self>> {
         let mut places = Vec::with_capacity(tensors.len());
         let mut len = 0_usize;
@@ -67,9 +67,8 @@ impl Packed {
             let out = memory.bytes_mut()?.get_mut(place.clone()).unwrap_or_default();
             let bytes = files.tensor(tensor)?;
             pack(tensor, bytes, out, threads)?;
-            files.let_go(tensor);
             tensor.set_packed(place);
-            report(bytes.len())?;
+            packed(tensor, bytes.len())?;
         }
         Ok(Some(Self { memory, charge }))
     }

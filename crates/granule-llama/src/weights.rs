@@ -61,7 +61,9 @@ pub(crate) struct Tensor {
     dtype: DType,
     rows: usize,
     cols: usize,
-    /// Where it lies packed, if it does.
+    /// Whether its rows are looked up, so that it is never packed.
+    in_rows: bool,
+    /// Where it lies packed, or copied, if it does.
     packed: Option<Place>,
 }
 
@@ -76,7 +78,7 @@ impl Tensor {
 
     /// How it is to be packed, where that pays.
     pub(crate) fn packing(&self) -> Option<Packing> {
-        Isa::best().packing(self.dtype)
+        Isa::best().packing(self.dtype).filter(|_| !self.in_rows)
     }
 
     /// Whether its products are faster from memory of our own: packed, or as floats are in a file, but in huge pages.
@@ -136,7 +138,7 @@ pub(crate) struct Weights {
 }
 
 impl Files {
-    /// Opens the model that `path` names, all its shards, and brings those into memory that are not mapped.
+    /// Opens the model that `path` names, all its shards, and reads them into memory where they are neither mapped nor packed.
     pub(crate) fn open(
         path: &Path,
         bank: &Bank,
@@ -154,8 +156,7 @@ impl Files {
             if !about.is_file() {
                 return Err(io("open", path)(std::io::Error::other("not a plain file")));
             }
-            // What is read is then gone through once more, to be packed.
-            loading.total += about.len() * if source.use_mmap { 1 } else { 2 };
+            loading.total += about.len();
         }
         let mut files = Self { shards: Vec::new(), charges: Vec::new(), directories: Vec::new(), source };
         for path in &paths {
@@ -165,7 +166,7 @@ impl Files {
             // A file that shrinks under the parser shows as zeros: say that, not what the zeros look like.
             file.check()?;
             files.directories.push(directory?);
-            if source.use_mmap {
+            if source.use_mmap || source.repack {
                 files.shards.push(Shard::Mapped(file));
             } else {
                 files.charges.push(bank.charge(&Owner::new(WEIGHTS), file.len())?);
@@ -193,7 +194,7 @@ impl Files {
                 .fold(Bytes::ZERO, Bytes::saturating_add);
             self.charges.push(bank.charge(&Owner::new(WEIGHTS), bytes)?);
             for range in stays {
-                if self.source.mlock && !range.is_empty() {
+                if self.source.mlock && self.source.use_mmap && !range.is_empty() {
                     file.lock(range.clone())?;
                 }
                 for part in file.bytes().get(range).unwrap_or_default().chunks(STEP) {
@@ -309,7 +310,7 @@ impl Weights {
         let mut finder = Finder { files: &files, seen: HashSet::new() };
         let (n_embd, n_ff, n_vocab) = (config.n_embd, config.n_ff, config.n_vocab);
         let (q_width, kv_width) = (config.q_width(), config.kv_width());
-        let embedding = finder.matrix("token_embd.weight", n_vocab, n_embd)?;
+        let embedding = Tensor { in_rows: true, ..finder.matrix("token_embd.weight", n_vocab, n_embd)? };
         let output_norm = finder.vector("output_norm.weight", n_embd)?;
         let output = finder.optional("output.weight", |f, name| f.matrix(name, n_vocab, n_embd))?;
         let rope_factors =
@@ -338,23 +339,43 @@ impl Weights {
             });
         }
         let is_tied = output.is_none();
-        let output = output.unwrap_or_else(|| embedding.clone());
+        let output = output.unwrap_or_else(|| Tensor { in_rows: false, ..embedding.clone() });
         let packed = None;
         Ok(Self { embedding, layers, output_norm, output, is_tied, packed, rope_factors, files })
     }
 
     /// Packs the weights of all products, where that pays and is wanted, and brings into memory what stays in place.
     pub(crate) fn bring_in(&mut self, bank: &Bank, threads: &Threads, report: Report<'_>) -> Result<()> {
-        let source = self.files.source;
-        let layers = self.layers.iter_mut().flat_map(|layer| {
+        let Self { files, embedding, layers, output, is_tied, .. } = self;
+        let source = files.source;
+        // Whether nothing that is used later may lie in the mapped files.
+        let whole = source.repack && !source.use_mmap;
+        let layers = layers.iter_mut().flat_map(|layer| {
             let Layer { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = layer;
             [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
         });
-        let mut products: Vec<_> = layers.chain([&mut self.output]).collect();
-        products.retain(|tensor| source.repack && tensor.is_better_packed());
-        let elsewhere: Vec<_> = products.iter().map(|tensor| &**tensor).collect();
-        self.files.bring_in(bank, &elsewhere, report)?;
-        self.packed = Packed::new(&self.files, bank, threads, &mut products, source.mlock, report)?;
+        let mut tensors: Vec<_> = layers.chain([&mut *output]).collect();
+        tensors.retain(|tensor| whole || source.repack && tensor.is_better_packed());
+        // Floats that are output and table alike are copied once.
+        let is_shared = *is_tied && !embedding.dtype.is_quantized();
+        let table = (!whole && !is_shared).then(|| (embedding.shard, embedding.range.clone()));
+        if whole && !is_shared {
+            tensors.push(&mut *embedding);
+        }
+        // What is packed is not needed where it lay, unless rows are looked up there.
+        let leaves = |tensor: &Tensor| table.as_ref() != Some(&(tensor.shard, tensor.range.clone()));
+        let elsewhere: Vec<_> =
+            tensors.iter().map(|tensor| &**tensor).filter(|tensor| leaves(tensor)).collect();
+        files.bring_in(bank, &elsewhere, report)?;
+        self.packed = Packed::new(files, bank, threads, &mut tensors, source.mlock, &mut |tensor, bytes| {
+            if leaves(tensor) {
+                files.let_go(tensor);
+            }
+            report(bytes)
+        })?;
+        if is_shared {
+            embedding.packed.clone_from(&output.packed);
+        }
         Ok(())
     }
 
@@ -425,7 +446,7 @@ impl<'a> Finder<'a> {
             .dtype()
             .ok_or_else(|| Error::UnsupportedWeight { name: name.to_owned(), ty: info.ty.name() })?;
         let size = |i: usize| expected.get(i).map_or(1, |&n| n as usize);
-        Ok(Tensor { shard, range, dtype, rows: size(1), cols: size(0), packed: None })
+        Ok(Tensor { shard, range, dtype, rows: size(1), cols: size(0), in_rows: false, packed: None })
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {

@@ -211,7 +211,7 @@ impl Isa {
         // The lengths are those of one dense row, so the matrix constructor is the check.
         FixedMatrix::new(high, low, d, sums, 1, x.len())?;
         self.check_finite(x)?;
-        by_isa!(self, activation::quantize_fixed(x, high, low, d, sums));
+        self.fixed_points(x, high, low, d, sums);
         Ok(())
     }
 }

@@ -100,6 +100,25 @@ impl Isa {
         }
     }
 
+    /// [`Isa::quantize_fixed`], which has checked the lengths: for the products that take them, and else by the reference.
+    pub(crate) fn fixed_points(
+        self,
+        x: &[f32],
+        high: &mut [i8],
+        low: &mut [i8],
+        d: &mut [f32],
+        sums: &mut [[i32; 2]],
+    ) {
+        match self.0 {
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
+            // SAFETY: an `Isa` of this kind exists only where the CPU has its instructions.
+            Kind::Avx512 => unsafe {
+                crate::x86::avx512::activation::quantize_fixed(x, high, low, d, sums);
+            },
+            _ => crate::scalar::activation::quantize_fixed(x, high, low, d, sums),
+        }
+    }
+
     /// Whether this path multiplies packed weights.
     pub(crate) const fn has_packed_products(self) -> bool {
         match self.0 {

@@ -91,9 +91,9 @@ impl Packing {
     /// [`Error::RowLength`], [`Error::TooLarge`].
     pub fn bytes(self, rows: usize, k: usize) -> Result<usize, Error> {
         self.dtype.row_bytes(k)?;
-        let panel = k / self.dtype.block_len() * by_block!(self.dtype, unit_bytes, (), 0);
-        let too_large = Error::TooLarge { dtype: self.dtype, len: k };
-        rows.div_ceil(PANEL_ROWS).checked_mul(panel).ok_or(too_large)
+        let panel = (k / self.dtype.block_len()).checked_mul(by_block!(self.dtype, unit_bytes, (), 0));
+        let all = panel.and_then(|panel| rows.div_ceil(PANEL_ROWS).checked_mul(panel));
+        all.ok_or(Error::TooLarge { dtype: self.dtype, len: k })
     }
 
     /// Packs rows of `k` elements: `w` is dense rows as in a file, at any address; `packed` has [`bytes`](Self::bytes) of them. A

@@ -58,9 +58,11 @@ fn product(dtype: DType, row: &[u8], x: &[f64]) -> (f64, f64) {
 
 /// A type's packing, rows of weights at an odd address, and the columns that they meet.
 fn case() -> impl Strategy<Value = (Packing, Vec<u8>, [usize; 3], Vec<f32>)> {
-    let shape = (0usize..40, 0usize..3, 0usize..30);
-    (prop::sample::select(packings()), shape).prop_flat_map(|(packing, (rows, blocks, c))| {
-        let k = blocks * packing.dtype().block_len() * if packing.dtype().block_len() == 32 { 7 } else { 2 };
+    // Stretches of 16 runs, whole and not, and several of them.
+    let runs = prop::sample::select(vec![0usize, 8, 16, 24, 40]);
+    let shape = (0usize..40, runs, 0usize..9, 0usize..30);
+    (prop::sample::select(packings()), shape).prop_flat_map(|(packing, (rows, runs, odd, c))| {
+        let k = 32 * if packing.dtype().block_len() == 32 { runs + odd } else { runs };
         let w = naive::weights(packing.dtype(), rows * k).prop_map(|mut w| {
             w.insert(0, 0);
             w
@@ -192,6 +194,19 @@ fn bf16_products_are_sums_of_rounded_numbers() {
     }
 }
 
+/// More columns than meet a stretch at a time, and panels that have no partner.
+#[test]
+fn many_columns() {
+    for packing in packings() {
+        for (rows, k, c) in [(1, 768, 255), (17, 512, 257), (48, 768, 300), (33, 256, 9)] {
+            let mut w = naive::bytes(rows * packing.dtype().row_bytes(k).unwrap());
+            naive::tame(packing.dtype(), &mut w);
+            let x: Vec<f32> = (0..c * k).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
+            check(packing, &w, [rows, k, c], &x, false);
+        }
+    }
+}
+
 /// The largest sums that there can be: every code at its highest, every number at its extreme, in all orders of columns.
 #[test]
 fn extremes_do_not_overflow() {
@@ -222,6 +237,7 @@ fn wrong_lengths_are_errors_and_change_nothing() {
         assert!(matches!(packing.pack(&vec![0; 17 * row], k, &mut packed[1..]), Err(Error::Length { .. })));
         assert!(matches!(packing.bytes(1, k + 1), Err(Error::RowLength { .. })));
         assert!(matches!(packing.bytes(usize::MAX, k), Err(Error::TooLarge { .. })));
+        assert!(matches!(packing.bytes(1, usize::MAX & !255), Err(Error::TooLarge { .. })));
         assert!(packed.iter().all(|&b| b == 7));
         let x = Fixed::new(Isa::best(), &vec![1.0; k], true);
         let mut out = [7.0; 33];

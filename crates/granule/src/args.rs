@@ -55,7 +55,8 @@ pub(crate) struct LoadArgs {
     /// Lock the weights in memory, so that they are never paged out
     #[arg(long)]
     pub(crate) mlock: bool,
-    /// Use quantized weights as they lie in the file instead of packing them for this CPU: slower, and one copy in memory
+    /// Use weights as they lie in the file, instead of packing them for this CPU or copying floats into huge pages: slower, and
+    /// processes that run the same file share its memory
     #[arg(long)]
     pub(crate) no_repack: bool,
     /// Compute prompts as exactly as single tokens, with 16 bits for each activation: about half as fast
@@ -357,7 +358,7 @@ pub(crate) struct QuantizeArgs {
     /// Replace the file that is there
     #[arg(long)]
     pub(crate) force: bool,
-    /// Threads that compute [default: one per core]
+    /// Threads that compute [default: one per physical core]
     #[arg(short = 't', long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Write one JSON object, with every tensor

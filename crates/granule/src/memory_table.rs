@@ -19,7 +19,7 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
     );
     table.row(["model".to_owned(), info.model.to_string(), "weights, shared by every context".to_owned()]);
     if info.model_packed > Bytes::ZERO {
-        let what = "for the CPU at hand (without it: --no-repack)".to_owned();
+        let what = "for this CPU, or copied into huge pages (without: --no-repack)".to_owned();
         table.row(["  of it packed".to_owned(), info.model_packed.to_string(), what]);
     }
     table.row(["kv cache".to_owned(), info.kv.to_string(), kv]);

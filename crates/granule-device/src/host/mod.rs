@@ -67,6 +67,19 @@ pub(crate) fn lock_bytes(bytes: &[u8]) -> Result<(), Error> {
         .map_err(|source| lock_refused(Bytes::from_usize(bytes.len()), source))
 }
 
+/// Gives back the memory behind the whole pages of some bytes of a mapped file that is only read.
+pub(crate) fn let_go(map: &memmap2::Mmap, range: std::ops::Range<usize>) {
+    let page = sys::page_size();
+    let start = range.start.saturating_add(page - 1) / page * page;
+    // The last page is whole where the file ends in it.
+    let end = if range.end >= map.len() { map.len() } else { range.end / page * page };
+    if start < end {
+        // SAFETY: the bytes are those of a file and only read, so what is given back is what will be read there again. A refusal
+        // leaves everything as it was, and costs memory at most.
+        let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start) };
+    }
+}
+
 fn lock_refused(requested: Bytes, source: std::io::Error) -> Error {
     Error::LockLimit { requested, limit: Bytes::new(sys::lock_limit()), source }
 }

@@ -44,7 +44,7 @@ const SPLIT: &[&str] = &["split.no", "split.count", "split.tensors.count"];
 pub struct QuantizeOptions<'a> {
     /// Replace the file that is there.
     pub force: bool,
-    /// Threads that compute, a pool of their own. None: the process's pool, with as many as the process may use.
+    /// Threads that compute, a pool of their own. None: the process's pool, with one for each physical core that it may use.
     pub threads: Option<NonZeroUsize>,
     /// Told how far it is, from the moment that there is a file: bytes of tensors read, and in all.
     pub progress: Option<Progress<'a>>,
@@ -112,7 +112,7 @@ pub fn quantize(
     let paths = ShardName::paths_of(input)?;
     Output::check(output, &paths, force)?;
     let source = Source::open(&paths)?;
-    let job = Job::new(&source, target)?;
+    let job = Job { force, ..Job::new(&source, target)? };
     let threads = threads.map_or_else(Threads::shared, Threads::new)?;
     let mut silent = |_, _| ControlFlow::Continue(());
     let mut steps =
@@ -188,6 +188,8 @@ struct Job<'a> {
     tasks: Vec<Task<'a>>,
     header: Vec<u8>,
     alignment: u64,
+    /// Whether a file at its place is replaced.
+    force: bool,
 }
 
 impl<'a> Job<'a> {
@@ -201,7 +203,7 @@ impl<'a> Job<'a> {
         let alignment = first.alignment();
         let metadata = metadata(first.metadata(), target);
         let header = header(GGUF_VERSION, &metadata, tasks.iter().map(|task| &task.info), alignment);
-        Ok(Self { tasks, header, alignment })
+        Ok(Self { tasks, header, alignment, force: false })
     }
 
     fn bytes_to_read(&self) -> u64 {
@@ -226,7 +228,7 @@ impl<'a> Job<'a> {
             out.write(|out| pad(out, task.info.bytes, self.alignment))?;
             source.files[task.file].check()?;
         }
-        out.place()
+        out.place(self.force)
     }
 
     fn result(&self, source: &Source) -> Quantized {

@@ -61,6 +61,10 @@ impl Output {
             Err(TryLockError::WouldBlock) => return Err(Error::OutputBusy { path: unfinished }),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
+        // Whoever had the lock may have put this very file in its place, or removed it, before it was ours.
+        if !is_at(&file, &unfinished) {
+            return Err(Error::OutputBusy { path: unfinished });
+        }
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let out = BufWriter::with_capacity(BUFFER, file);
         let output = Self { out, unfinished, target, needed, placed: false };
@@ -73,10 +77,21 @@ impl Output {
         write(&mut self.out).map_err(|source| self.failed(source))
     }
 
-    /// Has the file take its place, where an earlier one stays until then.
-    pub(super) fn place(mut self) -> Result<()> {
+    /// Has the file take its place, where an earlier one stays until then; without `force`, there must be none.
+    pub(super) fn place(mut self, force: bool) -> Result<()> {
         self.write(|out| out.flush())?;
         self.out.get_ref().sync_all().map_err(|source| self.failed(source))?;
+        if !force {
+            match fs::hard_link(&self.unfinished, &self.target) {
+                // The other name goes when this is dropped.
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(Error::OutputExists { path: self.target.clone() });
+                }
+                // A file system without links.
+                Err(_) => {}
+            }
+        }
         fs::rename(&self.unfinished, &self.target).map_err(|source| self.failed(source))?;
         self.placed = true;
         Ok(())
@@ -100,6 +115,20 @@ impl Drop for Output {
             let _ = fs::remove_file(&self.unfinished);
         }
     }
+}
+
+/// Whether a file is the one that this path leads to.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |about: fs::Metadata| (about.dev(), about.ino());
+    file.metadata().is_ok_and(|own| fs::symlink_metadata(path).is_ok_and(|there| id(own) == id(there)))
+}
+
+/// Whether a file is the one that this path leads to.
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
 }
 
 /// Whether two paths lead to one file.
@@ -141,8 +170,16 @@ mod tests {
         drop(first);
         let mut second = Output::create(&path, 1).unwrap();
         second.write(|out| out.write_all(b"x")).unwrap();
-        second.place().unwrap();
+        second.place(false).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"x");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        // A file that appears meanwhile stays, unless force is asked for.
+        for (force, left) in [(false, &b"x"[..]), (true, b"y")] {
+            let mut third = Output::create(&path, 1).unwrap();
+            third.write(|out| out.write_all(b"y")).unwrap();
+            assert_eq!(third.place(force).is_ok(), force);
+            assert_eq!(fs::read(&path).unwrap(), left);
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        }
     }
 }

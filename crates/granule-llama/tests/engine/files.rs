@@ -1,10 +1,14 @@
 //! One model, however it lies in files and however these are brought into memory: the same numbers to the last bit.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
+use granule_bank::{Bank, BankOptions};
+use granule_device::{Bytes, Device};
 use granule_kv::KvType;
 use granule_llama::gguf::{GgufWriter, Value};
-use granule_llama::{LoadOptions, Model};
+use granule_llama::{Error, LoadOptions, Model};
+use granule_quant::{DType, Isa};
 
 use crate::support::make::{Made, Shape};
 use crate::{context, ids};
@@ -88,4 +92,64 @@ fn several_shards() {
     std::fs::copy(&paths[1], &paths[2]).unwrap();
     let error = Model::load(&paths[0], LoadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("00003-of-00003"), "{error}");
+}
+
+/// What a bank holds for all owners.
+fn held(bank: &Bank) -> Bytes {
+    bank.stats().held
+}
+
+#[test]
+fn memory_is_what_is_said_and_nothing_stays_of_a_load_that_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let packs = Isa::best().packing(DType::Q8_0).is_some();
+    for (weights, separate_output) in
+        [(DType::Q8_0, true), (DType::Q8_0, false), (DType::F16, true), (DType::F16, false)]
+    {
+        let shape = Shape { weights: vec![weights], separate_output, ..Shape::default() };
+        let path = Made::new(&shape).write(dir.path());
+        let len = Bytes::new(std::fs::metadata(&path).unwrap().len());
+        for (no_mmap, no_repack) in [(false, false), (false, true), (true, false), (true, true)] {
+            let what =
+                format!("{weights}, separate {separate_output}, no_mmap {no_mmap}, no_repack {no_repack}");
+            let bank =
+                |budget| Bank::new(Device::host().unwrap(), BankOptions::new().budget(budget)).unwrap();
+            let load = |bank: &Bank, stop_at: usize| {
+                let mut told = Vec::new();
+                let mut progress = |done, total| {
+                    told.push((done, total));
+                    if told.len() > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                };
+                let options =
+                    LoadOptions { bank: Some(bank.clone()), no_mmap, no_repack, ..LoadOptions::default() };
+                let model = Model::load(&path, LoadOptions { progress: Some(&mut progress), ..options });
+                (model, told)
+            };
+            let ample = bank(Bytes::mib(64));
+            let (model, told) = load(&ample, usize::MAX);
+            let model = model.unwrap();
+            assert_eq!(held(&ample), model.bytes(), "{what}");
+            assert_eq!(told.last(), Some(&(len.get(), len.get())), "{what}");
+            assert!(told.is_sorted(), "{what}");
+            let packed = model.packed_bytes();
+            let is_packed = !no_repack && (no_mmap || packs || weights == DType::F16);
+            assert_eq!(packed > Bytes::ZERO, is_packed, "{what}");
+            if no_repack {
+                assert_eq!(model.bytes(), len, "{what}");
+            }
+            // Each matrix in one place, but for a quantized table that is also the output.
+            let twice = if is_packed && weights == DType::Q8_0 && !separate_output { 2 } else { 1 };
+            assert!(model.bytes() < len.saturating_mul(twice).saturating_add(Bytes::kib(128)), "{what}");
+            drop(model);
+            assert_eq!(held(&ample), Bytes::ZERO, "{what}");
+            for stop_at in 0..told.len() {
+                assert!(matches!(load(&ample, stop_at).0, Err(Error::Cancelled)), "{what}");
+                assert_eq!(held(&ample), Bytes::ZERO, "{what}");
+            }
+            let small = bank(Bytes::kib(64));
+            let refused = load(&small, usize::MAX).0;
+            assert!(matches!(refused, Err(Error::Bank(_))), "{what}: {:?}", refused.err());
+            assert_eq!(held(&small), Bytes::ZERO, "{what}");
+        }
+    }
 }

@@ -50,7 +50,8 @@ pub enum Precision {
     /// A lone token with 16 bits, several with 8, and those of `F16` and `BF16` weights in bf16.
     #[default]
     Fast,
-    /// Always with 16 bits, and in f32: results do not depend on how many tokens a step has.
+    /// Always with 16 bits, and in f32: results depend on how many tokens a step has by the order of sums only, with packed
+    /// weights not even by that.
     Precise,
 }
 
@@ -167,7 +168,8 @@ impl<'a> Activations<'a> {
     /// and [`Activations::bf16_pays`] says so, and less precise. `scratch` holds them.
     ///
     /// # Errors
-    /// [`Error::Shape`], and [`Error::Quant`] if a number is not finite.
+    /// [`Error::Shape`], [`Error::Quant`] if `cols` is no multiple of 32 or a number is not finite, [`Error::Alignment`] where
+    /// the scratch for quants begins at an odd address.
     pub fn bf16(
         threads: &Threads,
         x: &'a [f32],
@@ -176,10 +178,11 @@ impl<'a> Activations<'a> {
         scratch: QuantScratch<'a>,
     ) -> Result<Self, Error> {
         let QuantScratch { quants, .. } = scratch.cut(x, rows, cols)?;
+        let at = quants.as_ptr().addr() as u64;
         let bits: &mut [u16] = bytemuck::try_cast_slice_mut(quants).map_err(|_| Error::Alignment {
             what: "scratch for quants",
             must: 2,
-            got: 1,
+            got: at,
         })?;
         threads.try_zip_chunks(x, 4 * cols, bits, 4 * cols, &|x, bits| Isa::best().round_bf16(x, bits))?;
         let bf16 = Bf16Matrix::new(bits, rows, cols)?;

@@ -6,7 +6,7 @@
 //! - All KV heads of a row lie next to each other, rows may lie pages apart: a unit takes all heads of a tile of rows while
 //!   their pages are known, as long as the queries and sums of these heads fit into a part of the second-level cache.
 //! - A stretch is at least [`SPLIT`] rows, so that preparing queries and combining results stay below a percent or so; a
-//!   call has about [`STRETCHES`] at most, several for each thread, so that a thread that was held up loses little. Where
+//!   call has about [`STRETCHES`] at most: several for each of up to 16 threads, so that one that was held up loses little. Where
 //!   stretches begin decides in which order sums are made, so it does not depend on the number of threads.
 //! - Queries of many tokens are enough work without cutting the context.
 

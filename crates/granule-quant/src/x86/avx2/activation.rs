@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::block;
-use crate::{BLOCK_LEN, scalar};
+use crate::BLOCK_LEN;
 
 /// Quantizes a row that [`crate::Isa::quantize_row`] has checked.
 #[target_feature(enable = "avx2,fma,f16c")]
@@ -15,18 +15,6 @@ pub(crate) fn quantize_row(x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32]
         unsafe { _mm256_storeu_si256(q.as_mut_ptr().cast(), quants) };
         (*d, *s) = (scale, scale * sum as f32);
     }
-}
-
-/// Turns a row that [`crate::Isa::quantize_fixed`] has checked into fixed-point numbers; no product of this path takes them.
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(crate) fn quantize_fixed(
-    x: &[f32],
-    high: &mut [i8],
-    low: &mut [i8],
-    d: &mut [f32],
-    sums: &mut [[i32; 2]],
-) {
-    scalar::activation::quantize_fixed(x, high, low, d, sums);
 }
 
 /// [`crate::Isa::swiglu`].

@@ -375,7 +375,7 @@ impl<const N: usize> Columns<N> {
                 let number = _mm512_set1_epi32(match (parts::<B>(), part) {
                     (1, _) => whole,
                     (_, 0) => first_half,
-                    _ => whole - first_half,
+                    _ => whole.wrapping_sub(first_half),
                 });
                 if raised::<B>() > 0 {
                     start = _mm512_sub_epi32(start, _mm512_sll_epi32(number, shift::<B>()));
