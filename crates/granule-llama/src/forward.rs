@@ -18,6 +18,10 @@ use crate::tokenizer::TokenId;
 /// Is shown each layer's queries, rotated, and its keys and values, as the projections gave them.
 pub(crate) type Observer<'a> = &'a mut dyn FnMut(usize, &[f32], &[f32], &[f32]) -> Result<()>;
 
+/// Tokens of one sequence that a step computes precisely in any case: the prompt of a short question takes some hundredths of a
+/// second longer for it, and its answer does not turn on rounding.
+const SHORT: usize = 64;
+
 /// What a step adds to one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Part {
@@ -45,6 +49,8 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
     let (config, weights, threads) = (model.config(), model.weights(), model.threads_for(tokens.len()));
     let (n, kv_width, dims) = (tokens.len(), config.kv_width(), config.rope_dims);
     let Step { x, h, q, k, v, attended, gate, up, angles, attention: scratch, quant } = step;
+    let is_short = parts.len() == 1 && n <= SHORT;
+    let precision = if is_short { Precision::Precise } else { model.precision() };
     let scale = 1.0 / (config.head_dim as f32).sqrt();
     embed(&weights.matrix(&weights.embedding)?, tokens.iter().map(|t| t.get()), x)?;
     let mut rest = &mut **angles;
@@ -60,7 +66,7 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
         rms_norm(threads, x, &layer.attn_norm, config.rms_eps, h)?;
         let [wq, wk, wv] =
             [weights.matrix(&layer.attn_q)?, weights.matrix(&layer.attn_k)?, weights.matrix(&layer.attn_v)?];
-        project(model, threads, h, n, quant, &mut [(wq, q), (wk, k), (wv, v)])?;
+        project(threads, precision, h, n, quant, &mut [(wq, q), (wk, k), (wv, v)])?;
         rotate(q, config.n_heads, config.head_dim, config.rope_dims, angles)?;
         if let Some(observe) = &mut observe {
             observe(index, q, k, v)?;
@@ -85,14 +91,14 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
         }
         attention::cpu(threads, &shape, q, &attend, attended, scratch)?;
         *items = recycled(attend);
-        project(model, threads, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
+        project(threads, precision, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
         add(threads, x, h)?;
 
         rms_norm(threads, x, &layer.ffn_norm, config.rms_eps, h)?;
         let [wgate, wup] = [weights.matrix(&layer.ffn_gate)?, weights.matrix(&layer.ffn_up)?];
-        project(model, threads, h, n, quant, &mut [(wgate, gate), (wup, up)])?;
+        project(threads, precision, h, n, quant, &mut [(wgate, gate), (wup, up)])?;
         swiglu(threads, gate, up)?;
-        project(model, threads, gate, n, quant, &mut [(weights.matrix(&layer.ffn_down)?, h)])?;
+        project(threads, precision, gate, n, quant, &mut [(weights.matrix(&layer.ffn_down)?, h)])?;
         add(threads, x, h)?;
     }
     Ok(())
@@ -118,7 +124,7 @@ pub(crate) fn output(
         return Ok(());
     }
     let products = &mut [(weights.output_matrix()?, logits)];
-    project(model, threads, &step.h[..n * n_embd], n, &mut step.quant, products)
+    project(threads, model.precision(), &step.h[..n * n_embd], n, &mut step.quant, products)
 }
 
 /// An empty list for items of another lifetime, in the memory of this one: collecting into the same layout takes none.
@@ -129,14 +135,14 @@ fn recycled<'b>(mut items: Vec<AttentionItem<'_>>) -> Vec<AttentionItem<'b>> {
 
 /// Multiplies `n` rows of `x` with each weight, quantizing `x` first as the weights need it: all are packed, or none is.
 fn project(
-    model: &Model,
     threads: &Threads,
+    precision: Precision,
     x: &[f32],
     n: usize,
     quant: &mut QuantScratch<'_>,
     products: &mut [(Matrix<'_>, &mut [f32])],
 ) -> Result<()> {
-    let (cols, precision) = (x.len() / n.max(1), model.precision());
+    let cols = x.len() / n.max(1);
     let quant = QuantScratch { quants: quant.quants, scales: quant.scales, sums: quant.sums };
     let quantized = products.iter().find(|(weight, _)| weight.dtype().is_quantized());
     let activations = match quantized.map(|(weight, _)| weight.packing()) {

@@ -40,8 +40,8 @@ pub struct LoadOptions<'a> {
     /// Use weights as they lie in the file, however much faster they were packed for the CPU at hand, or, floats, copied into huge
     /// pages: loading has nothing to do, and processes that map the same file share its memory.
     pub no_repack: bool,
-    /// How exactly activations meet weights. A lone token's do so exactly either way; prompts are about half as fast where they are
-    /// precise.
+    /// How exactly activations meet weights. Lone tokens and up to 64 of one prompt do so with 16 bits either way; longer prompts,
+    /// and tokens of many sequences at once, are about half as fast where they are precise.
     pub precision: Precision,
     /// Threads that compute steps of one token, and of more where `threads_batch` says nothing else. None: one for each physical
     /// core that the process may use. Where a number is given the model has a pool of its own, else the process's.

@@ -47,7 +47,7 @@ impl QuantScratch<'_> {
 /// How exactly activations meet quantized weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// A lone token with 16 bits, several with 8, and those of `F16` and `BF16` weights in bf16.
+    /// A lone token with 16 bits, several with 8, and many that meet `F16` and `BF16` weights in bf16.
     #[default]
     Fast,
     /// Always with 16 bits, and in f32: results depend on how many tokens a step has by the order of sums only, with packed
