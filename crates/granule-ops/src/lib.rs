@@ -31,7 +31,7 @@
 //! let threads = Threads::new(NonZeroUsize::MIN)?;
 //! assert_eq!(threads.count(), 1);
 //! let mut out = [0.0; 2];
-//! rms_norm(&[3.0, 4.0], &[1.0, 1.0], 0.0, &mut out)?;
+//! rms_norm(&threads, &[3.0, 4.0], &[1.0, 1.0], 0.0, &mut out)?;
 //! assert!((out[0] - 3.0 / 12.5f32.sqrt()).abs() < 1e-6);
 //! # Ok::<(), granule_ops::Error>(())
 //! ```
