@@ -41,7 +41,7 @@ pub struct LoadOptions<'a> {
     /// pages: loading has nothing to do, and processes that map the same file share its memory.
     pub no_repack: bool,
     /// How exactly activations meet weights. Lone tokens and up to 64 of one prompt do so with 16 bits either way; longer prompts,
-    /// and tokens of many sequences at once, are about half as fast where they are precise.
+    /// and tokens of many sequences at once, are about two thirds as fast where they are precise.
     pub precision: Precision,
     /// Threads that compute steps of one token, and of more where `threads_batch` says nothing else. None: one for each physical
     /// core that the process may use. Where a number is given the model has a pool of its own, else the process's.

@@ -31,11 +31,7 @@ impl<'a> QuantizedMatrix<'a> {
     /// # Errors
     /// [`Error::RowLength`] where `k` is not a multiple of 32, [`Error::Length`] where a slice has another length.
     pub fn new(q: &'a [i8], d: &'a [f32], s: &'a [f32], rows: usize, k: usize) -> Result<Self, Error> {
-        let dtype = crate::DType::Q8_0;
-        if !k.is_multiple_of(BLOCK_LEN) {
-            return Err(Error::RowLength { dtype, len: k, block: BLOCK_LEN });
-        }
-        let n = rows.checked_mul(k).ok_or(Error::TooLarge { dtype, len: k })?;
+        let n = elements(rows, k)?;
         check_len("q", n, q.len())?;
         check_len("d", n / BLOCK_LEN, d.len())?;
         check_len("s", n / BLOCK_LEN, s.len())?;
@@ -66,6 +62,15 @@ impl<'a> QuantizedMatrix<'a> {
             s: self.s.chunks_exact(blocks.max(1)).nth(c).unwrap_or_default(),
         }
     }
+}
+
+/// How many elements `rows` rows of whole blocks have.
+fn elements(rows: usize, k: usize) -> Result<usize, Error> {
+    let dtype = crate::DType::Q8_0;
+    if !k.is_multiple_of(BLOCK_LEN) {
+        return Err(Error::RowLength { dtype, len: k, block: BLOCK_LEN });
+    }
+    rows.checked_mul(k).ok_or(Error::TooLarge { dtype, len: k })
 }
 
 /// Quantizes a row of activations: the rule of [`BlockQ8_0`](crate::BlockQ8_0), with `d` left in f32.
@@ -99,17 +104,6 @@ impl Isa {
 /// With 8 bits products take half the time; with 16 their error is that of f32 sums.
 #[derive(Clone, Copy, Debug)]
 pub struct FixedMatrix<'a> {
-    high: &'a [i8],
-    low: &'a [i8],
-    d: &'a [f32],
-    sums: &'a [[i32; 2]],
-    rows: usize,
-    k: usize,
-}
-
-/// Rows of a [`FixedMatrix`] as one.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FixedRow<'a> {
     /// The numbers, or where there are low bytes what these leave, in units of 256.
     pub(crate) high: &'a [i8],
     /// Low bytes, signed; none where numbers have 8 bits.
@@ -118,6 +112,8 @@ pub(crate) struct FixedRow<'a> {
     pub(crate) d: &'a [f32],
     /// Sum of each 32 numbers, and of the first 16 of them.
     pub(crate) sums: &'a [[i32; 2]],
+    rows: usize,
+    k: usize,
 }
 
 impl<'a> FixedMatrix<'a> {
@@ -134,11 +130,7 @@ impl<'a> FixedMatrix<'a> {
         rows: usize,
         k: usize,
     ) -> Result<Self, Error> {
-        let dtype = crate::DType::Q8_0;
-        if !k.is_multiple_of(BLOCK_LEN) {
-            return Err(Error::RowLength { dtype, len: k, block: BLOCK_LEN });
-        }
-        let n = rows.checked_mul(k).ok_or(Error::TooLarge { dtype, len: k })?;
+        let n = elements(rows, k)?;
         check_len("high", n, high.len())?;
         if !low.is_empty() {
             check_len("low", n, low.len())?;
@@ -161,11 +153,6 @@ impl<'a> FixedMatrix<'a> {
     /// Whether numbers have 16 bits.
     pub fn is_wide(&self) -> bool {
         !self.low.is_empty()
-    }
-
-    /// All rows as one: what the slices hold.
-    pub(crate) fn as_row(&self) -> FixedRow<'a> {
-        FixedRow { high: self.high, low: self.low, d: self.d, sums: self.sums }
     }
 
     /// The sums of row `c`.

@@ -64,7 +64,8 @@ impl<B: Expand> Unit<B> {
     pub(crate) const BYTES: usize = Self::RUNS + B::RUNS * Self::RUN;
 }
 
-const fn has_minimum<B: Expand>() -> bool {
+/// Whether a type's elements have minimums.
+pub(crate) const fn has_minimum<B: Expand>() -> bool {
     !matches!(B::MINIMUM, Minimum::None)
 }
 

@@ -59,7 +59,7 @@ pub(crate) struct LoadArgs {
     /// processes that run the same file share its memory
     #[arg(long)]
     pub(crate) no_repack: bool,
-    /// Compute long prompts as exactly as short ones, with 16 bits for each activation: about half as fast
+    /// Compute long prompts as exactly as short ones, with 16 bits for each activation: about two thirds as fast
     #[arg(long)]
     pub(crate) precise: bool,
     /// The most memory that weights, cache and activations may take together, such as 512MiB or 4G

@@ -29,8 +29,53 @@ fn five_bits(q: &[u8; 16], h: [u8; 4]) -> [u8; BLOCK_LEN] {
     join(nibbles(q), h.map(spread), 4)
 }
 
+/// What the blocks that are one run say alike; with a minimum, what they say of it too.
+macro_rules! of_32 {
+    () => {
+        const RUNS: usize = 1;
+
+        #[inline(always)]
+        fn d(&self) -> f16 {
+            self.d
+        }
+    };
+    (minimum) => {
+        const MINIMUM: Minimum = Minimum::Whole;
+        of_32!();
+
+        #[inline(always)]
+        fn minimum(&self) -> f16 {
+            self.m
+        }
+    };
+}
+
+/// Codes that are the nibbles of the only run.
+macro_rules! nibble_codes {
+    () => {
+        const BITS: (usize, usize) = (4, 0);
+
+        #[inline(always)]
+        fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
+            cast(nibbles(&self.q))
+        }
+    };
+}
+
+/// Codes of five bits of the only run.
+macro_rules! five_bit_codes {
+    () => {
+        const BITS: (usize, usize) = (4, 1);
+
+        #[inline(always)]
+        fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
+            five_bits(&self.q, self.h)
+        }
+    };
+}
+
 impl Expand for BlockQ8_0 {
-    const RUNS: usize = 1;
+    of_32!();
     const BITS: (usize, usize) = (8, 0);
     const VALUES: Values = Values::Less(128);
 
@@ -38,103 +83,36 @@ impl Expand for BlockQ8_0 {
     fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
         self.q.map(|q| q.cast_unsigned() ^ 128)
     }
-
-    #[inline(always)]
-    fn d(&self) -> f16 {
-        self.d
-    }
 }
 
 impl Expand for BlockQ4_0 {
-    const RUNS: usize = 1;
-    const BITS: (usize, usize) = (4, 0);
+    of_32!();
+    nibble_codes!();
     const VALUES: Values = Values::Less(8);
-
-    #[inline(always)]
-    fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
-        cast(nibbles(&self.q))
-    }
-
-    #[inline(always)]
-    fn d(&self) -> f16 {
-        self.d
-    }
 }
 
 impl Expand for BlockQ4_1 {
-    const RUNS: usize = 1;
-    const BITS: (usize, usize) = (4, 0);
+    of_32!(minimum);
+    nibble_codes!();
     const VALUES: Values = Values::Less(0);
-    const MINIMUM: Minimum = Minimum::Whole;
-
-    #[inline(always)]
-    fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
-        cast(nibbles(&self.q))
-    }
-
-    #[inline(always)]
-    fn d(&self) -> f16 {
-        self.d
-    }
-
-    #[inline(always)]
-    fn minimum(&self) -> f16 {
-        self.m
-    }
 }
 
 impl Expand for BlockQ5_0 {
-    const RUNS: usize = 1;
-    const BITS: (usize, usize) = (4, 1);
+    of_32!();
+    five_bit_codes!();
     const VALUES: Values = Values::Less(16);
-
-    #[inline(always)]
-    fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
-        five_bits(&self.q, self.h)
-    }
-
-    #[inline(always)]
-    fn d(&self) -> f16 {
-        self.d
-    }
 }
 
 impl Expand for BlockQ5_1 {
-    const RUNS: usize = 1;
-    const BITS: (usize, usize) = (4, 1);
+    of_32!(minimum);
+    five_bit_codes!();
     const VALUES: Values = Values::Less(0);
-    const MINIMUM: Minimum = Minimum::Whole;
-
-    #[inline(always)]
-    fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
-        five_bits(&self.q, self.h)
-    }
-
-    #[inline(always)]
-    fn d(&self) -> f16 {
-        self.d
-    }
-
-    #[inline(always)]
-    fn minimum(&self) -> f16 {
-        self.m
-    }
 }
 
 impl Expand for BlockIQ4_NL {
-    const RUNS: usize = 1;
-    const BITS: (usize, usize) = (4, 0);
+    of_32!();
+    nibble_codes!();
     const VALUES: Values = Values::Table(UNEVEN);
-
-    #[inline(always)]
-    fn codes(&self, _: usize) -> [u8; BLOCK_LEN] {
-        cast(nibbles(&self.q))
-    }
-
-    #[inline(always)]
-    fn d(&self) -> f16 {
-        self.d
-    }
 }
 
 impl Expand for BlockIQ4_XS {

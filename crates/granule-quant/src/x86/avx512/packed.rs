@@ -8,8 +8,8 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::{LANES, first};
-use crate::expand::{Expand, Minimum, Scales, Values, by_block};
-use crate::packed::Unit;
+use crate::expand::{Expand, Scales, Values, by_block};
+use crate::packed::{Unit, has_minimum};
 use crate::x86::prefetch_line;
 use crate::{BLOCK_LEN, DType, FixedMatrix, Tile};
 
@@ -43,10 +43,6 @@ const fn parts<B: Expand>() -> usize {
         Scales::One | Scales::Whole => 1,
         Scales::Halves => 2,
     }
-}
-
-const fn has_minimum<B: Expand>() -> bool {
-    !matches!(B::MINIMUM, Minimum::None)
 }
 
 /// What bytes are more than the numbers that they stand for.
@@ -251,10 +247,14 @@ impl Part<'_, '_> {
         let columns = Columns::new(self.x, self.first + c, self.run, &self.sums[c..]);
         let mut sums = [[_mm512_setzero_ps(); N]; P];
         let n = runs.iter().map(|runs| runs.len()).min().unwrap_or(0);
-        let runs = runs.map(|runs| &runs[..n]);
         for i in 0..n {
+            // Not by `map`, into which code for these instructions is not inlined.
+            let mut run = [&runs[0][i]; P];
+            for (run, runs) in run.iter_mut().zip(runs) {
+                *run = &runs[i];
+            }
             // SAFETY: the run is among those of the columns: a stretch has no more of them than rows have.
-            unsafe { multiply::<B, P, N, 1, true>(runs.map(|runs| &runs[i]), &columns, i, &mut sums) };
+            unsafe { multiply::<B, P, N, 1, true>(run, &columns, i, &mut sums) };
         }
         sums
     }
@@ -327,12 +327,11 @@ impl<const N: usize> Columns<N> {
     /// Columns from `c` on, from run `run` on, and what is prepared of them.
     #[inline(always)]
     fn new(x: &FixedMatrix<'_>, c: usize, run: usize, prepared: &[StretchSums]) -> Self {
-        let all = x.as_row();
         let mut columns = Self {
-            high: [all.high.as_ptr(); N],
-            low: [all.low.as_ptr(); N],
-            d: [all.d.as_ptr(); N],
-            sums: [all.sums.as_ptr(); N],
+            high: [x.high.as_ptr(); N],
+            low: [x.low.as_ptr(); N],
+            d: [x.d.as_ptr(); N],
+            sums: [x.sums.as_ptr(); N],
             prepared: [prepared.as_ptr(); N],
         };
         for i in 0..N {
