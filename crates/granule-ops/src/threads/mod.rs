@@ -11,6 +11,7 @@
 
 mod bell;
 mod cores;
+mod share;
 mod sync;
 
 use std::cell::{Cell, UnsafeCell};
@@ -21,9 +22,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, Weak};
 
 use self::bell::{Apart, Bell, Call};
+use self::share::Share;
 use self::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use self::sync::thread::JoinHandle;
-use self::sync::{Mutex, hint, thread, thread_local};
+use self::sync::{Mutex, MutexGuard, hint, thread, thread_local};
 use crate::Error;
 
 /// Looks at the others' progress before a caller lets somebody else have its processor, perhaps the one it waits for.
@@ -53,6 +55,8 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// Workers that have not finished the current region.
     remaining: Apart<AtomicUsize>,
+    /// What is left of each thread's share of the current region, where it is cut into chunks.
+    shares: Box<[Apart<Share>]>,
     panicked: AtomicBool,
     stop: AtomicBool,
 }
@@ -91,6 +95,7 @@ impl Threads {
             bell: Bell::new(count - 1),
             job: UnsafeCell::new(None),
             remaining: Apart(AtomicUsize::new(0)),
+            shares: (0..count).map(|_| Apart(Share::default())).collect(),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
@@ -146,19 +151,70 @@ impl Threads {
     /// Runs `job(worker)` once on every thread of this handle, `worker` from 0 (the caller) to `count() - 1`, and
     /// returns when all are done. If a job panics, the panic goes on here after all have finished.
     pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {
-        let nested = INSIDE.with(|inside| inside.replace(true));
-        let _inside = Restore(nested);
-        if self.count == 1 {
-            return job(0);
+        if let Some(region) = self.enter() {
+            return region.run(job);
         }
-        if nested {
-            for worker in 0..self.count() {
-                job(worker);
+        let _inside = Restore::inside();
+        (0..self.count).for_each(job);
+    }
+
+    /// Cuts `0..len` into ranges of `chunk` (the last may be shorter) and runs `job(worker, range)` on each. A `chunk` of 0
+    /// counts as 1, and more than 2^32 chunks become fewer, longer ones.
+    ///
+    /// Each thread begins with a share of its own, whose chunks follow one another, so that what the processor fetches ahead
+    /// of one is what the next needs. Who is done with his own helps another, from the end of what that one has left.
+    pub fn for_each_chunk(&self, len: usize, chunk: usize, job: &(dyn Fn(usize, Range<usize>) + Sync)) {
+        let chunk = chunk.max(1).max(len.div_ceil(u32::MAX as usize));
+        let chunks = len.div_ceil(chunk);
+        let range = |at: usize| at * chunk..((at + 1) * chunk).min(len);
+        if chunks <= 1 {
+            if len > 0 {
+                job(0, 0..len);
             }
             return;
         }
+        let Some(region) = self.enter() else {
+            let _inside = Restore::inside();
+            return (0..chunks).for_each(|at| job(0, range(at)));
+        };
+        let shares = &region.threads.pool.shared.shares[..self.count];
+        for (i, share) in shares.iter().enumerate() {
+            share.0.set(chunks * i / self.count..chunks * (i + 1) / self.count);
+        }
+        region.run(&|worker| {
+            while let Some(at) = shares[worker].0.first() {
+                job(worker, range(at));
+            }
+            for other in (worker + 1..self.count).chain(0..worker) {
+                while let Some(at) = shares[other].0.last() {
+                    job(worker, range(at));
+                }
+            }
+        });
+    }
+
+    /// Waits until nobody else's region runs; none where a region of this thread would have one thread only, because there is
+    /// no other or because it is inside a region.
+    fn enter(&self) -> Option<Region<'_>> {
+        if self.count == 1 || INSIDE.with(Cell::get) {
+            return None;
+        }
         let _gate = self.pool.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let shared = &*self.pool.shared;
+        Some(Region { threads: self, _gate })
+    }
+}
+
+/// The right to run a region.
+struct Region<'a> {
+    threads: &'a Threads,
+    _gate: MutexGuard<'a, ()>,
+}
+
+impl Region<'_> {
+    fn run(self, job: &(dyn Fn(usize) + Sync)) {
+        let _inside = Restore::inside();
+        let Threads { pool, count } = self.threads;
+        let shared = &*pool.shared;
         // SAFETY: only the lifetime changes. The pointer is followed by workers only until `remaining` reaches zero,
         // and `Finish` below waits for that before this frame (and with it `job`) can go, also while unwinding.
         let job_static: *const (dyn Fn(usize) + Sync) =
@@ -167,37 +223,14 @@ impl Threads {
         unsafe { *shared.job.get() = Some(Job(job_static)) };
         // Both the caller and a worker may have panicked last time; then the caller's panic is the one that went on.
         shared.panicked.store(false, Ordering::Relaxed);
-        shared.remaining.0.store(self.count - 1, Ordering::Relaxed);
-        shared.bell.ring(self.count, |worker| self.pool.wake(worker));
+        shared.remaining.0.store(count - 1, Ordering::Relaxed);
+        shared.bell.ring(*count, |worker| pool.wake(worker));
         let finish = Finish(shared);
         job(0);
         drop(finish);
         if shared.panicked.swap(false, Ordering::Relaxed) {
             std::panic::resume_unwind(Box::new("a worker of granule-ops panicked"));
         }
-    }
-
-    /// Cuts `0..len` into ranges of `chunk` (the last may be shorter) and runs `job(worker, range)` on each, every
-    /// thread taking the next range when it is done with one. A `chunk` of 0 counts as 1.
-    pub fn for_each_chunk(&self, len: usize, chunk: usize, job: &(dyn Fn(usize, Range<usize>) + Sync)) {
-        let chunk = chunk.max(1);
-        let chunks = len.div_ceil(chunk);
-        if chunks <= 1 {
-            if len > 0 {
-                job(0, 0..len);
-            }
-            return;
-        }
-        let next = AtomicUsize::new(0);
-        self.run(&|worker| {
-            loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                if at >= chunks {
-                    break;
-                }
-                job(worker, at * chunk..((at + 1) * chunk).min(len));
-            }
-        });
     }
 }
 
@@ -251,6 +284,13 @@ impl Threads {
 
 /// Puts the thread's `INSIDE` mark back, also while unwinding.
 struct Restore(bool);
+
+impl Restore {
+    /// Marks this thread as one inside a region.
+    fn inside() -> Self {
+        Self(INSIDE.with(|inside| inside.replace(true)))
+    }
+}
 
 impl Drop for Restore {
     fn drop(&mut self) {

@@ -5,13 +5,13 @@
 #[cfg(shuttle)]
 pub(super) use shuttle::{
     hint,
-    sync::{Mutex, atomic},
+    sync::{Mutex, MutexGuard, atomic},
     thread, thread_local,
 };
 #[cfg(not(shuttle))]
 pub(super) use std::{
     hint,
-    sync::{Mutex, atomic},
+    sync::{Mutex, MutexGuard, atomic},
     thread, thread_local,
 };
 
