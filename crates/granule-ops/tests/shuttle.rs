@@ -42,6 +42,26 @@ fn every_region_is_run_by_all_that_it_is_for() {
 }
 
 #[test]
+fn each_chunk_is_run_once_whoever_helps_whom() {
+    let chunks = || {
+        let pool = pool(3);
+        for len in [7, 2, 5] {
+            let hits: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
+            pool.for_each_chunk(len, 1, &|_, range| {
+                for i in range {
+                    hits[i].fetch_add(1, Ordering::Relaxed);
+                    // Somewhere for the others to go on.
+                    thread::yield_now();
+                }
+            });
+            assert!(hits.iter().all(|hits| hits.load(Ordering::Relaxed) == 1));
+        }
+    };
+    shuttle::check_random(chunks, SCHEDULES);
+    shuttle::check_pct(chunks, SCHEDULES, 3);
+}
+
+#[test]
 fn callers_that_share_a_pool_wait_for_one_another() {
     let callers = || {
         let pool = Arc::new(pool(3));

@@ -23,6 +23,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use self::bell::{Apart, Bell, Call};
 use self::share::Share;
+pub(crate) use self::share::owner;
 use self::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use self::sync::thread::JoinHandle;
 use self::sync::{Mutex, MutexGuard, hint, thread, thread_local};
@@ -179,7 +180,7 @@ impl Threads {
         };
         let shares = &region.threads.pool.shared.shares[..self.count];
         for (i, share) in shares.iter().enumerate() {
-            share.0.set(chunks * i / self.count..chunks * (i + 1) / self.count);
+            share.0.set(share::of(i, chunks, self.count));
         }
         region.run(&|worker| {
             while let Some(at) = shares[worker].0.first() {

@@ -5,7 +5,7 @@ mod unit;
 
 use granule_quant::Isa;
 
-use self::plan::{Cuts, Order, Place, Plan};
+use self::plan::{Cuts, Place, Plan};
 use self::unit::{Scratch, Unit};
 use super::{AttentionItem, AttentionShape, check};
 use crate::threads::Disjoint;
@@ -84,14 +84,14 @@ pub fn cpu(
     let (starts, parts) = (&*starts, &*parts);
     {
         let (out, workers, partials) = (Disjoint::new(out), Disjoint::new(workers), Disjoint::new(partials));
-        let order = Order::new(units, if any_split { threads.count() } else { 1 });
-        threads.try_for_each_chunk(order.tickets(), 1, &|worker, tickets| {
+        threads.try_for_each_chunk(units, 1, &|worker, some| {
             // SAFETY: every worker has its own part.
             let words = unsafe { workers.range(worker * per_worker..(worker + 1) * per_worker) };
-            for unit in tickets.filter_map(|ticket| order.unit(ticket)) {
+            for unit in some {
+                let place = Place::new(unit, units, threads.count());
                 let item = starts.partition_point(|&start| start as usize <= unit) - 1;
                 let part = parts[item] as usize;
-                let unit = call.unit(item, unit - starts[item] as usize, order.place(unit));
+                let unit = call.unit(item, unit - starts[item] as usize, place);
                 Scratch::new(&call.plan, &unit, &mut *words).run(&call, &unit, &out, &partials, part)?;
             }
             Ok::<(), Error>(())

@@ -14,7 +14,9 @@ use std::ops::Range;
 
 use granule_quant::{ATTEND_TILE, DType, query_words};
 
-use crate::KvRowLayout;
+#[cfg(doc)]
+use crate::Threads;
+use crate::{KvRowLayout, threads};
 
 /// Query rows (query heads of a KV head, times tokens) that meet a tile together, at least one token's.
 const BLOCK_ROWS: usize = 32;
@@ -25,46 +27,23 @@ const SPLIT: usize = 256;
 /// Stretches of all items of a call together, but for shares that are rounded up.
 const STRETCHES: usize = 32;
 
-/// In which order the units of a call are taken.
-///
-/// Workers draw tickets. With `parts` of 1 a ticket is a unit. Else the units are cut into as many parts as there are
-/// workers and the tickets go round the parts: as long as the workers keep step each has a part of its own, whose stretches
-/// of the context follow one another, so that the rows fetched at the end of one are those that the next begins with.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Order {
-    units: usize,
-    parts: usize,
-    /// Units of a part; the last ones may have fewer.
-    each: usize,
-}
-
-/// Where in its part a unit is.
+/// Where a unit is in the share of the thread that begins with it ([`Threads::for_each_chunk`]): as long as nobody helps out, each
+/// has stretches of the context that follow one another, so that the rows fetched at the end of one are those that the next
+/// begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) is_first: bool,
     pub(super) is_last: bool,
 }
 
-impl Order {
-    pub(super) fn new(units: usize, parts: usize) -> Self {
-        let parts = parts.max(1);
-        Self { units, parts, each: units.div_ceil(parts) }
-    }
-
-    /// How many tickets there are.
-    pub(super) fn tickets(self) -> usize {
-        self.parts * self.each
-    }
-
-    /// The unit of a ticket; none where the last parts are shorter.
-    pub(super) fn unit(self, ticket: usize) -> Option<usize> {
-        let unit = ticket % self.parts * self.each + ticket / self.parts;
-        (unit < self.units).then_some(unit)
-    }
-
-    pub(super) fn place(self, unit: usize) -> Place {
-        let at = unit % self.each.max(1);
-        Place { is_first: at == 0, is_last: at + 1 == self.each || unit + 1 == self.units }
+impl Place {
+    /// Of one of `units` units.
+    pub(super) fn new(unit: usize, units: usize, threads: usize) -> Self {
+        let owner = |unit| threads::owner(unit, units, threads);
+        Self {
+            is_first: unit == 0 || owner(unit - 1) != owner(unit),
+            is_last: unit + 1 == units || owner(unit) != owner(unit + 1),
+        }
     }
 }
 
@@ -200,35 +179,5 @@ impl Plan {
     pub(super) fn partials_words(&self, n_tokens: usize) -> usize {
         // Fewer items than stretches, whose shares of them are rounded up.
         2 * STRETCHES * self.partial_words(self.block_tokens(n_tokens))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Order;
-
-    #[test]
-    fn every_unit_has_one_ticket_and_a_worker_in_step_goes_on_where_it_was() {
-        for (units, parts) in [(0, 2), (1, 4), (7, 1), (8, 2), (9, 2), (10, 4), (3, 8), (33, 16)] {
-            let order = Order::new(units, parts);
-            let mut seen: Vec<_> = (0..order.tickets()).filter_map(|ticket| order.unit(ticket)).collect();
-            for worker in 0..parts {
-                let own: Vec<_> = (worker..order.tickets())
-                    .step_by(parts)
-                    .filter_map(|ticket| order.unit(ticket))
-                    .collect();
-                assert!(own.windows(2).all(|pair| pair[1] == pair[0] + 1), "{units} over {parts}: {own:?}");
-                let places: Vec<_> = own.iter().map(|&unit| order.place(unit)).collect();
-                for (i, place) in places.iter().enumerate() {
-                    assert_eq!(
-                        (place.is_first, place.is_last),
-                        (i == 0, i + 1 == own.len()),
-                        "{units}, {parts}"
-                    );
-                }
-            }
-            seen.sort_unstable();
-            assert_eq!(seen, (0..units).collect::<Vec<_>>(), "{units} over {parts}");
-        }
     }
 }
