@@ -41,24 +41,35 @@ fn every_region_is_run_by_all_that_it_is_for() {
     shuttle::check_pct(|| regions(&pool(3), &[3, 2, 3, 3, 2, 3]), SCHEDULES, 3);
 }
 
+/// Regions of so many chunks for so many threads: each chunk is run once.
+fn chunks(pool: &Threads, regions: &[(usize, usize)]) {
+    for &(len, count) in regions {
+        let hits: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
+        pool.limited(NonZeroUsize::new(count).unwrap()).for_each_chunk(len, 1, &|_, range| {
+            for i in range {
+                hits[i].fetch_add(1, Ordering::Relaxed);
+                // Somewhere for the others to go on.
+                thread::yield_now();
+            }
+        });
+        assert!(hits.iter().all(|hits| hits.load(Ordering::Relaxed) == 1));
+    }
+}
+
 #[test]
 fn each_chunk_is_run_once_whoever_helps_whom() {
-    let chunks = || {
-        let pool = pool(3);
-        for len in [7, 2, 5] {
-            let hits: Vec<AtomicUsize> = (0..len).map(|_| AtomicUsize::new(0)).collect();
-            pool.for_each_chunk(len, 1, &|_, range| {
-                for i in range {
-                    hits[i].fetch_add(1, Ordering::Relaxed);
-                    // Somewhere for the others to go on.
-                    thread::yield_now();
-                }
-            });
-            assert!(hits.iter().all(|hits| hits.load(Ordering::Relaxed) == 1));
-        }
+    let alone = || chunks(&pool(3), &[(7, 3), (2, 3), (5, 2), (4, 3)]);
+    shuttle::check_random(alone, SCHEDULES);
+    shuttle::check_pct(alone, SCHEDULES, 3);
+    let shared = || {
+        let pool = Arc::new(pool(3));
+        let other = Arc::clone(&pool);
+        let caller = thread::spawn(move || chunks(&other, &[(4, 3), (3, 2)]));
+        chunks(&pool, &[(3, 2), (5, 3)]);
+        caller.join().unwrap();
     };
-    shuttle::check_random(chunks, SCHEDULES);
-    shuttle::check_pct(chunks, SCHEDULES, 3);
+    shuttle::check_random(shared, SCHEDULES);
+    shuttle::check_pct(shared, SCHEDULES, 3);
 }
 
 #[test]

@@ -13,9 +13,10 @@ use crate::{Error, Matrix, Threads};
 /// Weight rows that one thread takes at a time: at most this many, and never fewer than `FEWEST_ROWS`.
 const MOST_ROWS: usize = 64;
 const FEWEST_ROWS: usize = PANEL_ROWS;
-/// Bytes of weights that one thread takes at a time where they meet so few tokens that memory is the limit: at the end of a
-/// product threads wait for one another by half the time that such a piece takes.
+/// About as many bytes of weights, as they lie in a file, one thread takes at a time where memory is the limit, but no fewer than
+/// `FEWEST_ROWS`: at the end of a product threads wait for one another by half the time that such a piece takes.
 const PIECE_BYTES: usize = 64 << 10;
+/// Up to this many tokens memory is the limit.
 const FEW_TOKENS: usize = 8;
 /// Elements of one quantization block.
 const BLOCK: usize = 32;
@@ -273,11 +274,11 @@ pub fn matmul(
     products: &mut [(Matrix<'_>, &mut [f32])],
 ) -> Result<(), Error> {
     let total: usize = products.iter().map(|(weight, _)| weight.rows()).sum();
-    // Enough chunks that a thread that is held up does not hold up the others.
     let widest = products.iter().map(|(weight, _)| weight.row_bytes()).max().unwrap_or(0);
     let most = if x.rows <= FEW_TOKENS { PIECE_BYTES / widest.max(1) } else { MOST_ROWS };
-    let most = most.clamp(FEWEST_ROWS, MOST_ROWS);
-    let chunk = (total / (threads.count() * 8)).clamp(FEWEST_ROWS, most).next_multiple_of(PANEL_ROWS);
+    let most = (most / PANEL_ROWS * PANEL_ROWS).clamp(FEWEST_ROWS, MOST_ROWS);
+    // Enough chunks that a thread that is held up does not hold up the others.
+    let chunk = (total / (threads.count() * 8)).next_multiple_of(PANEL_ROWS).clamp(FEWEST_ROWS, most);
     let mut first_chunk = 0;
     let mut parts: [Option<Part<'_>>; MOST_PRODUCTS] = [const { None }; MOST_PRODUCTS];
     if products.len() > MOST_PRODUCTS {

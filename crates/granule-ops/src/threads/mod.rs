@@ -160,14 +160,14 @@ impl Threads {
     }
 
     /// Cuts `0..len` into ranges of `chunk` (the last may be shorter) and runs `job(worker, range)` on each. A `chunk` of 0
-    /// counts as 1, and more than 2^32 chunks become fewer, longer ones.
+    /// counts as 1; where there would be 2^32 chunks or more they are longer.
     ///
     /// Each thread begins with a share of its own, whose chunks follow one another, so that what the processor fetches ahead
     /// of one is what the next needs. Who is done with his own helps another, from the end of what that one has left.
     pub fn for_each_chunk(&self, len: usize, chunk: usize, job: &(dyn Fn(usize, Range<usize>) + Sync)) {
         let chunk = chunk.max(1).max(len.div_ceil(u32::MAX as usize));
         let chunks = len.div_ceil(chunk);
-        let range = |at: usize| at * chunk..((at + 1) * chunk).min(len);
+        let range = |at: usize| at * chunk..(at * chunk).saturating_add(chunk).min(len);
         if chunks <= 1 {
             if len > 0 {
                 job(0, 0..len);
@@ -482,11 +482,17 @@ mod tests {
             let caught = catch_unwind(AssertUnwindSafe(|| pool.run(&|w| assert!(!bad.contains(&w)))));
             assert!(caught.is_err());
         }
-        let sum = AtomicU64::new(0);
-        pool.run(&|_| {
-            sum.fetch_add(1, Ordering::Relaxed);
-        });
-        assert_eq!(sum.load(Ordering::Relaxed), 2);
+        // Of chunks, those that a thread does not come to any more are run by the other.
+        let hits: Vec<AtomicU64> = (0..8).map(|_| AtomicU64::new(0)).collect();
+        let run = |bad: usize| {
+            pool.for_each_chunk(8, 1, &|_, range| {
+                hits[range.start].fetch_add(1, Ordering::Relaxed);
+                assert_ne!(range.start, bad);
+            });
+        };
+        assert!(catch_unwind(AssertUnwindSafe(|| run(2))).is_err());
+        run(8);
+        assert!(hits.iter().all(|hits| hits.load(Ordering::Relaxed) == 2));
     }
 
     #[test]

@@ -6,12 +6,13 @@ use super::sync::atomic::{AtomicU64, Ordering};
 
 /// The chunks, of so many, that thread `i` of `threads` begins with.
 pub(super) fn of(i: usize, chunks: usize, threads: usize) -> Range<usize> {
-    chunks * i / threads..chunks * (i + 1) / threads
+    let at = |i: usize| (chunks as u64 * i as u64 / threads as u64) as usize;
+    at(i)..at(i + 1)
 }
 
 /// The thread that begins with a share that has this chunk.
 pub(crate) fn owner(chunk: usize, chunks: usize, threads: usize) -> usize {
-    ((chunk + 1) * threads).div_ceil(chunks) - 1
+    ((chunk as u64 + 1) * threads as u64).div_ceil(chunks as u64) as usize - 1
 }
 
 /// The chunks that are left, first and end, in one word. What its chunks write is ordered by the region's beginning and end, so
@@ -27,23 +28,28 @@ impl Share {
 
     /// Takes the first chunk that is left.
     pub(super) fn first(&self) -> Option<usize> {
-        self.take(|start, end| (pack(start + 1, end), start))
+        self.take(|start, end| (start, pack(start + 1, end)))
     }
 
     /// Takes the last chunk that is left.
     pub(super) fn last(&self) -> Option<usize> {
-        self.take(|start, end| (pack(start, end - 1), end - 1))
+        self.take(|start, end| (end - 1, pack(start, end - 1)))
     }
 
-    fn take(&self, cut: impl Fn(u64, u64) -> (u64, u64)) -> Option<usize> {
-        let left = |word: u64| (word >> 32, word & u64::from(u32::MAX));
-        let cut = |word| {
-            let (start, end) = left(word);
-            (start < end).then(|| cut(start, end))
-        };
-        let before =
-            self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| cut(word).map(|cut| cut.0));
-        before.ok().and_then(cut).map(|cut| cut.1 as usize)
+    /// Takes the chunk that `choose` names beside what is then left.
+    fn take(&self, choose: impl Fn(u64, u64) -> (u64, u64)) -> Option<usize> {
+        let mut left = self.0.load(Ordering::Relaxed);
+        loop {
+            let (start, end) = (left >> 32, left & u64::from(u32::MAX));
+            if start >= end {
+                return None;
+            }
+            let (chunk, rest) = choose(start, end);
+            match self.0.compare_exchange_weak(left, rest, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Some(chunk as usize),
+                Err(now) => left = now,
+            }
+        }
     }
 }
 

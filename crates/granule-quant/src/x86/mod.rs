@@ -20,7 +20,7 @@ fn prefetch_line(p: *const u8) {
 }
 
 /// Asks for the cache line at `p`, which need not exist, in the second-level cache: a tile of attention is more than
-/// the first holds.
+/// the first holds, and of lines on their way that one has places for few.
 #[inline(always)]
 pub(crate) fn prefetch_l2(p: *const u8) {
     #[allow(unused_unsafe, reason = "needed up to Rust 1.89")]

@@ -139,7 +139,8 @@ impl<'a, 'v> Call<'a, 'v> {
         self.items[..item].iter().map(|item| item.n_tokens).sum()
     }
 
-    /// Unit `index` of an item: the latest queries, which see the most, first, so that the threads end together.
+    /// Unit `index` of an item: the latest queries, which see the most, first, so that what is left for others to take from a
+    /// share's end are small units.
     fn unit(&self, item: usize, index: usize, place: Place) -> Unit<'a, 'v> {
         let at = &self.items[item];
         let cuts = self.cuts(at);

@@ -14,9 +14,8 @@ use std::ops::Range;
 
 use granule_quant::{ATTEND_TILE, DType, query_words};
 
-#[cfg(doc)]
-use crate::Threads;
-use crate::{KvRowLayout, threads};
+use crate::KvRowLayout;
+use crate::threads::owner;
 
 /// Query rows (query heads of a KV head, times tokens) that meet a tile together, at least one token's.
 const BLOCK_ROWS: usize = 32;
@@ -27,7 +26,7 @@ const SPLIT: usize = 256;
 /// Stretches of all items of a call together, but for shares that are rounded up.
 const STRETCHES: usize = 32;
 
-/// Where a unit is in the share of the thread that begins with it ([`Threads::for_each_chunk`]): as long as nobody helps out, each
+/// Where a unit is in the share of the thread that begins with it ([`crate::Threads::for_each_chunk`]): as long as nobody helps out, each
 /// has stretches of the context that follow one another, so that the rows fetched at the end of one are those that the next
 /// begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +38,7 @@ pub(super) struct Place {
 impl Place {
     /// Of one of `units` units.
     pub(super) fn new(unit: usize, units: usize, threads: usize) -> Self {
-        let owner = |unit| threads::owner(unit, units, threads);
+        let owner = |unit| owner(unit, units, threads);
         Self {
             is_first: unit == 0 || owner(unit - 1) != owner(unit),
             is_last: unit + 1 == units || owner(unit) != owner(unit + 1),
@@ -179,5 +178,26 @@ impl Plan {
     pub(super) fn partials_words(&self, n_tokens: usize) -> usize {
         // Fewer items than stretches, whose shares of them are rounded up.
         2 * STRETCHES * self.partial_words(self.block_tokens(n_tokens))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+
+    /// What `Threads` hands out, as its own tests hold: so many units in a row for each thread.
+    #[test]
+    fn a_share_has_one_first_and_one_last_unit() {
+        let places = |units, threads| (0..units).map(move |unit| Place::new(unit, units, threads));
+        for (units, threads) in [(1, 1), (7, 1), (8, 2), (9, 2), (10, 4), (3, 8), (33, 16)] {
+            let shares = units.min(threads);
+            assert_eq!(places(units, threads).filter(|place| place.is_first).count(), shares);
+            let mut before = true;
+            for place in places(units, threads) {
+                assert_eq!(place.is_first, before, "{units} over {threads}");
+                before = place.is_last;
+            }
+            assert!(before, "{units} over {threads}");
+        }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::{LANES, first};
 use crate::expand::{Expand, Scales, Values, by_block};
@@ -153,7 +154,7 @@ fn ask_ahead(at: *const u8, bytes: usize) {
 
 /// Products of panels with more columns.
 ///
-/// Not inlined: what lies on its stack is 90 KiB, each page of which is touched on entry, also by calls with few columns.
+/// Not inlined: what lies on its stack is 88 KiB, each page of which is touched on entry, also by calls with few columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
 #[inline(never)]
 fn many<B: Expand>(w: &[u8], panel: usize, x: &FixedMatrix<'_>, out: &mut Tile<'_>) {
@@ -169,8 +170,13 @@ fn many<B: Expand>(w: &[u8], panel: usize, x: &FixedMatrix<'_>, out: &mut Tile<'
                 sums.write(StretchSums::new::<B>(&x.sums(c0 + c)[run..][..n]));
             }
             // SAFETY: the first `cols` were just written.
-            let part = Part { x, first: c0, run, sums: unsafe { written(&sums[..cols]) } };
+            let sums = unsafe { written(&sums[..cols]) };
             for (p, pair) in w.chunks(PAIR * panel).enumerate() {
+                // The same stretch of the next pair, or the next one of the first pair.
+                let after = (p + 1) * PAIR * panel;
+                let next = w.as_ptr().wrapping_add(if after < w.len() { after + at } else { end });
+                let next = [next, next.wrapping_add(panel)];
+                let part = Part { x, first: c0, run, sums, next, bytes: end - at };
                 let mut runs = [&[][..]; PAIR];
                 let panels = pair.chunks_exact(panel).map(|w| &w[at..end]);
                 for ((runs, stretch), w) in runs.iter_mut().zip(&mut stretches).zip(panels) {
@@ -221,6 +227,10 @@ struct Part<'a, 'x> {
     run: usize,
     /// Of each column.
     sums: &'a [StretchSums],
+    /// Where the stretches lie that are multiplied after this one, if there are any.
+    next: [*const u8; PAIR],
+    /// Bytes of each.
+    bytes: usize,
 }
 
 impl Part<'_, '_> {
@@ -231,6 +241,7 @@ impl Part<'_, '_> {
         macro_rules! take {
             ($n:tt) => {
                 while self.sums.len() - c >= $n {
+                    self.ask_for_next(c..c + $n);
                     let sums = self.multiply::<B, P, $n>(runs, c);
                     for (p, sums) in sums.into_iter().enumerate() {
                         store(sums, out, r + p * LANES, self.first + c, self.run > 0);
@@ -243,6 +254,15 @@ impl Part<'_, '_> {
         take!(4);
         take!(2);
         take!(1);
+    }
+
+    /// Asks memory for what is multiplied next, as large a part of it as these columns are of all.
+    #[inline(always)]
+    fn ask_for_next(&self, columns: Range<usize>) {
+        let at = |c: usize| self.bytes * c / self.sums.len();
+        for line in (at(columns.start)..at(columns.end)).step_by(64) {
+            self.next.iter().for_each(|next| prefetch_l2(next.wrapping_add(line)));
+        }
     }
 
     /// Multiplies stretches of the same runs of `P` panels with `N` columns from `c` on.
