@@ -48,9 +48,9 @@ pub(crate) fn a_watch_uses_the_pool(open: &dyn Fn() -> Device) {
             loop {
                 pool.trim().unwrap();
                 pool.drain().unwrap();
-                // Told that there is enough again, it has some of it.
-                if let Ok((Level::Enough, served)) = tells.recv_timeout(Duration::from_millis(1)) {
-                    assert!(served > 0, "there is enough, and it has none of it");
+                // Told that there is enough again, it has some of it. What it was told before `all` was taken may come late, and finds
+                // none; where nothing else comes this does not end.
+                if let Ok((Level::Enough, 1..)) = tells.recv_timeout(Duration::from_millis(1)) {
                     break;
                 }
             }
