@@ -16,7 +16,7 @@ const FEWEST_ROWS: usize = PANEL_ROWS;
 /// About as many bytes of weights, as they lie in a file, one thread takes at a time where memory is the limit, but no fewer than
 /// `FEWEST_ROWS`: at the end of a product threads wait for one another by half the time that such a piece takes.
 const PIECE_BYTES: usize = 64 << 10;
-/// Up to this many tokens memory is the limit.
+/// Up to this many tokens packed weights go from memory straight into the products, as `granule-quant` has it.
 const FEW_TOKENS: usize = 8;
 /// Elements of one quantization block.
 const BLOCK: usize = 32;

@@ -26,9 +26,9 @@ const SPLIT: usize = 256;
 /// Stretches of all items of a call together, but for shares that are rounded up.
 const STRETCHES: usize = 32;
 
-/// Where a unit is in the share of the thread that begins with it ([`crate::Threads::for_each_chunk`]): as long as nobody helps out, each
-/// has stretches of the context that follow one another, so that the rows fetched at the end of one are those that the next
-/// begins with.
+/// Where a unit is in the share of the thread that begins with it ([`crate::Threads::for_each_chunk`]): as long as nobody
+/// helps out, each has stretches of the context that follow one another, so that the rows fetched at the end of one are
+/// those that the next begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) is_first: bool,
