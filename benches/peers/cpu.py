@@ -30,7 +30,7 @@ import subprocess
 import sys
 import time
 
-from llama_cpp import PACKAGE, VERSION, Failed, announce, as_json, build, command, make
+from llama_cpp import PACKAGE, VERSION, Failed, announce, as_json, build, command, make, programs
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECTIONS = ["prompt", "decode", "depth", "parallel", "first-token", "memory", "limits"]
@@ -567,6 +567,7 @@ def arguments():
 
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--build", action="store_true", help="download and build llama.cpp in the cache first")
+    p.add_argument("--no-amx", dest="amx", action="store_false", help="llama.cpp without AMX: its products for prompts of quantized weights crash on some machines that have it")
     p.add_argument("--make", action="store_true", help="make the models that are not in the cache yet, and measure them")
     p.add_argument("--models", type=pathlib.Path, metavar="DIR", help="measure the files NAME.TYPE.gguf of this folder")
     p.add_argument("--stem", metavar="NAME", help="of several models in the folder, this one")
@@ -595,12 +596,12 @@ def main():
     if not (args.build or args.make or args.models):
         parser.error("nothing to do: --build, --make or --models DIR")
     args.cache = args.cache.resolve()
-    args.llama_bin = args.llama_bin or args.cache / "llama.cpp" / "bin"
+    args.llama_bin = args.llama_bin or programs(args.cache, args.amx)
     args.out = args.out or args.cache / f"{datetime.date.today().isoformat()}-cpu"
     try:
         if args.build:
             args.cache.mkdir(parents=True, exist_ok=True)
-            announce(f"llama.cpp is in {build(args.cache)}")
+            announce(f"llama.cpp is in {build(args.cache, args.amx)}")
         if args.make:
             types = args.types = args.types or ["q4_0", "q8_0", "q4_k_m", "q6_k", "f16", "bf16"]
             args.models = make(args.cache, args.llama_bin, types)

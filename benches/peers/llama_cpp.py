@@ -53,7 +53,12 @@ def tools(cache, *packages):
     return python
 
 
-def build(cache):
+def programs(cache, amx=True):
+    """Where llama.cpp's programs lie once they are built."""
+    return cache / ("llama.cpp" if amx else "llama.cpp-without-amx") / "bin"
+
+
+def build(cache, amx=True):
     """Downloads and builds llama.cpp, natively and in release mode; answers where its programs lie."""
     python = tools(cache, "cmake", "ninja")
     source = cache / "source" / "vendor" / "llama.cpp"
@@ -63,13 +68,16 @@ def build(cache):
         command([*pip, "--no-binary", PACKAGE, f"{PACKAGE}=={VERSION}", "-d", cache])
         unpack(cache)
     env = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
-    made = cache / "llama.cpp"
+    made = programs(cache, amx).parent
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_SERVER=OFF"]
+    if not amx:
+        without = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+        options += [f"-DCMAKE_C_FLAGS={without}", f"-DCMAKE_CXX_FLAGS={without}"]
     announce(f"building {', '.join(TARGETS)} in {made}")
     command([python.parent / "cmake", "-G", "Ninja", "-S", source, "-B", made, *options], env=env)
     if subprocess.run([python.parent / "ninja", "-C", made, *TARGETS], env=env, stdout=sys.stderr).returncode != 0:
         raise Failed("llama.cpp was not built, see above")
-    return made / "bin"
+    return programs(cache, amx)
 
 
 def unpack(cache):
