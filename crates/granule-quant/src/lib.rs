@@ -13,6 +13,7 @@
 //! | multiply | [`dot_q8`], [`dot_f32`], [`gemm_q8`], [`gemm_f32`], [`Tile`] |
 //! | pack weights for the CPU at hand, and multiply these | [`Packing`], [`quantize_fixed`], [`FixedMatrix`] |
 //! | multiply `F16` and `BF16` weights with many tokens | [`Isa::gemm_bf16`], [`Bf16Matrix`] |
+//! | lay weights out for a GPU | [`WeightPlanes`], [`pack_planes`], [`pack_planes_rows`], [`decode_planes`] |
 //! | gate a feed-forward | [`Isa::swiglu`] |
 //! | choose the instructions | [`Isa`] |
 //! | see what all of this means | [`scalar`] |
@@ -31,6 +32,7 @@ mod gemm;
 mod isa;
 mod packed;
 mod planar;
+mod planes;
 pub mod scalar;
 mod swiglu;
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -53,3 +55,4 @@ pub use packed::{PANEL_ROWS, Packing};
 pub use planar::{
     PlanarBytes, decode_planar, encode_planar, ggml_from_planar, planar_bytes, planar_from_ggml,
 };
+pub use planes::{WeightPlanes, decode_planes, pack_planes, pack_planes_rows};

@@ -185,12 +185,15 @@ fn pack_bits(codes: &[u32; BLOCK_LEN / 4], from: usize, planes: &mut [u8], r: us
     if bits == 0 {
         return;
     }
-    let mask = u32::from_ne_bytes([((1_u32 << bits) - 1) as u8; 4]);
     for (p, plane) in planes.chunks_exact_mut(PLANE).enumerate() {
-        let mut word = 0;
-        for (i, codes) in codes.iter().skip(p).step_by(bits).enumerate() {
-            word |= (codes >> from & mask) << (i * bits);
-        }
-        plane[4 * r..][..4].copy_from_slice(&word.to_le_bytes());
+        plane[4 * r..][..4].copy_from_slice(&bits_of_codes(codes, from, bits, p).to_le_bytes());
     }
+}
+
+/// Word `p` of `bits`: bits `from` and on, so many, of each of the codes in words `p`, `p + bits`, ..., from the lowest on.
+#[inline(always)]
+pub(crate) fn bits_of_codes(codes: &[u32; BLOCK_LEN / 4], from: usize, bits: usize, p: usize) -> u32 {
+    let mask = u32::from_ne_bytes([((1_u32 << bits) - 1) as u8; 4]);
+    let words = codes.iter().skip(p).step_by(bits).enumerate();
+    words.fold(0, |word, (i, codes)| word | (codes >> from & mask) << (i * bits))
 }

@@ -32,6 +32,14 @@ pub(crate) const NO_MINIMUM: [f32; 2] = [-0.0; 2];
 impl Run {
     /// The run that a piece starts with, before it is written.
     pub(crate) const ZERO: Run = Run { q: [0; BLOCK_LEN], d: [0.0; 2], m: NO_MINIMUM };
+
+    /// The elements as numbers.
+    #[inline(always)]
+    pub(crate) fn values(&self, x: &mut [f32; BLOCK_LEN]) {
+        for (j, x) in x.iter_mut().enumerate() {
+            *x = self.d[j / 16] * f32::from(self.q[j]) + self.m[j / 16];
+        }
+    }
 }
 
 /// What a code stands for.
@@ -106,21 +114,27 @@ pub(crate) trait Expand: Pod {
         [1; 2]
     }
 
-    /// Elements `32 i` to `32 i + 31`. Products of scales are exact: 11 bits with at most 8.
+    /// Elements `32 i` to `32 i + 31`.
     #[inline(always)]
     fn run(&self, i: usize) -> Run {
-        let codes = self.codes(i);
+        Self::run_of(self.codes(i), [self.d(), self.minimum()], self.scales(i), self.minimums(i))
+    }
+
+    /// 32 elements from their codes, the block's scale and minimum, and those of the halves. Products of scales are exact:
+    /// 11 bits with at most 8.
+    #[inline(always)]
+    fn run_of(codes: [u8; BLOCK_LEN], block: [f16; 2], scales: [i8; 2], minimums: [u8; 2]) -> Run {
         let q = match Self::VALUES {
             Values::Less(offset) => codes.map(|code| code.wrapping_sub(offset).cast_signed()),
             Values::Table(table) => codes.map(|code| table[usize::from(code & 15)]),
         };
-        let (d, minimum) = (widen(self.d()) * Self::UNIT, widen(self.minimum()));
+        let (d, minimum) = (widen(block[0]) * Self::UNIT, widen(block[1]));
         let m = match (Self::MINIMUM, Self::SCALES) {
             (Minimum::None, _) => NO_MINIMUM,
             (_, Scales::One) => [minimum; 2],
-            _ => self.minimums(i).map(|t| -(minimum * f32::from(t))),
+            _ => minimums.map(|t| -(minimum * f32::from(t))),
         };
-        Run { q, d: self.scales(i).map(|s| d * f32::from(s)), m }
+        Run { q, d: scales.map(|s| d * f32::from(s)), m }
     }
 }
 
@@ -189,10 +203,7 @@ pub(crate) fn decode<B: Expand>(blocks: &[u8], dst: &mut [f32]) {
         let copy: B;
         let block = block_at!(bytes, copy);
         for (i, x) in dst.as_chunks_mut::<BLOCK_LEN>().0.iter_mut().enumerate() {
-            let Run { q, d, m } = block.run(i);
-            for (j, x) in x.iter_mut().enumerate() {
-                *x = d[j / 16] * f32::from(q[j]) + m[j / 16];
-            }
+            block.run(i).values(x);
         }
     }
 }
