@@ -1,5 +1,5 @@
-// The block structs of ggml, byte for byte, the only ones in the CUDA sources, and what is computed with them. The
-// definition is that of `granule-quant` (`src/block.rs`).
+// The block structs of ggml, byte for byte, and what is computed with them: those that caches have too. With those of
+// `weight_blocks.cuh` they are the only ones in the CUDA sources. The definition is that of `granule-quant` (`src/block/`).
 #pragma once
 
 #include "intrinsics.cuh"

@@ -34,6 +34,11 @@ struct alignas(16) Wide {
 };
 static_assert(sizeof(Wide) == 16 && sizeof(f16) == 2 && sizeof(bf16) == 2);
 
+// 8 bytes.
+struct alignas(8) HalfWide {
+    u32 word[2];
+};
+
 // Lanes of a warp, and the mask that names them all.
 constexpr u32 WARP = 32;
 constexpr u32 ALL_LANES = 0xffffffffu;
@@ -49,6 +54,13 @@ constexpr u32 THREADS = 256;
 #define UNROLLED _Pragma("unroll")
 #endif
 
+// Before a loop that is not to be unrolled.
+#ifdef GRANULE_EMULATED
+#define ROLLED
+#else
+#define ROLLED _Pragma("unroll 1")
+#endif
+
 // Loads a T from an address that is aligned for T, whatever type the memory was declared with.
 template <typename T> __device__ inline T load(const void *from)
 {
@@ -60,6 +72,45 @@ template <typename T> __device__ inline T load(const void *from)
     return static_cast<const Cell *>(from)->value;
 #else
     return *static_cast<const T *>(from);
+#endif
+}
+
+// The same for memory that nothing writes while the kernel runs and that the multiprocessor need not keep for anybody else.
+template <typename T> __device__ inline T load_once(const void *from);
+
+template <> __device__ inline Wide load_once<Wide>(const void *from)
+{
+#ifdef GRANULE_EMULATED
+    return load<Wide>(from);
+#else
+    Wide wide;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(wide.word[0]), "=r"(wide.word[1]), "=r"(wide.word[2]), "=r"(wide.word[3])
+        : "l"(__cvta_generic_to_global(from)));
+    return wide;
+#endif
+}
+
+template <> __device__ inline HalfWide load_once<HalfWide>(const void *from)
+{
+#ifdef GRANULE_EMULATED
+    return load<HalfWide>(from);
+#else
+    HalfWide half;
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+        : "=r"(half.word[0]), "=r"(half.word[1])
+        : "l"(__cvta_generic_to_global(from)));
+    return half;
+#endif
+}
+
+// Asks for what is at an address, which has to be memory, to come to the second-level cache.
+__device__ inline void prefetch_sector(const void *at)
+{
+#ifdef GRANULE_EMULATED
+    static_cast<void>(*static_cast<const volatile u8 *>(at)); // so that it is seen where accesses are checked
+#else
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(at)));
 #endif
 }
 
@@ -100,6 +151,36 @@ __device__ inline float float_of(u32 bits)
     return __builtin_bit_cast(float, bits);
 #else
     return __uint_as_float(bits);
+#endif
+}
+
+// The bits of an f64.
+__device__ inline u64 bits_of(double x)
+{
+#ifdef GRANULE_EMULATED
+    return __builtin_bit_cast(u64, x);
+#else
+    return static_cast<u64>(__double_as_longlong(x));
+#endif
+}
+
+// The f64 that has these bits.
+__device__ inline double double_of(u64 bits)
+{
+#ifdef GRANULE_EMULATED
+    return __builtin_bit_cast(double, bits);
+#else
+    return __longlong_as_double(static_cast<long long>(bits));
+#endif
+}
+
+// The upper half of a product of 128 bits.
+__device__ inline u64 high_product(u64 a, u64 b)
+{
+#ifdef GRANULE_EMULATED
+    return static_cast<u64>(static_cast<unsigned __int128>(a) * b >> 64);
+#else
+    return __umul64hi(a, b);
 #endif
 }
 
@@ -270,6 +351,16 @@ __device__ inline float larger_of(float x, float y)
 #endif
 }
 
+// The root of x, correctly rounded.
+__device__ inline float square_root(float x)
+{
+#ifdef GRANULE_EMULATED
+    return __builtin_sqrtf(x);
+#else
+    return __fsqrt_rn(x);
+#endif
+}
+
 // 2^x to about 2 units in the last place, and 0 where that is below 2^-126: what spares the three instructions around the one
 // that keep subnormal numbers. Not the same bits here and there.
 __device__ inline float approximate_exp2(float x)
@@ -304,6 +395,80 @@ template <u32 SELECT> __device__ inline u32 permuted(u32 a, u32 b)
     return word;
 #else
     return __byte_perm(a, b, SELECT);
+#endif
+}
+
+// The same for digits that are known only when it runs: the lower four of `select`, each 0 to 7.
+__device__ inline u32 picked(u32 a, u32 b, u32 select)
+{
+#ifdef GRANULE_EMULATED
+    const u64 bytes = a | u64{b} << 32;
+    u32 word = 0;
+    for (u32 i = 0; i < 4; i++) {
+        if ((select >> (4 * i) & 8) != 0) __trap(); // a GPU would repeat the byte's sign
+        word |= static_cast<u32>(bytes >> (8 * (select >> (4 * i) & 7)) & 0xff) << (8 * i);
+    }
+    return word;
+#else
+    u32 word; // `__byte_perm` takes off bits that are not set here
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(select));
+    return word;
+#endif
+}
+
+// `sum` and the products of the four bytes of `a`, signed or not, with those of `b`, which are signed.
+template <bool SIGNED> __device__ inline i32 dot_bytes(u32 a, u32 b, i32 sum)
+{
+#ifdef GRANULE_EMULATED
+    for (u32 i = 0; i < 4; i++) {
+        const u8 byte = static_cast<u8>(a >> (8 * i));
+        sum += (SIGNED ? i32{static_cast<i8>(byte)} : i32{byte}) * static_cast<i8>(b >> (8 * i));
+    }
+    return sum;
+#else
+    i32 all;
+    if constexpr (SIGNED) {
+        asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(all) : "r"(a), "r"(b), "r"(sum));
+    } else {
+        asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(all) : "r"(a), "r"(b), "r"(sum));
+    }
+    return all;
+#endif
+}
+
+// a * b + c, rounded once.
+__device__ inline float fused(float a, float b, float c)
+{
+#ifdef GRANULE_EMULATED
+    return __builtin_fmaf(a, b, c);
+#else
+    float sum;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(sum) : "f"(a), "f"(b), "f"(c));
+    return sum;
+#endif
+}
+
+// The same of each of two f16 in a word.
+__device__ inline u32 fused_f16(u32 a, u32 b, u32 c)
+{
+#ifdef GRANULE_EMULATED
+    // Exact in a double where the result is an f16; then to an odd float, which cannot lie between two f16 but on the right side.
+    const auto one = [](u32 x, u32 y, u32 z) -> u32 {
+        const auto wide = [](u32 bits) { return static_cast<double>(to_f32(f16{static_cast<u16>(bits)})); };
+        const double sum = wide(x) * wide(y) + wide(z);
+        float near = static_cast<float>(sum);
+        if (near == near && static_cast<double>(near) != sum) {
+            u32 bits = bits_of(near);
+            if ((static_cast<double>(near) > sum) == (near > 0)) bits--; // towards zero
+            near = float_of(bits | 1);
+        }
+        return to_f16(near).bits;
+    };
+    return one(a, b, c) | one(a >> 16, b >> 16, c >> 16) << 16;
+#else
+    u32 sum;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
 #endif
 }
 

@@ -233,22 +233,3 @@ template <u32 LEFT> __device__ inline void wait_async()
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 #endif
 }
-
-// a * b + c, rounded once.
-__device__ inline float fused(float a, float b, float c)
-{
-#ifdef GRANULE_EMULATED
-    return __builtin_fmaf(a, b, c);
-#else
-    float sum;
-    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(sum) : "f"(a), "f"(b), "f"(c));
-    return sum;
-#endif
-}
-
-// Before a loop that is not to be unrolled.
-#ifdef GRANULE_EMULATED
-#define ROLLED
-#else
-#define ROLLED _Pragma("unroll 1")
-#endif

@@ -14,7 +14,8 @@ struct MatrixC32 {
 };
 
 #ifdef GRANULE_EMULATED
-struct MultiplyBytesTwin {
+// SIGNED: whether the bytes of `a` are.
+template <bool SIGNED> struct MultiplyBytesTwin {
     struct Lane {
         MatrixA a;
         MatrixB b;
@@ -22,6 +23,7 @@ struct MultiplyBytesTwin {
     };
 
     static i32 byte(u32 word, u32 i) { return static_cast<i8>(word >> (8 * i)); }
+    static i32 byte_of_a(u32 word, u32 i) { return SIGNED ? byte(word, i) : static_cast<u8>(word >> (8 * i)); }
 
     static void together(const void *inputs, void *outputs)
     {
@@ -31,7 +33,7 @@ struct MultiplyBytesTwin {
         for (u32 lane = 0; lane < WARP; lane++) {
             const u32 g = lane / 4, t = lane % 4;
             for (u32 i = 0; i < 16; i++) {
-                a[g + i / 4 % 2 * 8][4 * t + i % 4 + i / 8 * 16] = byte(lanes[lane].a.word[i / 4], i % 4);
+                a[g + i / 4 % 2 * 8][4 * t + i % 4 + i / 8 * 16] = byte_of_a(lanes[lane].a.word[i / 4], i % 4);
             }
             for (u32 i = 0; i < 8; i++) b[4 * t + i % 4 + i / 4 * 16][g] = byte(lanes[lane].b.word[i / 4], i % 4);
         }
@@ -47,15 +49,32 @@ struct MultiplyBytesTwin {
 };
 #endif
 
-// c += a b, of signed bytes. All lanes of the warp take part.
+// c += a b, of bytes: those of `a` signed or not, those of `b` signed. All lanes of the warp take part.
+template <bool SIGNED> __device__ inline void multiply_add_bytes(MatrixC32 &c, const MatrixA &a, const MatrixB &b GRANULE_WHERE)
+{
+#ifdef GRANULE_EMULATED
+    using Twin = MultiplyBytesTwin<SIGNED>;
+    const typename Twin::Lane mine{a, b, c};
+    granule_emu_warp_together(ALL_LANES, &mine, sizeof mine, &c, sizeof c, Twin::together, file, line);
+#else
+    if constexpr (SIGNED) {
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+r"(c.value[0]), "+r"(c.value[1]), "+r"(c.value[2]), "+r"(c.value[3])
+            : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
+    } else {
+        asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+            : "+r"(c.value[0]), "+r"(c.value[1]), "+r"(c.value[2]), "+r"(c.value[3])
+            : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
+    }
+#endif
+}
+
+// c += a b, of signed bytes.
 __device__ inline void multiply_add_s8(MatrixC32 &c, const MatrixA &a, const MatrixB &b GRANULE_WHERE)
 {
 #ifdef GRANULE_EMULATED
-    const MultiplyBytesTwin::Lane mine{a, b, c};
-    granule_emu_warp_together(ALL_LANES, &mine, sizeof mine, &c, sizeof c, MultiplyBytesTwin::together, file, line);
+    multiply_add_bytes<true>(c, a, b, file, line);
 #else
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(c.value[0]), "+r"(c.value[1]), "+r"(c.value[2]), "+r"(c.value[3])
-        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b.word[0]), "r"(b.word[1]));
+    multiply_add_bytes<true>(c, a, b);
 #endif
 }

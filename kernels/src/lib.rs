@@ -40,7 +40,32 @@ pub const PREFILL_KEYS: u32 = 64;
 /// Elements of the largest head that `attention_prefill` takes.
 pub const PREFILL_DIM: u32 = 128;
 
-/// Bit of the flag word that `quantize` and `kv_append` set where an element is NaN or infinite.
+/// Rows of weights that a warp of `matvec_<type>_1` (floats: `_4` too) has.
+pub const MATVEC_WARP_ROWS: u32 = 4;
+
+/// Rows of weights that a thread block of `matvec_<type>_8` has.
+pub const MATVEC_TILE_ROWS: u32 = 16;
+
+/// Matrices that a launch of `matvec` takes.
+pub const MATVEC_JOBS: u32 = 4;
+
+/// Matrices that a launch of `matmul` takes.
+pub const MATMUL_JOBS: u32 = 4;
+
+/// Steps of a thread block of `matmul` in shared memory, of lines that come as they are and of those that are converted; bytes of one.
+pub const MATMUL_STAGES: u32 = 3;
+/// As above.
+pub const MATMUL_CONVERTED: u32 = 2;
+/// As above.
+pub const MATMUL_STEP_BYTES: u32 = 128 * 64 * 2;
+
+/// Tokens of a vocabulary's slice in `sample`.
+pub const SAMPLE_SLICE: u32 = 4096;
+
+/// Bytes of scratch that `sample` needs for a row.
+pub const SAMPLE_BOARD: u32 = 62_480;
+
+/// Bit of the flag word that `quantize`, `kv_append` and two forms of `activate` set where an element is NaN or infinite.
 pub const FLAG_NOT_FINITE: u32 = 1;
 
 /// Bit of the flag word that they set where a block's scale, or an element that `kv_append` stores in 16 bits, rounds to

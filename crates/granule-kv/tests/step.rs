@@ -41,7 +41,6 @@ fn transform() -> KvTransform {
 }
 
 /// What computes: this processor, or a device.
-#[expect(clippy::large_enum_variant, reason = "there are two")]
 enum Machine {
     Host(Threads),
     Cuda { kernels: Kernels, stream: Stream, folds: Option<[Buffer; 2]> },

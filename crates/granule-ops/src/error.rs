@@ -86,6 +86,14 @@ pub enum Error {
         /// The type of the rows to write.
         to: DType,
     },
+    /// Activations in a form that is for weights of other types.
+    #[error("{dtype} weights do not meet activations in the form {form:?}")]
+    Form {
+        /// The weights' type.
+        dtype: DType,
+        /// The activations' form.
+        form: crate::activate::Form,
+    },
     /// A change of layout between rows that have the same one; a copy is what is wanted.
     #[error("both sides have the same layout: copy the rows instead")]
     SameLayout,

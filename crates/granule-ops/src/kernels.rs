@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use granule_device::{Buffer, Bytes, Device, DeviceKind, Function, Module};
+use granule_device::{Buffer, Bytes, Device, DeviceKind, DeviceSliceMut, Function, Module, Stream};
 
 use crate::Error;
 
@@ -14,13 +14,14 @@ use crate::Error;
 /// be loaded while a stream is captured: launch what a graph is to hold once before.
 ///
 /// A kernel cannot refuse a number. Where it meets one that the host's encoder refuses, it raises a flag on the device, which
-/// stays up until [`Kernels::check`] asks.
+/// stays up until [`Kernels::check`] asks, or [`Kernels::collect`] comes. Who computes beside others has a flag of its own:
+/// [`Kernels::sharing`].
 pub struct Kernels {
     device: Device,
     compute_capability: (u32, u32),
     driver_version: u32,
     multiprocessors: u32,
-    loaded: Mutex<Loaded>,
+    loaded: Arc<Mutex<Loaded>>,
     /// One word of device memory. Not of the host's: there, an atomic access from behind a bus need not be one to the host.
     flag: Mutex<Buffer>,
     flag_address: u64,
@@ -43,16 +44,31 @@ impl Kernels {
             return Err(Error::NotOnDevice { what: "a device for kernels" });
         }
         let info = device.cuda_info()?;
-        let mut flag = device.alloc(Bytes::from_usize(size_of::<u32>()))?;
-        lower(device, &mut flag)?;
+        let flag = new_flag(device)?;
         Ok(Kernels {
             device: device.clone(),
             compute_capability: (info.compute_capability.major, info.compute_capability.minor),
             driver_version: info.driver_version,
             multiprocessors: info.multiprocessors,
-            loaded: Mutex::default(),
+            loaded: Arc::default(),
             flag_address: flag.ptr().addr(),
             flag: Mutex::new(flag),
+        })
+    }
+
+    /// The same kernels, with a flag of their own: what one of the two loads the other has loaded, and what is raised by launches
+    /// of one, the other never hears of.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where there is no memory for the flag.
+    pub fn sharing(&self) -> Result<Kernels, Error> {
+        let flag = new_flag(&self.device)?;
+        Ok(Kernels {
+            device: self.device.clone(),
+            loaded: Arc::clone(&self.loaded),
+            flag_address: flag.ptr().addr(),
+            flag: Mutex::new(flag),
+            ..*self
         })
     }
 
@@ -60,6 +76,43 @@ impl Kernels {
     #[must_use]
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Copies the flag to `to`, 4 bytes for [`Kernels::judge`], and lowers it, when the stream's turn comes, also in a captured
+    /// graph: what [`Kernels::check`] does without a call of its own.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] where `to` has another length, [`Error::OtherDevice`], [`Error::Device`].
+    ///
+    /// # Safety
+    /// - `to`, and `self`, stay until the stream has passed this, in a captured graph until it has been launched for the last time;
+    ///   until then nothing else touches `to`.
+    pub unsafe fn collect(&self, stream: &Stream, to: DeviceSliceMut<'_>) -> Result<(), Error> {
+        crate::error::expect_len("bytes for the flag", to.len(), size_of::<u32>())?;
+        crate::launch::check_stream(self, stream)?;
+        let mut flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the flag stays with `self`; kernels access it atomically and in the stream's order. The rest is the caller's
+        // promise.
+        unsafe {
+            stream.copy_slice(flag.slice(..)?, to)?;
+            stream.fill_slice(flag.slice_mut(..)?, 0)?;
+        }
+        Ok(())
+    }
+
+    /// What a word says that [`Kernels::collect`] has left.
+    ///
+    /// # Errors
+    /// [`Error::Flagged`].
+    pub fn judge(&self, word: [u8; 4]) -> Result<(), Error> {
+        match u32::from_ne_bytes(word) {
+            0 => Ok(()),
+            bits => Err(Error::Flagged {
+                device: self.device.name().to_owned(),
+                not_finite: bits & granule_kernels::FLAG_NOT_FINITE != 0,
+                overflow: bits & granule_kernels::FLAG_OVERFLOW != 0,
+            }),
+        }
     }
 
     /// Whether everything that was quantized since the last call could be encoded. Looks at what has run: synchronize with
@@ -72,16 +125,11 @@ impl Kernels {
         let mut flag = self.flag.lock().unwrap_or_else(PoisonError::into_inner);
         let mut word = [0; size_of::<u32>()];
         self.device.copy(flag.slice(..)?, (&mut word[..]).into())?;
-        let bits = u32::from_ne_bytes(word);
-        if bits == 0 {
+        if word == [0; 4] {
             return Ok(());
         }
         lower(&self.device, &mut flag)?;
-        Err(Error::Flagged {
-            device: self.device.name().to_owned(),
-            not_finite: bits & granule_kernels::FLAG_NOT_FINITE != 0,
-            overflow: bits & granule_kernels::FLAG_OVERFLOW != 0,
-        })
+        self.judge(word)
     }
 
     /// The device's multiprocessors, at least one.
@@ -133,6 +181,12 @@ impl Kernels {
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn new_flag(device: &Device) -> Result<Buffer, Error> {
+    let mut flag = device.alloc(Bytes::from_usize(size_of::<u32>()))?;
+    lower(device, &mut flag)?;
+    Ok(flag)
 }
 
 fn lower(device: &Device, flag: &mut Buffer) -> Result<(), Error> {

@@ -17,7 +17,7 @@ use granule_kernels::THREADS;
 use granule_quant::DType;
 
 use crate::error::expect_len;
-use crate::launch::{check_kind, check_multiple};
+use crate::launch::{MOST_Y, check_kind, check_multiple};
 use crate::{Error, KvFold, KvRowLayout, KvView, Rope};
 
 /// Largest head dimension, and most rows in the sinks, that the kernels take.
@@ -25,8 +25,6 @@ const MOST_HEAD_DIM: usize = 256;
 const MOST_SINKS: usize = 4;
 /// What every address, stride and offset in the cache must be a multiple of.
 pub(crate) const WIDE: usize = 16;
-/// The most thread blocks in y of a grid.
-const MOST_Y: usize = 65535;
 
 /// `KvSequence` of `kv.cuh`.
 #[repr(C)]

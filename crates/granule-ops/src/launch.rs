@@ -7,11 +7,13 @@ use crate::rows::{RowShape, Rows, RowsMut};
 use crate::{Error, Kernels};
 
 /// The most thread blocks that a grid has in x, and in y.
-const MOST: [u64; 2] = [(1 << 31) - 1, 65535];
+const MOST: [u64; 2] = [(1 << 31) - 1, MOST_Y as u64];
+/// Those in y.
+pub(crate) const MOST_Y: usize = 65535;
 
 /// Alignment that a kernel wants of plain rows of blocks, and of everything else: floats, and planes.
 const BLOCK_ALIGN: usize = 2;
-const WIDE_ALIGN: usize = 16;
+pub(crate) const WIDE_ALIGN: usize = 16;
 
 /// `rows` rows of `blocks` blocks, with a thread block for each tile as far as a grid goes; kernels loop over the rest.
 fn row_grid(rows: u64, blocks: u64) -> LaunchShape {
@@ -21,6 +23,11 @@ fn row_grid(rows: u64, blocks: u64) -> LaunchShape {
 /// `bytes` bytes, with a thread block for each piece as far as a grid goes; kernels loop over the rest.
 pub(crate) fn byte_grid(bytes: usize) -> LaunchShape {
     grid([(bytes as u64).div_ceil(PIECE_BYTES.into()), 1])
+}
+
+/// `rows` rows of `count` pieces of work, with a thread for each as far as a grid goes; kernels loop over the rest.
+pub(crate) fn thread_grid(rows: u64, count: u64) -> LaunchShape {
+    grid([count.div_ceil(THREADS.into()), rows])
 }
 
 fn grid(want: [u64; 2]) -> LaunchShape {
@@ -145,6 +152,8 @@ mod tests {
         assert_eq!(byte_grid(16385).grid, [2, 1, 1]);
         assert_eq!(byte_grid(usize::MAX).grid, [(1 << 31) - 1, 1, 1]);
         assert_eq!(byte_grid(1).block, [256, 1, 1]);
+        assert_eq!(thread_grid(3, 256).grid, [1, 3, 1]);
+        assert_eq!(thread_grid(1, 257).grid, [2, 1, 1]);
     }
 
     #[test]

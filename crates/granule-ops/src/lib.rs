@@ -7,7 +7,7 @@
 //!
 //! | operation | what it computes |
 //! | --- | --- |
-//! | [`embed`] | rows of the embedding table |
+//! | [`embed`](embed()) | rows of the embedding table |
 //! | [`rms_norm`] | root mean square normalization |
 //! | [`Rope`], [`rotate`] | rotary positions over adjacent pairs |
 //! | [`matmul`] | activations with one to four weights of any type |
@@ -15,13 +15,17 @@
 //! | [`KvTransform`] | what makes four bits enough, before keys and values are stored |
 //! | [`attention`] | causal attention of a batch of sequences that reads the cache's types directly through a [`KvView`] |
 //! | `attention_prefill` | the same for the many query tokens of prompts, on the tensor cores of a CUDA device (feature `cuda`) |
+//! | [`activate`] | activations in the [form](activate::Form) that products on a CUDA device read: as they are, normalized, or through SwiGLU |
+//! | `product` | those activations with weights in planes: `matmul` on a CUDA device (feature `cuda`) |
+//! | `sample` | tokens drawn from logits on a CUDA device: top-k, top-p, min-p, temperature (feature `cuda`) |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
 //! | [`softmax`] | probabilities |
 //! | [`quantize`], [`dequantize`] | [rows](Rows) of floats into rows of blocks, and back |
 //! | [`relayout`] | rows of blocks between the plain and the planar layout |
+//! | [`pack_weights`] | rows of weights from the layout of files into the planes that a device's products take |
 //! | [`fill`], [`compare`] | a pattern over memory; how two stretches of memory differ |
 //!
-//! The last five, [`kv_append`] and [`attention`] run on CUDA devices too (feature `cuda`): `quantize::cpu` and `quantize::cuda` are
+//! The last six, [`embed`](embed()), [`rope`], [`kv_append`] and [`attention`] run on CUDA devices too (feature `cuda`): `quantize::cpu` and `quantize::cuda` are
 //! twins. What a step's sequences are, kernels read in a `KvTable`.
 //!
 //! ```
@@ -43,13 +47,14 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod activate;
 mod add;
 pub mod attention;
 #[cfg(feature = "cuda")]
 pub mod attention_prefill;
 pub mod compare;
 pub mod dequantize;
-mod embed;
+pub mod embed;
 mod error;
 pub mod fill;
 #[cfg(feature = "cuda")]
@@ -63,11 +68,20 @@ mod kv_view;
 mod launch;
 mod matmul;
 mod matrix;
+#[cfg(feature = "cuda")]
+mod matvec;
 mod norm;
+pub mod pack_weights;
+#[cfg(feature = "cuda")]
+mod planar_matrix;
+#[cfg(feature = "cuda")]
+pub mod product;
 pub mod quantize;
 pub mod relayout;
-mod rope;
+pub mod rope;
 mod rows;
+#[cfg(feature = "cuda")]
+pub mod sample;
 mod softmax;
 mod swiglu;
 mod threads;
@@ -85,6 +99,8 @@ pub use kv_view::{KvRowLayout, KvSegment, KvSinks, KvView, KvViewMut};
 pub use matmul::{Activations, Precision, QuantScratch, matmul};
 pub use matrix::Matrix;
 pub use norm::rms_norm;
+#[cfg(feature = "cuda")]
+pub use planar_matrix::PlanarMatrix;
 pub use rope::{Rope, rotate};
 pub use rows::{PLANE_ALIGN, Planes, RowShape, Rows, RowsMut};
 pub use softmax::{log_softmax_at, softmax};

@@ -23,11 +23,11 @@ use self::toolchain::Toolchain;
 use crate::steps::Steps;
 
 /// What all PTX together may have, in bytes: it is part of every program that links `granule-kernels`.
-const PTX_BUDGET: usize = 1 << 20;
+const PTX_BUDGET: usize = 3 << 20;
 
 /// Operations that compute, where the others carry or encode numbers: they promise a bound on their error and no bits, and
 /// may contract (`fma`) and approximate (`ex2.approx`).
-const BOUNDED: &[&str] = &["attention", "attention_prefill"];
+const BOUNDED: &[&str] = &["attention", "attention_prefill", "matmul", "matvec"];
 
 #[derive(Args)]
 pub(crate) struct KernelsArgs {

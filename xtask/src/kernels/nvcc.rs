@@ -90,9 +90,10 @@ fn read_report(report: &str) -> Result<Vec<Row>> {
             });
         } else if line.contains("bytes stack frame") {
             let row = rows.last_mut().context("ptxas names no kernel")?;
-            row.stack = before(line, " bytes stack frame").context("no stack frame")?;
-            row.spill_stores = before(line, " bytes spill stores").context("no spill stores")?;
-            row.spill_loads = before(line, " bytes spill loads").context("no spill loads")?;
+            // Of the kernel itself, and then of the functions that it calls.
+            row.stack += before(line, " bytes stack frame").context("no stack frame")?;
+            row.spill_stores += before(line, " bytes spill stores").context("no spill stores")?;
+            row.spill_loads += before(line, " bytes spill loads").context("no spill loads")?;
         } else if line.contains(" registers") {
             let row = rows.last_mut().context("ptxas names no kernel")?;
             row.registers = before(line, " registers").context("no registers")?;
@@ -118,6 +119,8 @@ mod tests {
             ptxas info    : Function properties for rope\n    \
             16 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads\n\
             ptxas info    : Used 40 registers, used 1 barriers, 8720 bytes smem, 408 bytes cmem[0]\n\
+            ptxas info    : Function properties for turn\n    \
+            0 bytes stack frame, 2 bytes spill stores, 1 bytes spill loads\n\
             ptxas info    : Compiling entry function 'norm' for 'sm_90a'\n    \
             0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n\
             ptxas info    : Used 8 registers, used 0 barriers\n";
@@ -126,7 +129,7 @@ mod tests {
             .iter()
             .map(|r| (&*r.kernel, &*r.target, r.registers, r.shared, r.stack, r.spill_stores, r.spill_loads))
             .collect();
-        assert_eq!(numbers, [("rope", "sm_90a", 40, 8720, 16, 8, 4), ("norm", "sm_90a", 8, 0, 0, 0, 0)]);
+        assert_eq!(numbers, [("rope", "sm_90a", 40, 8720, 16, 10, 5), ("norm", "sm_90a", 8, 0, 0, 0, 0)]);
         assert!(rows[0].spills() && !rows[1].spills());
         assert!(read_report("    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").is_err());
     }

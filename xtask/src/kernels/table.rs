@@ -22,13 +22,21 @@ pub(super) struct Row {
 }
 
 /// Bytes of dynamic shared memory that a launcher asks for, at most, over all types: what ptxas does not know. Tests of
-/// `granule-ops` hold them to the launchers.
-const DYNAMIC: &[(&str, u64)] =
-    &[("attention_128", 76_800), ("attention_64", 98_304), ("attention_prefill", 84_000)];
+/// `granule-ops` hold them to the launchers. By the beginning of the kernel's name, the first one that fits.
+const DYNAMIC: &[(&str, u64)] = &[
+    ("activate_", 98_304),
+    ("attention_128", 76_800),
+    ("attention_64", 98_304),
+    ("attention_prefill", 84_000),
+    ("matmul_f16", 98_304),
+    ("matmul_bf16", 98_304),
+    // All others.
+    ("matmul_", 81_920),
+];
 
 impl Row {
     fn dynamic(&self) -> u64 {
-        DYNAMIC.iter().find(|(kernel, _)| *kernel == self.kernel).map_or(0, |&(_, bytes)| bytes)
+        DYNAMIC.iter().find(|(kernel, _)| self.kernel.starts_with(kernel)).map_or(0, |&(_, bytes)| bytes)
     }
 
     /// Whether registers are kept in memory, which is slow and found by nothing else.

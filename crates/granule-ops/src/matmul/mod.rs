@@ -6,7 +6,13 @@
 //! with 8 bits are what processors do fastest, and those of a prompt wait for nothing else ([`Precision`] changes that). Float weights meet the
 //! activations as they are; `F16` and `BF16` meet those of many tokens in bf16 where the CPU has products for that. Several products of the same activations (Q, K and V; gate and up) go into one call, so that
 //! the threads meet once.
+//!
+//! On a CUDA device [`product`](crate::product) is the one for all products; what is here of it is for many tokens.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 pub use cpu::{Activations, Precision, QuantScratch, matmul};
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::cuda;

@@ -1,8 +1,13 @@
 //! The kernels through their launchers, on CUDA device 0.
 
+mod activate;
 mod launchers;
 mod numeric;
+mod planes;
 mod prefill;
+mod products;
+mod rope;
+mod sample;
 
 use granule_device::{Buffer, Bytes, Device, DeviceSlice, DeviceSliceMut, Stream};
 use granule_ops::compare::{self, Difference};

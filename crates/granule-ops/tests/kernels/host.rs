@@ -3,10 +3,13 @@
 use granule_device::{DeviceSlice, DeviceSliceMut};
 use granule_ops::compare::{self, Difference};
 use granule_ops::fill::{self, Pattern};
+use granule_ops::pack_weights::{self, WeightRows};
 use granule_ops::{Error, RowShape, Rows, RowsMut, dequantize, quantize, relayout};
+use granule_quant::DType;
 use proptest::prelude::*;
 
 use crate::machine::{Machine, Placed};
+use crate::planes::{self, Packer};
 use crate::{oracle, properties};
 
 /// This process.
@@ -49,6 +52,12 @@ impl Machine for Host {
     }
 }
 
+impl Packer for Host {
+    fn pack(&self, weights: &WeightRows, from: &[u8], _: usize, to: &mut [u8]) {
+        pack_weights::cpu(weights, DeviceSlice::from(from), DeviceSliceMut::from(to)).unwrap();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -76,6 +85,20 @@ proptest! {
     fn compare_counts_what_differs(bytes in properties::bytes()) {
         properties::compare_counts_what_differs(&Host, bytes);
     }
+}
+
+#[test]
+fn packing_is_that_of_granule_quant() {
+    planes::packing_is_the_hosts(&Host, 1);
+    // What it refuses, it leaves alone.
+    let mut matrix = [7; 512];
+    for (piece, len, bytes) in [(0..2, 35, 512), (0..2, 36, 511), (1..3, 36, 512)] {
+        let weights = WeightRows { piece, ..WeightRows::all(DType::Q4_0, 2, 32) };
+        let to = DeviceSliceMut::from(&mut matrix[..bytes]);
+        let refused = pack_weights::cpu(&weights, DeviceSlice::from(&[0; 36][..len]), to);
+        assert!(matches!(refused, Err(Error::Shape { .. })), "{refused:?}");
+    }
+    assert_eq!(matrix, [7; 512]);
 }
 
 #[test]

@@ -5,15 +5,22 @@
 //! driver, which `cargo xtask test` provides or finds; `host::` holds the host's twins to the same oracle.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
+mod activate;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod emulated;
 mod exhaustive;
 mod host;
 mod machine;
+mod matmul;
+mod matvec;
 mod numbers;
 mod oracle;
+mod planes;
 mod prefill;
 mod properties;
 #[path = "../support/random.rs"]
 mod random;
+mod rope;
+mod sample;
+mod weights;

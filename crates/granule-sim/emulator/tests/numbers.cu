@@ -1,4 +1,4 @@
-// What attention does to single words: the twins of the instructions behind it, one argument a thread.
+// What attention and products do to single words: the twins of the instructions behind it, one argument a thread.
 #include "attend.cuh"
 
 // from: n pairs of words; to: for each what `permuted` gives for the four selections that kernels use.
@@ -44,4 +44,11 @@ extern "C" __global__ void split_pairs(const float *from, u32 *to, u32 n)
     u32 pair[3];
     split_f32(from[2 * i], from[2 * i + 1], pair);
     for (u32 k = 0; k < 3; k++) to[3 * i + k] = pair[k];
+}
+
+// from: n times three words of two f16; to: a word of two for each, the product of the first two and the third.
+extern "C" __global__ void fused_pairs(const u32 *from, u32 *to, u32 n)
+{
+    const u32 i = blockIdx.x * THREADS + threadIdx.x;
+    if (i < n) to[i] = fused_f16(from[3 * i], from[3 * i + 1], from[3 * i + 2]);
 }

@@ -1,4 +1,4 @@
-//! The twins of instructions on single words that attention is made of, against their definitions.
+//! The twins of instructions on single words that attention and products are made of, against their definitions.
 
 use granule_sim::emulator_build::Mode;
 
@@ -95,4 +95,57 @@ fn quants_are_bf16_exactly() {
             assert_eq!(value(words[1], half), f32::from(byte & 15) - 8.0, "byte {byte}");
         }
     }
+}
+
+/// A finite f16 in units of 2^-48, exactly: products of two are whole numbers of them too.
+fn in_units(bits: u16) -> i128 {
+    let (exponent, significand) = (u32::from(bits >> 10 & 31), i128::from(bits & 0x3ff));
+    let magnitude = if exponent == 0 { significand } else { (significand | 0x400) << (exponent - 1) };
+    (if bits >> 15 == 1 { -magnitude } else { magnitude }) << 24
+}
+
+/// a * b + c by whole numbers: the nearest of all f16, of two the even one.
+fn fused(a: u16, b: u16, c: u16) -> u16 {
+    let sum = ((in_units(a) * in_units(b)) >> 48) + in_units(c);
+    if sum == 0 {
+        return (a ^ b) & c & 0x8000; // of two zeros with the same sign that one, otherwise the positive
+    }
+    // Infinity follows the largest number, as if there were one more exponent.
+    let value = |bits: u16| if bits == 0x7c00 { 1 << (16 + 48) } else { in_units(bits) };
+    let nearest = (0..=0x7c00u16).min_by_key(|&bits| ((value(bits) - sum.abs()).abs(), bits & 1)).unwrap();
+    nearest | if sum < 0 { 0x8000 } else { 0 }
+}
+
+#[test]
+fn products_of_f16_are_added_and_rounded_once() {
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (state >> 40) as u16
+    };
+    let mut triples = Vec::new();
+    for i in 0..600u16 {
+        // Any numbers; a third that cancels most of the product; whole numbers above 1024; small ones.
+        let (a, b, c) = (random(), random(), random());
+        triples.push(match i % 4 {
+            0 => [a, b, c],
+            1 => [a & 0xbfff, b & 0xbfff, (a ^ b ^ 0x8000) & 0x8000 | (a & 0x3fff) | 0x2000],
+            2 => [0x6400 | (a & 0xff), 0x3c00, 0xe400 | (b & 0xff)],
+            _ => [a & 0x87ff, b & 0xbfff, c & 0x83ff],
+        });
+    }
+    let ordinary = |x: &[u16; 3]| x.iter().all(|bits| bits & 0x7c00 != 0x7c00);
+    triples.retain(ordinary);
+    triples.truncate(triples.len() / 2 * 2);
+    let pairs = triples.as_chunks::<2>().0;
+    let word = |low: u16, high: u16| u32::from(low) | u32::from(high) << 16;
+    let from: Vec<u32> = pairs.iter().flat_map(|[x, y]| [0, 1, 2].map(|k| word(x[k], y[k]))).collect();
+    let got = run("fused_pairs", &from, pairs.len(), 1);
+    for (got, [x, y]) in got.into_iter().zip(pairs) {
+        let want = word(fused(x[0], x[1], x[2]), fused(y[0], y[1], y[2]));
+        assert_eq!(got, want, "{x:x?}, {y:x?}: {got:#x} for {want:#x}");
+    }
+    // What is no number, and what has none.
+    let from = [0x7e00_7c00, 0x3c00_0000, 0x0000_0000, 0x7bff_7c00, 0x7bff_3c00, 0x7bff_fc00];
+    assert_eq!(run("fused_pairs", &from, 2, 1), [0x7fff_7fff, 0x7c00_7fff]);
 }

@@ -1,9 +1,12 @@
 //! Every number: the same properties as in the emulator.
 
+mod products;
+mod prompts;
+
 use proptest::prelude::*;
 
 use super::Cuda;
-use crate::{exhaustive, properties};
+use crate::{activate, exhaustive, properties, rope, sample};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
@@ -42,6 +45,42 @@ proptest! {
         let cuda = Cuda::new();
         cases.iter().for_each(|&case| properties::compare_counts_what_differs(&cuda, case));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn activations_from_every_source_in_every_form(seed: u64) {
+        activate::sources(seed, 5000).iter().for_each(|case| case.check(&Cuda::new()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn heads_are_rotated(seed: u64) {
+        rope::Case::draw(seed).check(&Cuda::new());
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn rows_are_drawn_by_the_rule(seed: u64) {
+        let (cuda, case) = (Cuda::new(), sample::Case::any(seed));
+        case.check(&cuda);
+        case.check_penalty(&cuda, seed);
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn rows_of_activations_that_shared_memory_has_no_room_for() {
+    let cuda = Cuda::new();
+    activate::Case::norm(2, 24576 + 64, None, 1, false).check(&cuda);
+    activate::Case::swiglu(1, 24576, 2, false).check(&cuda);
 }
 
 /// What the emulator's twins cannot prove: that a GPU's own conversions give the same bits.

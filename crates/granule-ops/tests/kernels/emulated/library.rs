@@ -65,6 +65,8 @@ impl Emulated {
         let mut sources: Vec<PathBuf> =
             std::fs::read_dir(&kernels).unwrap().map(|entry| entry.unwrap().path()).collect();
         sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
+        // What reads weights by itself, for the test of that.
+        sources.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kernels/emulated/weights.cu"));
         sources.sort();
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
         let path = emulator_build::build(&sources, &[kernels.join("include")], mode, &folder).unwrap();

@@ -1,7 +1,14 @@
 //! The kernels by themselves, on the host's processor: the same `.cu` files through a C++ compiler.
 
+mod activate;
 mod library;
+mod matmul;
+mod matvec;
+mod planes;
 mod prefill;
+mod rope;
+mod sample;
+mod weights;
 
 use std::sync::LazyLock;
 

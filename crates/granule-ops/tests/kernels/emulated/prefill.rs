@@ -17,21 +17,21 @@ fn type_number(dtype: DType) -> u32 {
 
 /// Bytes of `struct AttentionPrefill`, `KvSequence` and so on: numbers behind each other.
 #[derive(Default)]
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(pub(super) Vec<u8>);
 
 impl Bytes {
-    fn u32(mut self, value: usize) -> Bytes {
+    pub(super) fn u32(mut self, value: usize) -> Bytes {
         self.0.extend(u32::try_from(value).unwrap().to_le_bytes());
         self
     }
 
-    fn u64(mut self, value: u64) -> Bytes {
+    pub(super) fn u64(mut self, value: u64) -> Bytes {
         self.0.extend(value.to_le_bytes());
         self
     }
 }
 
-fn address<T>(x: &[T]) -> u64 {
+pub(super) fn address<T>(x: &[T]) -> u64 {
     x.as_ptr().expose_provenance() as u64
 }
 
