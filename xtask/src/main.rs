@@ -1,4 +1,4 @@
-//! Chores of the project: `cargo xtask check|test|memcheck|kernels|bundle|tidy|oracles`.
+//! Chores of the project: `cargo xtask check|test|sim|memcheck|kernels|bundle|tidy|oracles`.
 
 mod bundle;
 mod check;
@@ -6,6 +6,7 @@ mod emulator;
 mod kernels;
 mod memcheck;
 mod oracles;
+mod sim;
 mod steps;
 mod test;
 mod tidy;
@@ -28,6 +29,8 @@ enum Chore {
     Check,
     /// Every test: on the host device, on the simulated CUDA driver, on a GPU where there is one
     Test(test::TestArgs),
+    /// Run a command on the simulated CUDA driver
+    Sim(sim::SimArgs),
     /// The GPU tests under compute-sanitizer, or with --sim under the simulator's own instruments
     Memcheck(memcheck::MemcheckArgs),
     /// Compile the CUDA kernels to the PTX and the register table that are committed
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().chore {
         Chore::Check => check::run(),
         Chore::Test(args) => test::run(&args),
+        Chore::Sim(args) => sim::run(&args),
         Chore::Memcheck(args) => memcheck::run(&args),
         Chore::Kernels(args) => kernels::run(&args),
         Chore::Bundle(args) => bundle::pack(&args),
