@@ -168,18 +168,27 @@ impl Generation<'_> {
     /// Computes the next token; its text is what is ready.
     fn advance(&mut self) -> Result<Option<TokenId>> {
         self.held.ready.clear();
+        // A padded table has rows that stand for no token.
+        let n_vocab = self.context.model().tokenizer().n_vocab();
+        let mut drawn = None;
         if let Some(token) = self.pending.take() {
-            match self.context.eval(&[token]) {
-                Ok(_) => self.stats.n_decoded += 1,
+            match self.evaluated(token, n_vocab) {
+                Ok(next) => {
+                    self.stats.n_decoded += 1;
+                    drawn = next;
+                }
                 Err(Error::ContextFull { .. }) => return Ok(self.end(Finish::ContextFull, None)),
                 Err(Error::Cancelled) => return Ok(self.end(Finish::Cancelled, None)),
                 Err(other) => return Err(other),
             }
         }
-        // A padded table has rows that stand for no token.
-        let n_vocab = self.context.model().tokenizer().n_vocab();
-        let logits = self.context.logits()?;
-        let token = self.sampler.sample(logits.get(..n_vocab).unwrap_or(logits))?;
+        let token = match drawn {
+            Some(token) => token,
+            None => {
+                let logits = self.context.logits()?;
+                self.sampler.sample(logits.get(..n_vocab).unwrap_or(logits))?
+            }
+        };
         self.stats.n_generated += 1;
         let tokenizer = self.context.model().tokenizer();
         if tokenizer.is_eog(token) {
@@ -193,6 +202,18 @@ impl Generation<'_> {
             return Ok(self.end(Finish::Length, Some(token)));
         }
         Ok(Some(token))
+    }
+
+    /// Computes what is behind a token; answers the next one where it was drawn along the way.
+    fn evaluated(&mut self, token: TokenId, n_vocab: usize) -> Result<Option<TokenId>> {
+        #[cfg(feature = "cuda")]
+        if let Some(next) = self.context.draw(token, &mut self.sampler, n_vocab)? {
+            return Ok(Some(next));
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = n_vocab;
+        self.context.eval(&[token])?;
+        Ok(None)
     }
 
     /// Ends the generation with everything that was held back.

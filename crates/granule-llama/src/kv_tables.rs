@@ -40,6 +40,9 @@ pub(crate) struct LayerTables {
 /// A model's transforms, for as long as a context uses them.
 #[derive(Debug)]
 pub(crate) struct Tables {
+    /// No others of the process have it.
+    #[cfg(feature = "cuda")]
+    id: u64,
     transforms: KvTransforms,
     bytes: Vec<u8>,
     charge: Charge,
@@ -71,7 +74,19 @@ impl Tables {
         let bytes = write(shape, layers);
         let held = Bytes::from_usize(transforms.bytes() + bytes.len());
         let charge = bank.charge(&Owner::new("kv transform"), held)?;
-        Ok(Self { transforms, bytes, charge })
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            id: next_id(),
+            transforms,
+            bytes,
+            charge,
+        })
+    }
+
+    /// What copies of them are known by.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
     }
 
     pub(crate) fn transforms(&self) -> &KvTransforms {
@@ -87,6 +102,13 @@ impl Tables {
     pub(crate) fn held(&self) -> Bytes {
         self.charge.size()
     }
+}
+
+#[cfg(feature = "cuda")]
+fn next_id() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn write(shape: KvShape, layers: &[LayerTables]) -> Vec<u8> {

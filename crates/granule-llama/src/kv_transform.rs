@@ -36,11 +36,10 @@ use granule_device::Bytes;
 use granule_kv::{KvCache, KvLayout, KvOptions, KvType};
 use granule_ops::rotate;
 
-use crate::activations::{Activations, Heaps, Lengths};
 use crate::cancel::CancelToken;
 use crate::config::Config;
+use crate::engine::{Batch, Engine, Observer, Part};
 use crate::error::Result;
-use crate::forward::{Observer, Part, forward};
 use crate::kv_tables::{KeyTables, LayerTables, Tables};
 use crate::model::Model;
 
@@ -135,8 +134,7 @@ fn make(
     let layout = KvLayout::new(config.kv_shape(), KvType::F32, KvType::F32, None, 0)?;
     let options = KvOptions::new().ahead(0).parked(Bytes::ZERO);
     let mut sequence = KvCache::new(model.bank(), layout, options)?.sequence(tokens.len())?;
-    let lengths = Lengths::new(config, layout.layer(0)?.1);
-    let heaps = Heaps::new(model.bank())?;
+    let mut engine = Engine::new(model, &layout)?;
     let mut sums = vec![Sums::new(config); config.n_layers];
     let mut rest = &tokens[..];
     while !rest.is_empty() {
@@ -144,8 +142,6 @@ fn make(
         let first = sequence.len();
         let (batch, behind) = rest.split_at(sequence.prepare(rest.len().min(BATCH))?);
         rest = behind;
-        let mut activations =
-            Activations::new(&heaps, &lengths, model.threads_for(batch.len()), batch.len())?;
         let skip = SINKS.saturating_sub(first);
         let mut places = Places::new(model, first, batch.len())?;
         let mut observe = |layer: usize, q: &[f32], k: &[f32], v: &[f32]| -> Result<()> {
@@ -153,11 +149,10 @@ fn make(
             sums.add_values(config, skip, v);
             places.visit(q, k, &mut |q, k| sums.add_scores(config, skip, q, k))
         };
-        let (sequences, parts) =
-            (std::slice::from_mut(&mut sequence), [Part { sequence: 0, n: batch.len() }]);
-        let (mut step, mut items) = (activations.step()?, Vec::new());
-        let observe = Some(&mut observe as Observer<'_>);
-        forward(model, sequences, &parts, batch, None, &mut step, &mut items, cancel, observe)?;
+        let parts = [Part { sequence: 0, n: batch.len() }];
+        let sequences = std::slice::from_mut(&mut sequence);
+        let step = Batch { sequences, parts: &parts, tokens: batch, tables: None };
+        engine.step(model, step, cancel, Some(&mut observe as Observer<'_>))?;
         sequence.commit(batch.len())?;
     }
     progress(tokens.len(), tokens.len());

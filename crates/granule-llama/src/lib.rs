@@ -44,19 +44,35 @@
 //! # Ok::<(), granule_llama::Error>(())
 //! ```
 //!
+//! # On a GPU
+//!
+//! A model is where its bank's memory is: with a bank over a CUDA device its weights, caches and computations are there, and
+//! everything else is as above.
+//!
+//! ```no_run
+//! # #[cfg(feature = "cuda")] {
+//! # use granule_llama::{LoadOptions, Model};
+//! use granule_bank::{Bank, BankOptions};
+//! use granule_device::Device;
+//!
+//! let bank = Bank::new(Device::cuda(0)?, BankOptions::new())?;
+//! let model = Model::load("model.gguf", LoadOptions { bank: Some(bank), ..LoadOptions::default() })?;
+//! # }
+//! # Ok::<(), granule_llama::Error>(())
+//! ```
+//!
 //! # Smaller files
 //!
 //! [`quantize()`] makes files in F16, BF16, Q8_0, Q4_0 and Q4_K_M of files with weights in F32, F16 or BF16, of any architecture.
 //!
 //! Not for: training, other architectures, deciding whose turn it is (a later crate).
 
-mod activations;
 mod cancel;
 pub mod chat;
 mod config;
 mod context;
+mod engine;
 mod error;
-mod forward;
 mod generate;
 pub mod gguf;
 mod identity;

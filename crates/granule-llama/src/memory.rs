@@ -10,6 +10,8 @@ use crate::context::SequenceId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryInfo {
+    /// The device whose memory this is: "host", "cuda:0", …
+    pub device: String,
     /// The weights: what is used in place of the mapped or read files, and what is packed. Shared by all contexts of the model.
     pub model: Bytes,
     /// Of `model`: weights that are packed for the CPU at hand, or copied into huge pages.
@@ -28,17 +30,20 @@ pub struct MemoryInfo {
     /// Memory of sequences that are gone, for the next ones; shared by all contexts of the model with the same types. It goes
     /// back when somebody else needs it.
     pub kv_parked: Bytes,
-    /// Tables of the transform that keys and values go through, if there is one. Shared by all contexts of the model.
+    /// Tables of the transform that keys and values go through, if there is one. Shared by all contexts of the model; on a GPU each
+    /// context has them once more, there.
     pub kv_transform: Bytes,
     /// Hidden states and logits.
     pub activations: Bytes,
     /// Temporaries of single operations.
     pub scratch: Bytes,
+    /// Of the host's memory, what copies to and from a GPU go through, the logits among it. Not in `total`.
+    pub pinned: Bytes,
     /// Tokens in the first sequence.
     pub n_tokens: usize,
     /// Tokens that a sequence can hold.
     pub n_ctx: usize,
-    /// All of the above: model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch.
+    /// All of the above that is the device's: model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch.
     pub total: Bytes,
     /// Each sequence by itself, in the order of [`Context::sequences`](crate::Context::sequences): what several have is in
     /// each.

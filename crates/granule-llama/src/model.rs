@@ -6,13 +6,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions};
-use granule_device::{Bytes, Device};
+use granule_device::{Bytes, Device, DeviceKind};
 use granule_kv::{Identity, KvType, PrefixCache};
 use granule_ops::{Precision, Rope, Threads};
 
 use crate::cancel::CancelToken;
 use crate::chat::ChatTemplate;
 use crate::config::Config;
+#[cfg(feature = "cuda")]
+use crate::engine::cuda::CudaModel;
 use crate::error::{Error, Result};
 use crate::gguf::{Gguf, TensorInfo};
 use crate::identity::identity;
@@ -28,19 +30,21 @@ pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 /// How to load a model.
 #[derive(Default)]
 pub struct LoadOptions<'a> {
-    /// The bank that pays for the model and its contexts. None: a new one over a new host device.
+    /// The bank that pays for the model and its contexts; on its device they are, and compute. None: a new one over a new host
+    /// device.
     pub bank: Option<Bank>,
     /// The budget of the new bank where none is given: what weights, caches and activations may take together. None:
     /// what the device has.
     pub memory_limit: Option<Bytes>,
-    /// Keep nothing of the model in mapped memory: what is not packed is read.
+    /// Keep nothing of the model in mapped memory: what is not packed is read. On a GPU nothing of it stays there in any case.
     pub no_mmap: bool,
-    /// Lock the weights in memory, so that they are never paged out.
+    /// Lock the weights in the host's memory, so that they are never paged out. On a GPU nothing of it stays there.
     pub mlock: bool,
-    /// Use weights as they lie in the file, however much faster they were packed for the CPU at hand, or, floats, copied into huge
+    /// On the host: use weights as they lie in the file, however much faster they were packed for the CPU at hand, or, floats, copied into huge
     /// pages: loading has nothing to do, and processes that map the same file share its memory.
     pub no_repack: bool,
-    /// How exactly activations meet weights. Lone tokens and up to 64 of one prompt do so with 16 bits either way; longer prompts,
+    /// How exactly activations meet weights on the host; on a GPU it makes no difference, as few tokens have 16 bits there and many meet
+    /// weights in f16. Lone tokens and up to 64 of one prompt do so with 16 bits either way; longer prompts,
     /// and tokens of many sequences at once, are about two thirds as fast where they are precise.
     pub precision: Precision,
     /// Threads that compute steps of one token, and of more where `threads_batch` says nothing else. None: one for each physical
@@ -64,6 +68,9 @@ pub struct Model {
     bank: Bank,
     tables: Kept,
     precision: Precision,
+    /// The weights on a CUDA device, where that computes.
+    #[cfg(feature = "cuda")]
+    cuda: Option<Arc<CudaModel>>,
 }
 
 impl std::fmt::Debug for Model {
@@ -92,7 +99,13 @@ impl Model {
         let (threads, threads_batch) = pools(threads, threads_batch)?;
         let mut silent = |_, _| ControlFlow::Continue(());
         let progress = progress.unwrap_or(&mut silent);
-        let source = Source { use_mmap: !no_mmap, mlock, repack: !no_repack };
+        let on_host = bank.device().kind() == DeviceKind::Host;
+        // A device's weights only pass through the file's mapping.
+        let source = if on_host {
+            Source { use_mmap: !no_mmap, mlock, repack: !no_repack }
+        } else {
+            Source { use_mmap: true, mlock: false, repack: false }
+        };
         let (files, mut loading) = Files::open(path.as_ref(), &bank, source, progress)?;
         let gguf = files.main()?;
         let config = Config::from_gguf(gguf)?;
@@ -108,7 +121,18 @@ impl Model {
             });
         }
         let mut weights = Weights::new(files, &config)?;
-        weights.bring_in(&bank, &threads_batch, &mut |added| loading.add(added, progress))?;
+        let mut report = |added| loading.add(added, progress);
+        if on_host {
+            weights.bring_in(&bank, &threads_batch, &mut report)?;
+        }
+        #[cfg(feature = "cuda")]
+        let cuda = (!on_host).then(|| CudaModel::load(&bank, &config, &weights, &threads_batch, &mut report));
+        #[cfg(feature = "cuda")]
+        let cuda = cuda.transpose()?;
+        #[cfg(not(feature = "cuda"))]
+        if !on_host {
+            return Err(Error::Unsupported { what: "a GPU in a build without the feature `cuda`".into() });
+        }
         let rope = Rope::new(
             config.rope_dims,
             config.rope_base,
@@ -128,6 +152,8 @@ impl Model {
             bank,
             tables,
             precision,
+            #[cfg(feature = "cuda")]
+            cuda,
         }))
     }
 
@@ -164,9 +190,14 @@ impl Model {
         self.weights.files().tensors()
     }
 
-    /// Bytes that the weights take: what is used of the files in place, mapped or read, and what is packed.
+    /// Bytes that the weights take: what is used of the files in place, mapped or read, and what is packed; on a GPU, the granules
+    /// that they lie in.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = &self.cuda {
+            return cuda.bytes();
+        }
         self.weights.files().bytes().saturating_add(self.packed_bytes())
     }
 
@@ -241,6 +272,12 @@ impl Model {
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// The weights on a CUDA device, where that computes.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn cuda(&self) -> Option<&Arc<CudaModel>> {
+        self.cuda.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

@@ -7,6 +7,8 @@
 
 use crate::error::{Error, Result};
 use crate::tokenizer::TokenId;
+#[cfg(feature = "cuda")]
+use granule_ops::sample::Draw;
 use rand_core::{Rng, SeedableRng};
 use rand_pcg::Pcg64;
 use std::cmp::Ordering;
@@ -90,6 +92,9 @@ struct Candidate {
 pub struct Sampler {
     options: SamplingOptions,
     generator: Pcg64,
+    /// It before the draw that a device was last asked for.
+    #[cfg(feature = "cuda")]
+    before: Option<Pcg64>,
     /// The tokens that the penalty looks at, oldest first, and how often each is among them.
     recent: VecDeque<TokenId>,
     counts: HashMap<TokenId, usize>,
@@ -109,6 +114,8 @@ impl Sampler {
         Ok(Self {
             options,
             generator: Pcg64::seed_from_u64(options.seed),
+            #[cfg(feature = "cuda")]
+            before: None,
             recent: VecDeque::with_capacity(remembered),
             counts: HashMap::with_capacity(2 * remembered),
             logits: Vec::new(),
@@ -171,6 +178,33 @@ impl Sampler {
         Ok(token)
     }
 
+    /// How a device is to draw the next token, by the same rules and with this sampler's next random number; `None` where the
+    /// penalty changes logits first, which the host does. What was drawn is for [`accept`](Self::accept); where nothing was, for
+    /// [`take_back`](Self::take_back).
+    #[cfg(feature = "cuda")]
+    pub(crate) fn draw_elsewhere(&mut self) -> Option<Draw> {
+        let SamplingOptions { temp, top_k, top_p, min_p, repeat_penalty, .. } = self.options;
+        if repeat_penalty != 1.0 && !self.counts.is_empty() {
+            return None;
+        }
+        self.before = Some(self.generator.clone());
+        let random = if temp == 0.0 { 0.0 } else { self.random() };
+        Some(Draw { random, temp, top_k, top_p, min_p, repeat_penalty: 1.0, penalized: 0 })
+    }
+
+    /// Has the generator as it was before the last [`draw_elsewhere`](Self::draw_elsewhere).
+    #[cfg(feature = "cuda")]
+    pub(crate) fn take_back(&mut self) {
+        if let Some(before) = self.before.take() {
+            self.generator = before;
+        }
+    }
+
+    /// 53 random bits as a number from 0 up to but not including 1.
+    fn random(&mut self) -> f64 {
+        (self.generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
     fn choose(&mut self, logits: &[f32]) -> Result<TokenId> {
         let best = argmax(logits).ok_or(Error::NoCandidates { count: logits.len() })?;
         Ok(if self.options.temp == 0.0 { TokenId::new(best.token) } else { self.draw(logits, best.logit) })
@@ -191,6 +225,7 @@ impl Sampler {
     /// From top-k to the draw; `max` is the greatest logit.
     fn draw(&mut self, logits: &[f32], max: f32) -> TokenId {
         let SamplingOptions { temp, top_k, top_p, min_p, .. } = self.options;
+        let random = self.random();
         let candidates = &mut self.candidates;
         let mut sorted = collect_best(logits, if top_k > 0 { top_k } else { usize::MAX }, candidates);
         let weight = |c: &Candidate, temp: f32| (f64::from(c.logit - max) / f64::from(temp)).exp();
@@ -212,8 +247,7 @@ impl Sampler {
             candidates.retain(|c| f64::from(c.logit - max) >= least);
         }
         let total: f64 = candidates.iter().map(|c| weight(c, temp)).sum();
-        // 53 random bits as a number from 0 up to but not including 1.
-        let mut left = total * ((self.generator.next_u64() >> 11) as f64 / (1u64 << 53) as f64);
+        let mut left = total * random;
         let mut drawn = 0;
         for candidate in &*candidates {
             let weight = weight(candidate, temp);

@@ -76,6 +76,11 @@ impl Tensor {
         self.cols
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// How it is to be packed, where that pays.
     pub(crate) fn packing(&self) -> Option<Packing> {
         Isa::best().packing(self.dtype).filter(|_| !self.in_rows)
@@ -390,6 +395,12 @@ impl Weights {
             Some(packing) => Matrix::packed(packing, rows, cols, bytes)?,
             None => Matrix::new(dtype, rows, cols, bytes)?,
         })
+    }
+
+    /// Where the output layer lies in the files.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn output(&self) -> &Tensor {
+        &self.output
     }
 
     /// The output layer.

@@ -7,9 +7,8 @@
 use std::ops::Range;
 
 use super::{Context, SequenceId};
-use crate::activations::Activations;
+use crate::engine::{Batch, Part, patiently};
 use crate::error::{Error, Result};
-use crate::forward::{Part, forward, output};
 use crate::tokenizer::TokenId;
 
 /// Logit rows that are computed at a time when a caller wants those of many tokens.
@@ -83,7 +82,8 @@ impl Context {
     /// logits behind the last token of each, n_vocab long, in the order of the call.
     ///
     /// A sequence's logits are those it would have alone, within the rounding of sums that are grouped by the number of
-    /// rows; which sequences stand beside it, and in which order, makes no difference.
+    /// rows; which sequences stand beside it, and in which order, makes no difference. On a GPU sums over a context are cut by the
+    /// longest sequence of the batch, which does make one, as small.
     ///
     /// # Errors
     /// As [`Context::eval`]; [`Error::NoSuchSequence`], and [`Error::SequenceTwice`] where one is named twice. All sequences are
@@ -102,7 +102,14 @@ impl Context {
     ///
     /// # Errors
     /// [`Error::NoLogits`] where nothing was evaluated yet, or where [`Context::eval_each`] was not asked for the last token's.
+    ///
+    /// While [`Context::generate`] draws on a GPU they stay there until they are asked for, which can then fail with what a copy
+    /// can fail with; and a call that fails does not leave them.
     pub fn logits(&self) -> Result<&[f32]> {
+        #[cfg(feature = "cuda")]
+        if let Some(drawn) = &self.drawn {
+            return self.drawn_from(drawn);
+        }
         if self.has_logits { Ok(self.last.as_slice()?) } else { Err(Error::NoLogits) }
     }
 
@@ -118,7 +125,7 @@ impl Context {
     }
 
     /// Checks all of a call before any of it is done.
-    fn begin(&mut self, items: &[(SequenceId, &[TokenId])]) -> Result<()> {
+    pub(super) fn begin(&mut self, items: &[(SequenceId, &[TokenId])]) -> Result<()> {
         let (n_ctx, n_vocab) = (self.n_ctx(), self.model.config().n_vocab);
         self.lanes.clear();
         for &(id, tokens) in items {
@@ -144,7 +151,7 @@ impl Context {
     fn room_for_logits(&mut self, rows: usize) -> Result<()> {
         let elements = rows * self.model.config().n_vocab;
         if self.rows.len() < elements {
-            self.rows = self.heaps.activations.alloc_slice(elements)?;
+            self.rows = patiently(|| self.engine.room_for_logits(elements))?;
         }
         Ok(())
     }
@@ -160,10 +167,10 @@ impl Context {
         let mut last = None;
         while done < total {
             let first_lane = self.plan(items)?;
-            let mut activations = self.step()?;
+            self.step()?;
             match &mut wanted {
                 Wanted::Last => {
-                    self.last_logits(items, first_lane, &mut activations)?;
+                    self.last_logits(items, first_lane)?;
                     last = Some(0);
                 }
                 Wanted::Each(first, sink) => {
@@ -171,7 +178,7 @@ impl Context {
                     while at < self.batch.len() {
                         let end = self.batch.len().min(at + LOGIT_ROWS);
                         self.room_for_logits(end - at)?;
-                        let rows = self.logits_of(at..end, &mut activations)?;
+                        let rows = self.logits_of(at..end)?;
                         (at..end).zip(rows).for_each(|(row, logits)| sink(done + row, logits));
                         last = Some(end - at - 1);
                         at = end;
@@ -186,7 +193,7 @@ impl Context {
     }
 
     /// Chooses what the next step computes, and has rows prepared for it; answers the first lane that has a part in it.
-    fn plan(&mut self, items: &[(SequenceId, &[TokenId])]) -> Result<usize> {
+    pub(super) fn plan(&mut self, items: &[(SequenceId, &[TokenId])]) -> Result<usize> {
         self.parts.clear();
         self.batch.clear();
         let mut first = None;
@@ -201,7 +208,8 @@ impl Context {
             }
             first.get_or_insert(index);
             // Fewer than asked for where the cache's free rows are cut up.
-            let n = self.slots[lane.slot].sequence.prepare(wanted)?;
+            let sequence = &mut self.slots[lane.slot].sequence;
+            let n = patiently(|| Ok(sequence.prepare(wanted)?))?;
             self.batch.extend_from_slice(&tokens[lane.done..lane.done + n]);
             self.parts.push(Part { sequence: lane.slot, n });
             lane.done += n;
@@ -212,22 +220,22 @@ impl Context {
         Ok(first.unwrap_or(0))
     }
 
-    /// One step, whose rows are prepared, through all layers; the answer has its hidden states.
-    fn step(&mut self) -> Result<Activations> {
-        let n = self.batch.len();
-        let mut activations = Activations::new(&self.heaps, &self.lengths, self.model.threads_for(n), n)?;
-        let transforms = self.shared.tables.as_ref().map(|tables| tables.transforms());
-        forward(
-            &self.model,
-            &mut self.slots,
-            &self.parts,
-            &self.batch,
-            transforms,
-            &mut activations.step()?,
-            &mut self.attended,
-            &self.cancel,
-            None,
-        )?;
+    /// One step, whose rows are prepared, through all layers.
+    fn step(&mut self) -> Result<()> {
+        patiently(|| {
+            let batch = Batch {
+                sequences: &mut self.slots,
+                parts: &self.parts,
+                tokens: &self.batch,
+                tables: self.shared.tables.as_deref(),
+            };
+            self.engine.step(&self.model, batch, &self.cancel, None)
+        })?;
+        self.commit()
+    }
+
+    /// Makes a step's rows part of its sequences.
+    pub(super) fn commit(&mut self) -> Result<()> {
         let mut tokens = &self.batch[..];
         for &Part { sequence, n } in &self.parts {
             let slot = &mut self.slots[sequence];
@@ -236,47 +244,39 @@ impl Context {
             slot.tokens.extend_from_slice(own);
             tokens = rest;
         }
-        Ok(activations)
+        Ok(())
     }
 
     /// Computes the logits of the sequences that ended with the step that was computed last; its parts are those of the
     /// lanes from `first_lane` on.
-    fn last_logits(
-        &mut self,
-        items: &[(SequenceId, &[TokenId])],
-        first_lane: usize,
-        activations: &mut Activations,
-    ) -> Result<()> {
+    fn last_logits(&mut self, items: &[(SequenceId, &[TokenId])], first_lane: usize) -> Result<()> {
         let lanes = self.lanes[first_lane..].iter().zip(&items[first_lane..]).zip(&self.parts);
         let ended = lanes.take_while(|((lane, (_, tokens)), _)| lane.done == tokens.len());
         let ends = ended.scan(0, |end, (_, part)| {
             *end += part.n;
             Some(*end - 1)
         });
-        let n_vocab = self.model.config().n_vocab;
-        let rows = ends.clone().count();
-        let logits = &mut self.rows.as_mut_slice()?[first_lane * n_vocab..][..rows * n_vocab];
-        output(&self.model, &mut activations.step()?, ends, logits)
+        patiently(|| self.engine.logits(&self.model, ends.clone(), &mut self.rows, first_lane))
     }
 
     /// Computes the logits of some rows of the step that was computed last.
-    fn logits_of(
-        &mut self,
-        rows: Range<usize>,
-        activations: &mut Activations,
-    ) -> Result<impl Iterator<Item = &[f32]>> {
-        let n_vocab = self.model.config().n_vocab;
-        let logits = &mut self.rows.as_mut_slice()?[..rows.len() * n_vocab];
-        output(&self.model, &mut activations.step()?, rows, logits)?;
-        Ok(logits.chunks_exact(n_vocab))
+    fn logits_of(&mut self, rows: Range<usize>) -> Result<impl Iterator<Item = &[f32]>> {
+        let (n_vocab, n) = (self.model.config().n_vocab, rows.len());
+        patiently(|| self.engine.logits(&self.model, rows.clone(), &mut self.rows, 0))?;
+        Ok(self.rows.as_slice()?[..n * n_vocab].chunks_exact(n_vocab))
     }
 
     /// Keeps what a call has computed, or takes back what it appended before it failed.
     fn settle(&mut self, done: Result<Option<usize>>) -> Result<()> {
-        let error = match done {
-            Ok(row) => return self.keep_logits(row),
-            Err(error) => error,
-        };
+        self.engine.rest();
+        match done {
+            Ok(row) => self.keep_logits(row),
+            Err(error) => Err(self.undo(error)),
+        }
+    }
+
+    /// Takes back what a call appended before it failed.
+    pub(super) fn undo(&mut self, error: Error) -> Error {
         // All of them first: nothing of what follows may keep a sequence from being what it was.
         for lane in &self.lanes {
             // Tokens at the end, which are there, can always be taken back.
@@ -289,12 +289,21 @@ impl Context {
                 let _ = self.slots[lane.slot].sequence.trim();
             }
         }
-        Err(error)
+        error
+    }
+
+    /// There are no logits from here on.
+    pub(super) fn forget_logits(&mut self) {
+        self.has_logits = false;
+        #[cfg(feature = "cuda")]
+        {
+            self.drawn = None;
+        }
     }
 
     /// Puts this row where [`Context::logits`] finds it, whatever the next call does with its rows.
     fn keep_logits(&mut self, row: Option<usize>) -> Result<()> {
-        self.has_logits = false;
+        self.forget_logits();
         if let Some(row) = row {
             let n_vocab = self.model.config().n_vocab;
             let row = &self.rows.as_slice()?[row * n_vocab..][..n_vocab];

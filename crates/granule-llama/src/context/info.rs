@@ -6,6 +6,7 @@ use granule_bank::PieceId;
 use granule_device::Bytes;
 
 use super::Context;
+use crate::engine::EngineMemory;
 use crate::memory::{MemoryInfo, SequenceMemory};
 
 impl Context {
@@ -36,11 +37,12 @@ impl Context {
         let others = prefixes.iter().flatten().filter(|&id| !granules.contains_key(id)).count();
         let (kv_prefixes, kv_parked) = (times(others), self.shared.cache.stats().parked);
         let kv_transform = self.shared.tables.as_ref().map_or(Bytes::ZERO, |tables| tables.held());
-        let (activations, scratch) =
-            (self.heaps.activations.stats().reserved, self.heaps.scratch.stats().reserved);
+        let EngineMemory { activations, scratch, folds, pinned } = self.engine.memory();
         let model = self.model.bytes();
+        let kv_transform = kv_transform.saturating_add(folds);
         let parts = [model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch];
         MemoryInfo {
+            device: self.model.bank().device().name().to_owned(),
             model,
             model_packed: self.model.packed_bytes(),
             kv,
@@ -52,6 +54,7 @@ impl Context {
             kv_transform,
             activations,
             scratch,
+            pinned,
             n_tokens: self.tokens().len(),
             n_ctx: self.n_ctx(),
             total: parts.into_iter().fold(Bytes::ZERO, Bytes::saturating_add),

@@ -1,5 +1,7 @@
 //! A context: sequences of tokens, their keys and values, and the memory to compute with.
 
+#[cfg(feature = "cuda")]
+mod draw;
 mod eval;
 mod info;
 mod options;
@@ -11,15 +13,14 @@ mod state;
 use std::sync::Arc;
 
 use granule_kv::{Identity, KvLayout, Sequence};
-use granule_ops::{AttentionItem, KvTransforms};
+use granule_ops::KvTransforms;
 use granule_pool::PoolSlice;
 
 use self::eval::Lane;
 use self::slot::Slot;
-use crate::activations::{Heaps, Lengths};
 use crate::cancel::CancelToken;
+use crate::engine::{Engine, Part, patiently};
 use crate::error::{Error, Result};
-use crate::forward::Part;
 use crate::kv_transform::{KvTransformMode, SINKS};
 use crate::model::Model;
 use crate::shared::Shared;
@@ -34,25 +35,27 @@ pub use slot::SequenceId;
 /// A call that fails leaves the context as it was before.
 #[derive(Debug)]
 pub struct Context {
+    /// Goes first: it waits for what still uses the sequences' memory.
+    engine: Engine,
     model: Arc<Model>,
     options: ContextOptions,
     /// Never empty; the first is there as long as the context.
     slots: Vec<Slot>,
     shared: Arc<Shared>,
-    lengths: Lengths,
-    heaps: Heaps,
     /// Logits that a call computes, a row each: room for those of the largest batch so far.
     rows: PoolSlice<f32>,
     /// Those that the last call left.
     last: PoolSlice<f32>,
     has_logits: bool,
+    /// Where a token was drawn on a device: the logits it was drawn from are there, and here once somebody asked for them.
+    #[cfg(feature = "cuda")]
+    drawn: Option<std::sync::OnceLock<PoolSlice<f32>>>,
     cancel: CancelToken,
     n_batch: usize,
     // Lists that a call fills, kept so that the next one takes no memory.
     lanes: Vec<Lane>,
     parts: Vec<Part>,
     batch: Vec<TokenId>,
-    attended: Vec<AttentionItem<'static>>,
 }
 
 impl Context {
@@ -91,7 +94,7 @@ impl Context {
         };
         let sinks = if tables.is_some() { SINKS } else { 0 };
         let shared = model.caches().get(model.bank(), layout(sinks)?, options.kv, tables)?;
-        let first = Slot::new(shared.cache.sequence(n_ctx)?, &[]);
+        let first = Slot::new(patiently(|| Ok(shared.cache.sequence(n_ctx)?))?, &[]);
         Self::over(model, options, shared, first, cancel)
     }
 
@@ -102,27 +105,25 @@ impl Context {
         first: Slot,
         cancel: CancelToken,
     ) -> Result<Self> {
-        let (_, layout) = shared.cache.layout().layer(0)?;
-        let lengths = Lengths::new(model.config(), layout);
-        let heaps = Heaps::new(model.bank())?;
-        let row = || heaps.activations.alloc_slice(model.config().n_vocab);
+        let engine = patiently(|| Engine::new(&model, shared.cache.layout()))?;
+        let row = || patiently(|| engine.room_for_logits(model.config().n_vocab));
         let (rows, last) = (row()?, row()?);
         Ok(Self {
             model,
             options,
             slots: vec![first],
             shared,
-            lengths,
-            heaps,
+            engine,
             rows,
             last,
             has_logits: false,
+            #[cfg(feature = "cuda")]
+            drawn: None,
             cancel,
             n_batch: options.n_batch,
             lanes: Vec::new(),
             parts: Vec::new(),
             batch: Vec::new(),
-            attended: Vec::new(),
         })
     }
 
@@ -216,7 +217,7 @@ impl Context {
     /// # Errors
     /// [`Error::Kv`], [`Error::Pool`] if there is no memory for its logits.
     pub fn fork(&mut self) -> Result<Self> {
-        let first = self.slots[0].fork(usize::MAX)?;
+        let first = patiently(|| self.slots[0].fork(usize::MAX))?;
         let (model, shared) = (Arc::clone(&self.model), Arc::clone(&self.shared));
         Self::over(model, self.options, shared, first, CancelToken::default())
     }
@@ -226,10 +227,14 @@ impl Context {
     /// # Errors
     /// [`Error::Kv`] if the device refuses.
     pub fn trim(&mut self) -> Result<()> {
+        // Logits that are still on a device lie in memory that goes: they are brought here first.
+        if self.logits().is_err() {
+            self.forget_logits();
+        }
         for slot in &mut self.slots {
             slot.sequence.trim()?;
         }
-        self.heaps.trim()
+        self.engine.trim()
     }
 }
 

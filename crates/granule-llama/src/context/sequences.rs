@@ -5,6 +5,7 @@ use std::ops::Range;
 use granule_kv::Sequence;
 
 use super::{Context, SequenceId, Slot};
+use crate::engine::patiently;
 use crate::error::{Error, Result};
 use crate::tokenizer::TokenId;
 
@@ -25,7 +26,7 @@ impl Context {
     /// # Errors
     /// [`Error::Kv`].
     pub fn add_sequence(&mut self) -> Result<SequenceId> {
-        let sequence = self.shared.cache.sequence(self.n_ctx())?;
+        let sequence = patiently(|| Ok(self.shared.cache.sequence(self.n_ctx())?))?;
         Ok(self.add(Slot::new(sequence, &[])))
     }
 
@@ -43,7 +44,8 @@ impl Context {
     /// # Errors
     /// As [`Context::fork_sequence`].
     pub fn fork_prefix(&mut self, id: SequenceId, len: usize) -> Result<SequenceId> {
-        let fork = self.slot_mut(id)?.fork(len)?;
+        let slot = self.slot_mut(id)?;
+        let fork = patiently(|| slot.fork(len))?;
         Ok(self.add(fork))
     }
 

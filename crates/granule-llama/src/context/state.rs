@@ -59,7 +59,7 @@ impl Context {
             first.id = self.first_sequence();
             self.slots = slots;
             self.shared = shared;
-            self.has_logits = false;
+            self.forget_logits();
         }
         Ok(())
     }

@@ -5,47 +5,32 @@ use std::borrow::BorrowMut;
 use granule_kv::Sequence;
 use granule_ops::kv_append::{self, AppendShape};
 use granule_ops::{
-    Activations, AttentionItem, AttentionShape, KvTransforms, Matrix, Precision, QuantScratch, Threads, add,
-    attention, embed, matmul, rms_norm, rotate, swiglu,
+    Activations, AttentionItem, AttentionShape, Matrix, Precision, QuantScratch, Threads, add, attention,
+    embed, matmul, rms_norm, rotate, swiglu,
 };
 
-use crate::activations::Step;
+use super::activations::Step;
 use crate::cancel::CancelToken;
+use crate::engine::{Batch, Observer};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::tokenizer::TokenId;
-
-/// Is shown each layer's queries, rotated, and its keys and values, as the projections gave them.
-pub(crate) type Observer<'a> = &'a mut dyn FnMut(usize, &[f32], &[f32], &[f32]) -> Result<()>;
 
 /// Tokens of one sequence that a step computes precisely in any case: the prompt of a short question takes some hundredths of a
 /// second longer for it, and its answer does not turn on rounding.
 const SHORT: usize = 64;
 
-/// What a step adds to one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
-    /// Which sequence, of those that the step is given; no two parts have the same.
-    pub(crate) sequence: usize,
-    /// How many tokens, at least one.
-    pub(crate) n: usize,
-}
-
-/// Runs `tokens`, those of each part one after the other, through all layers and stores their keys and values behind the
-/// sequences' rows, which have to be prepared; the caller commits them. The hidden states are left in `step.x`. `items` is
-/// room for a list, empty before and after.
-#[allow(clippy::too_many_arguments, reason = "what a step reads, what it writes, and what it works with")]
-pub(crate) fn forward<S: BorrowMut<Sequence>>(
+/// Runs a batch through all layers and stores its keys and values. The hidden states are left in `step.x`. `items` is room for a
+/// list, empty before and after.
+pub(super) fn forward<S: BorrowMut<Sequence>>(
     model: &Model,
-    sequences: &mut [S],
-    parts: &[Part],
-    tokens: &[TokenId],
-    transforms: Option<&KvTransforms>,
+    batch: Batch<'_, S>,
     step: &mut Step<'_>,
     items: &mut Vec<AttentionItem<'static>>,
     cancel: &CancelToken,
     mut observe: Option<Observer<'_>>,
 ) -> Result<()> {
+    let Batch { sequences, parts, tokens, tables } = batch;
+    let transforms = tables.map(|tables| tables.transforms());
     let (config, weights, threads) = (model.config(), model.weights(), model.threads_for(tokens.len()));
     let (n, kv_width, dims) = (tokens.len(), config.kv_width(), config.rope_dims);
     let Step { x, h, q, k, v, attended, gate, up, angles, attention: scratch, quant } = step;
@@ -104,8 +89,9 @@ pub(crate) fn forward<S: BorrowMut<Sequence>>(
     Ok(())
 }
 
-/// The logits of some of a step's tokens, whose hidden states it left: the last norm and the output layer.
-pub(crate) fn output(
+/// The logits of some of a step's tokens, whose hidden states it left: the last norm and the output layer. `logits` has room for
+/// them, and maybe for more.
+pub(super) fn output(
     model: &Model,
     step: &mut Step<'_>,
     rows: impl Iterator<Item = usize>,
@@ -123,7 +109,7 @@ pub(crate) fn output(
     if n == 0 {
         return Ok(());
     }
-    let products = &mut [(weights.output_matrix()?, logits)];
+    let products = &mut [(weights.output_matrix()?, &mut logits[..n * config.n_vocab])];
     project(threads, model.precision(), &step.h[..n * n_embd], n, &mut step.quant, products)
 }
 

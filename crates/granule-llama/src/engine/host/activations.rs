@@ -17,7 +17,7 @@ const SCRATCH: &str = "scratch";
 
 /// Lengths of everything that a step needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Lengths {
+pub(super) struct Lengths {
     n_embd: usize,
     q_width: usize,
     kv_width: usize,
@@ -28,7 +28,7 @@ pub(crate) struct Lengths {
 }
 
 impl Lengths {
-    pub(crate) fn new(config: &Config, kv: KvRowLayout) -> Self {
+    pub(super) fn new(config: &Config, kv: KvRowLayout) -> Self {
         Self {
             n_embd: config.n_embd,
             q_width: config.q_width(),
@@ -49,19 +49,19 @@ impl Lengths {
 /// The heaps of a context, each in a pool of its own: one for what goes from operation to operation, one for what an operation
 /// needs for itself. With them goes all of their memory.
 #[derive(Debug)]
-pub(crate) struct Heaps {
-    pub(crate) activations: Heap,
-    pub(crate) scratch: Heap,
+pub(super) struct Heaps {
+    pub(super) activations: Heap,
+    pub(super) scratch: Heap,
 }
 
 impl Heaps {
-    pub(crate) fn new(bank: &Bank) -> Result<Self> {
+    pub(super) fn new(bank: &Bank) -> Result<Self> {
         let heap = |owner| Pool::new(bank, PoolOptions::new().owner(owner))?.local();
         Ok(Self { activations: heap(ACTIVATIONS)?, scratch: heap(SCRATCH)? })
     }
 
     /// Gives what is not in use back to the bank.
-    pub(crate) fn trim(&self) -> Result<()> {
+    pub(super) fn trim(&self) -> Result<()> {
         self.activations.pool().trim()?;
         self.scratch.pool().trim()?;
         Ok(())
@@ -71,7 +71,7 @@ impl Heaps {
 /// What a step of `n` tokens works with; all of it goes back when this is dropped. Each array is `n` rows of the width that its
 /// name says.
 #[derive(Debug)]
-pub(crate) struct Activations {
+pub(super) struct Activations {
     /// Hidden state, n_embd wide.
     x: PoolSlice<f32>,
     /// Normalized state, or what a projection adds to the hidden state; n_embd wide.
@@ -123,23 +123,23 @@ impl Quant {
 }
 
 /// Views of the arrays of [`Activations`], to compute with.
-pub(crate) struct Step<'a> {
-    pub(crate) x: &'a mut [f32],
-    pub(crate) h: &'a mut [f32],
-    pub(crate) q: &'a mut [f32],
-    pub(crate) k: &'a mut [f32],
-    pub(crate) v: &'a mut [f32],
-    pub(crate) attended: &'a mut [f32],
-    pub(crate) gate: &'a mut [f32],
-    pub(crate) up: &'a mut [f32],
-    pub(crate) angles: &'a mut [f32],
-    pub(crate) attention: &'a mut [f32],
-    pub(crate) quant: QuantScratch<'a>,
+pub(super) struct Step<'a> {
+    pub(super) x: &'a mut [f32],
+    pub(super) h: &'a mut [f32],
+    pub(super) q: &'a mut [f32],
+    pub(super) k: &'a mut [f32],
+    pub(super) v: &'a mut [f32],
+    pub(super) attended: &'a mut [f32],
+    pub(super) gate: &'a mut [f32],
+    pub(super) up: &'a mut [f32],
+    pub(super) angles: &'a mut [f32],
+    pub(super) attention: &'a mut [f32],
+    pub(super) quant: QuantScratch<'a>,
 }
 
 impl Activations {
     /// The memory for a step of `n` tokens.
-    pub(crate) fn new(heaps: &Heaps, lengths: &Lengths, threads: &Threads, n: usize) -> Result<Self> {
+    pub(super) fn new(heaps: &Heaps, lengths: &Lengths, threads: &Threads, n: usize) -> Result<Self> {
         let Lengths { n_embd, q_width, kv_width, n_ff, rope_dims, n_heads, kv } = lengths;
         let take = |width: &usize| heaps.activations.alloc_slice(n * width);
         Ok(Self {
@@ -158,7 +158,7 @@ impl Activations {
     }
 
     /// Views of all of it.
-    pub(crate) fn step(&mut self) -> Result<Step<'_>> {
+    pub(super) fn step(&mut self) -> Result<Step<'_>> {
         Ok(Step {
             x: self.x.as_mut_slice()?,
             h: self.h.as_mut_slice()?,

@@ -1,0 +1,405 @@
+//! Steps on a CUDA device: weights in planes, activations from the pool, rows as they lie in the cache, one stream.
+//!
+//! A step sends one parcel (token ids, rotations, what kernels read of the sequences), runs all layers and, where logits are
+//! wanted, brings these back; the host waits for the stream before it goes on, so that whatever a step used is idle between
+//! steps. Steps of one token of each sequence are replayed from a [graph](decode).
+
+mod decode;
+mod folds;
+mod layers;
+mod load;
+mod memory;
+mod weights;
+
+use std::borrow::BorrowMut;
+use std::sync::Arc;
+
+use granule_bank::Bank;
+use granule_device::Stream;
+use granule_kv::{KvLayout, Sequence};
+use granule_ops::attention::{CudaAttention, CudaStep};
+use granule_ops::sample::{Draw, Drawn};
+use granule_ops::{AttentionItem, Kernels, KvTransformTables};
+use granule_pool::PoolSlice;
+
+use self::decode::Decodes;
+use self::folds::Folds;
+use self::layers::{Inputs, Layers, Tables};
+use self::memory::{Buffers, Heaps, Leased, Parcel, Shuttle, formed_bytes, not_pinned};
+pub(crate) use self::weights::CudaModel;
+use super::{Batch, EngineMemory, Observer, Part, is_capture, rows_of};
+use crate::cancel::CancelToken;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::model::Model;
+
+/// What computes a context's steps on a CUDA device.
+#[derive(Debug)]
+pub(crate) struct CudaEngine {
+    decodes: Decodes,
+    /// What the last step left.
+    last: Option<Last>,
+    folds: Option<Folds>,
+    /// What kernels read of the sequences, by group of layers; kept so that a step takes no memory for it.
+    steps: Vec<CudaStep>,
+    /// The flag of the step that ran last, on the host.
+    flag: Leased,
+    heaps: Heaps,
+    layout: KvLayout,
+    kernels: Kernels,
+    model: Arc<CudaModel>,
+    bank: Bank,
+    stream: Arc<Stream>,
+}
+
+/// What a step left for whoever wants logits.
+#[derive(Debug)]
+enum Last {
+    /// The hidden states, and which row each token has.
+    Hidden { buffers: Box<Buffers>, row_of: Vec<u32> },
+    /// The logits of all tokens, in the memory of the graph that computed them.
+    Logits,
+}
+
+impl CudaEngine {
+    pub(crate) fn new(model: &Model, device: &Arc<CudaModel>, layout: &KvLayout) -> Result<Self> {
+        let bank = model.bank().clone();
+        let stream = Arc::new(bank.device().stream()?);
+        let heaps = Heaps::new(&bank, &stream)?;
+        Ok(Self {
+            decodes: Decodes::default(),
+            last: None,
+            folds: None,
+            steps: vec![CudaStep::new(); layout.groups()],
+            flag: Leased::bytes(&heaps.pinned, size_of::<u32>())?,
+            heaps,
+            layout: *layout,
+            kernels: device.kernels.sharing()?,
+            model: Arc::clone(device),
+            bank,
+            stream,
+        })
+    }
+
+    /// Another stream and other memory, where the old stream is of no use any more: it takes what it was given along.
+    fn renew(&mut self) -> Result<()> {
+        let stream = Arc::new(self.bank.device().stream()?);
+        let heaps = Heaps::new(&self.bank, &stream)?;
+        self.flag = Leased::bytes(&heaps.pinned, size_of::<u32>())?;
+        self.rest();
+        self.decodes.clear();
+        (self.heaps, self.stream) = (heaps, stream);
+        Ok(())
+    }
+
+    pub(crate) fn step<S: BorrowMut<Sequence>>(
+        &mut self,
+        model: &Model,
+        batch: Batch<'_, S>,
+        cancel: &CancelToken,
+        mut observe: Option<Observer<'_>>,
+    ) -> Result<()> {
+        let is_decode = observe.is_none() && batch.parts.iter().all(|part| part.n == 1);
+        let last = self.complete(model, &batch, cancel, &mut |engine| match &mut observe {
+            None if is_decode => engine.decode(model, &batch, cancel, None),
+            None => engine.prompt(model, &batch, cancel, None),
+            Some(observe) => engine.prompt(model, &batch, cancel, Some(&mut **observe)),
+        })?;
+        self.last = Some(last);
+        Ok(())
+    }
+
+    /// A step of one token of one sequence, and the token that is drawn behind it, of the first `n` logits: only that comes back.
+    pub(crate) fn draw<S: BorrowMut<Sequence>>(
+        &mut self,
+        model: &Model,
+        batch: Batch<'_, S>,
+        cancel: &CancelToken,
+        (draw, n): (&Draw, usize),
+    ) -> Result<Drawn> {
+        self.complete(model, &batch, cancel, &mut |engine| {
+            engine.decode(model, &batch, cancel, Some((draw, n)))
+        })?;
+        self.decodes.drawn()
+    }
+
+    /// Has a step given, and waits for it: whatever was given has run before anybody hears of it, so that nothing is in use but by
+    /// the host. Where there is no memory for it, that of other steps' graphs is given up for it.
+    fn complete<S>(
+        &mut self,
+        model: &Model,
+        batch: &Batch<'_, S>,
+        cancel: &CancelToken,
+        give: &mut dyn FnMut(&mut Self) -> Result<Last>,
+    ) -> Result<Last> {
+        // A step that is replayed does not look again.
+        if cancel.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.rest();
+        self.bring_folds(model, batch)?;
+        let mut done = give(self);
+        let is_short = |error: &Error| matches!(error, Error::Pool(_)) && !is_capture(error);
+        if done.as_ref().is_err_and(is_short) && !self.decodes.is_empty() {
+            wait(&self.stream)?;
+            self.decodes.clear();
+            self.heaps.trim()?;
+            done = give(self);
+        }
+        let end = wait(&self.stream);
+        if done.is_err() {
+            // What it has raised is nobody's.
+            let _ = self.collect();
+            let _ = wait(&self.stream);
+        }
+        let last = done?;
+        end?;
+        self.judge()?;
+        Ok(last)
+    }
+
+    /// Has the step's flag brought over, behind all of it.
+    fn collect(&mut self) -> Result<()> {
+        // SAFETY: both stay with the engine, which waits for the stream before it reads the word.
+        Ok(unsafe { self.kernels.collect(&self.stream, self.flag.write()) }?)
+    }
+
+    /// What the flag says that was brought over last.
+    fn judge(&self) -> Result<()> {
+        let word = self.flag.read().as_host().and_then(|bytes| bytes.try_into().ok());
+        Ok(self.kernels.judge(word.ok_or_else(not_pinned)?)?)
+    }
+
+    /// The logits behind the token of the last [`CudaEngine::draw`], n_vocab long.
+    pub(crate) fn drawn_from(&self) -> Result<PoolSlice<f32>> {
+        let there = self.decodes.logits_there()?.read();
+        let mut logits = self.room_for_logits(there.len() / size_of::<f32>())?;
+        // SAFETY: both stay until the stream was waited for, below.
+        let copied = unsafe { self.stream.copy_slice(there, logits.slice_mut()?) };
+        wait(&self.stream)?;
+        copied?;
+        Ok(logits)
+    }
+
+    /// A transform's tables on the device, if the batch has one.
+    fn bring_folds<S>(&mut self, model: &Model, batch: &Batch<'_, S>) -> Result<()> {
+        match (batch.tables, &self.folds) {
+            (None, None) => return Ok(()),
+            (Some(tables), Some(folds)) if folds.are_of(tables) => return Ok(()),
+            _ => {}
+        }
+        // Graphs have the old ones' addresses.
+        self.decodes.clear();
+        self.folds = None;
+        if let Some(tables) = batch.tables {
+            self.folds = Some(Folds::new(model.bank(), tables, model.config().n_layers)?);
+        }
+        Ok(())
+    }
+
+    fn layers<'a>(&'a self, config: &'a Config) -> Layers<'a> {
+        let (model, layout, folds) = (&*self.model, &self.layout, self.folds.as_ref());
+        Layers { model, kernels: &self.kernels, config, layout, folds, stream: &self.stream }
+    }
+
+    /// A step of any number of tokens of each sequence.
+    fn prompt<S: BorrowMut<Sequence>>(
+        &mut self,
+        model: &Model,
+        batch: &Batch<'_, S>,
+        cancel: &CancelToken,
+        observe: Option<Observer<'_>>,
+    ) -> Result<Last> {
+        let (config, n) = (model.config(), batch.tokens.len());
+        let mut steps = std::mem::take(&mut self.steps);
+        let filled = self.fill(model, batch, &mut steps);
+        self.steps = steps;
+        filled?;
+        // Parts in the order in which kernels want them, the same in all groups, and where each one's tokens are.
+        let order = self.steps.first().map_or(&[][..], CudaStep::order);
+        let mut parcel = Parcel::default();
+        let ids_at = parcel.add(n * size_of::<u32>());
+        let angles_at = parcel.add(n * config.rope_dims * size_of::<f32>());
+        let tables_at: Vec<_> = self.steps.iter().map(|step| parcel.add(step.bytes())).collect();
+        let mut shuttle = Shuttle::new(&self.heaps, parcel.bytes())?;
+        let bytes = shuttle.host()?;
+        let mut row_of = vec![0; n];
+        {
+            let starts: Vec<usize> = starts(batch);
+            let (mut ids, mut angles) = (Vec::with_capacity(n), vec![0.0; n * config.rope_dims]);
+            for &part in order {
+                let (n, start) = (batch.parts[part].n, starts[part]);
+                let first = ids.len();
+                let own = start..start + n;
+                for (token, row) in batch.tokens[own.clone()].iter().zip(&mut row_of[own]) {
+                    *row = ids.len() as u32;
+                    ids.push(token.get());
+                }
+                let own = first * config.rope_dims..(first + n) * config.rope_dims;
+                let sequence = batch.sequences[batch.parts[part].sequence].borrow();
+                model.rope().angles(sequence.position(), n, &mut angles[own])?;
+            }
+            bytes[ids_at.clone()].copy_from_slice(bytemuck::cast_slice(&ids));
+            bytes[angles_at.clone()].copy_from_slice(bytemuck::cast_slice(&angles));
+        }
+        for (step, at) in self.steps.iter().zip(&tables_at) {
+            step.write(&mut bytes[at.clone()])?;
+        }
+        let mut attention = 0;
+        for (group, step) in self.steps.iter().enumerate() {
+            let shape = self.shape_of(config, group)?;
+            attention = attention.max(step.scratch_len(&self.kernels, &shape)?);
+        }
+        let mut buffers = Buffers::new(&self.heaps, config, &self.model, n, attention)?;
+        let given = (|| {
+            shuttle.send(&self.stream)?;
+            let mut tables = Vec::with_capacity(self.steps.len());
+            for (step, at) in self.steps.iter().zip(&tables_at) {
+                tables.push(Tables::Step(step.on(shuttle.part(at)?)?));
+            }
+            let inputs =
+                Inputs { ids: shuttle.part(&ids_at)?, angles: shuttle.part(&angles_at)?, tables: &tables };
+            let observe = observe.map(|observe| (observe, &self.heaps.pinned));
+            self.layers(config).run(&mut buffers, &inputs, cancel, observe)
+        })();
+        let done = given.and_then(|()| self.collect());
+        // The parcel's pinned side goes back behind this.
+        let end = wait(&self.stream);
+        done?;
+        end?;
+        Ok(Last::Hidden { buffers: Box::new(buffers), row_of })
+    }
+
+    /// Tells each group's step the sequences that take part.
+    fn fill<S: BorrowMut<Sequence>>(
+        &self,
+        model: &Model,
+        batch: &Batch<'_, S>,
+        steps: &mut [CudaStep],
+    ) -> Result<()> {
+        for (group, step) in steps.iter_mut().enumerate() {
+            let layer = group * self.layout.layers_per_row();
+            let mut items = Vec::with_capacity(batch.parts.len());
+            for part in batch.parts {
+                let sequence: &Sequence = batch.sequences[part.sequence].borrow();
+                let cache = sequence.view(layer, sequence.len() + part.n)?;
+                items.push(AttentionItem { cache, n_tokens: part.n });
+            }
+            step.fill(&self.kernels, model.config().n_heads, &items, Some(model.rope()))?;
+        }
+        Ok(())
+    }
+
+    /// How a group's first layer is attended to, as far as scratch depends on it.
+    fn shape_of(&self, config: &Config, group: usize) -> Result<CudaAttention<'_>> {
+        let index = group * self.layout.layers_per_row();
+        let (_, layout) = self.layout.layer(index)?;
+        let transform = self.folds.as_ref().map_or(Ok(KvTransformTables::default()), |f| f.layer(index))?;
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        Ok(CudaAttention { layout, n_heads: config.n_heads, scale, transform, splits: None })
+    }
+
+    pub(crate) fn logits(
+        &mut self,
+        model: &Model,
+        tokens: impl Iterator<Item = usize>,
+        logits: &mut PoolSlice<f32>,
+        first: usize,
+    ) -> Result<()> {
+        let (config, n_vocab) = (model.config(), model.config().n_vocab);
+        let (buffers, row_of) = match &self.last {
+            None => return Err(Error::NoLogits),
+            Some(Last::Logits) => {
+                let all = self.decodes.logits()?;
+                for (i, token) in tokens.enumerate() {
+                    let from = all.get(rows_of(token, 1, n_vocab)).ok_or(Error::NoLogits)?;
+                    logits.as_mut_slice()?[rows_of(first + i, 1, n_vocab)].copy_from_slice(from);
+                }
+                return Ok(());
+            }
+            Some(Last::Hidden { buffers, row_of }) => (buffers, row_of),
+        };
+        let rows = tokens.map(|token| row_of.get(token).copied()).collect::<Option<Vec<u32>>>();
+        let rows = rows.ok_or(Error::NoLogits)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let n = rows.len();
+        let mut shuttle = Shuttle::new(&self.heaps, size_of_val(&rows[..]))?;
+        let mut formed = Leased::bytes(&self.heaps.scratch, formed_bytes(&self.model.outputs(), n)?)?;
+        let mut there = Leased::floats(&self.heaps.activations, n * n_vocab)?;
+        shuttle.host()?.copy_from_slice(bytemuck::cast_slice(&rows));
+        let at = 0..size_of_val(&rows[..]);
+        let range = rows_of(first, n, n_vocab);
+        let mut give = || -> Result<()> {
+            shuttle.send(&self.stream)?;
+            let rows = shuttle.part(&at)?;
+            self.layers(config).output(&buffers.x, Some(rows), n, &mut formed, &mut there)?;
+            let to = logits.slice_mut()?.subslice(range.start * 4..range.end * 4)?;
+            // SAFETY: both stay until the stream was waited for, below.
+            Ok(unsafe { self.stream.copy_slice(there.read(), to) }?)
+        };
+        let given = give();
+        let given = given.and_then(|()| self.collect());
+        let end = wait(&self.stream);
+        given?;
+        end?;
+        self.judge()
+    }
+
+    pub(crate) fn rest(&mut self) {
+        self.last = None;
+    }
+
+    pub(crate) fn room_for_logits(&self, elements: usize) -> Result<PoolSlice<f32>> {
+        Ok(self.heaps.pinned.alloc_slice(elements)?)
+    }
+
+    pub(crate) fn trim(&mut self) -> Result<()> {
+        self.rest();
+        self.decodes.clear();
+        self.heaps.trim()
+    }
+
+    pub(crate) fn memory(&self) -> EngineMemory {
+        let held = |heap: &granule_pool::Heap| heap.stats().reserved;
+        let folds = self.folds.as_ref().map_or(granule_device::Bytes::ZERO, Folds::held);
+        EngineMemory {
+            activations: held(&self.heaps.activations),
+            scratch: held(&self.heaps.scratch),
+            folds,
+            pinned: held(&self.heaps.pinned),
+        }
+    }
+}
+
+/// Times that a stream is waited for, where waiting fails.
+const WAITS: usize = 3;
+
+/// Waits for all that a stream was given. An error tells of whatever failed earlier, or of the wait itself; asked again the driver
+/// waits, unless the context is lost and nothing runs any more.
+fn wait(stream: &Stream) -> Result<()> {
+    let waited = stream.synchronize();
+    let mut again = waited.is_err();
+    for _ in 1..WAITS {
+        again = again && stream.synchronize().is_err();
+    }
+    Ok(waited?)
+}
+
+impl Drop for CudaEngine {
+    fn drop(&mut self) {
+        // Every step was waited for; where that failed, or somebody panicked, this is before any memory goes.
+        let _ = wait(&self.stream);
+    }
+}
+
+/// Where each part's tokens begin in the batch.
+fn starts<S>(batch: &Batch<'_, S>) -> Vec<usize> {
+    let mut end = 0;
+    let start = |part: &Part| {
+        end += part.n;
+        end - part.n
+    };
+    batch.parts.iter().map(start).collect()
+}
