@@ -10,6 +10,8 @@ use granule_device::Bytes;
 use granule_kv::KvType;
 use granule_llama::{KvTransformMode, QuantizeTarget};
 
+use crate::device_name::DeviceName;
+
 /// Runs GGUF language models. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
 #[command(name = "granule", version, max_term_width = 110)]
@@ -43,6 +45,9 @@ pub(crate) enum Command {
 pub(crate) struct LoadArgs {
     /// The model: a GGUF file, the first one where it comes in several
     pub(crate) model: PathBuf,
+    /// What the model runs on: host, or a GPU, cuda:0, cuda:1, … (granule devices lists them)
+    #[arg(long, value_name = "DEVICE", default_value = "host")]
+    pub(crate) device: DeviceName,
     /// Threads that compute [default: one for each physical core that the program may use]
     #[arg(short = 't', long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -59,7 +64,7 @@ pub(crate) struct LoadArgs {
     /// processes that run the same file share its memory
     #[arg(long)]
     pub(crate) no_repack: bool,
-    /// Compute long prompts as exactly as short ones, with 16 bits for each activation: about two thirds as fast
+    /// Compute long prompts as exactly as short ones, with 16 bits for each activation: about two thirds as fast (host only)
     #[arg(long)]
     pub(crate) precise: bool,
     /// The most memory that weights, cache and activations may take together, such as 512MiB or 4G

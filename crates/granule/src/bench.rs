@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+#[cfg(feature = "cuda")]
+use granule_device::DeviceKind;
 use granule_llama::{CancelToken, Context, Model, SequenceId, TokenId};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -24,6 +26,8 @@ struct Measurement {
     cache_type_k: String,
     cache_type_v: String,
     kv_transform: String,
+    /// What computes: "host", or a GPU's name.
+    device: String,
     threads: usize,
     n_batch: usize,
     /// The median of `runs`.
@@ -67,6 +71,7 @@ fn measure(
     // Before minutes are spent on filling them.
     ensure!(wanted <= free, "{most} sequences of {longest} tokens take {wanted}, and {free} are free");
     let n_batch = with.batch_size.get();
+    let device = device_of(model)?;
     let n_prompts = usize::from(args.n_prompt > 0);
     let bar = progress::counted("measuring", depths.len() * (n_prompts + parallel.len()) * (repeat + 1));
     let prompts = (0..n_prompts).map(|_| Test { kind: "pp", n: args.n_prompt, step: n_batch, parallel: 1 });
@@ -87,6 +92,7 @@ fn measure(
                 cache_type_k: with.type_k().to_string(),
                 cache_type_v: with.type_v().to_string(),
                 kv_transform: with.kv_transform().to_string(),
+                device: device.clone(),
                 threads: threads.count(),
                 n_batch,
                 tokens_per_second: median(&runs),
@@ -174,6 +180,16 @@ pub(crate) fn append(context: &mut Context, sequences: &[SequenceId], n: usize, 
     Ok(())
 }
 
+/// The name of what a model runs on.
+fn device_of(model: &Model) -> Result<String> {
+    let device = model.bank().device();
+    #[cfg(feature = "cuda")]
+    if device.kind() == DeviceKind::Cuda {
+        return Ok(format!("{} ({})", device.name(), device.cuda_info()?.name));
+    }
+    Ok(device.name().to_owned())
+}
+
 pub(crate) fn median(runs: &[f64]) -> f64 {
     let mut sorted = runs.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -213,6 +229,10 @@ fn print(args: &BenchArgs, measured: &[Measurement]) -> Result<()> {
             format!("{:.2}", m.tokens_per_second_each),
             format!("{slowest:.2} to {fastest:.2} in {} runs", m.runs.len()),
         ]);
+    }
+    // A GPU is named; which host this is, everybody knows.
+    if let Some(m) = measured.first().filter(|m| m.device != "host") {
+        writeln!(out, "on {}", m.device)?;
     }
     write!(out, "{table}")?;
     Ok(())

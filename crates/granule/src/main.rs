@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod bench_kv;
 mod chat;
+mod device_name;
 mod devices;
 mod directory;
 mod info;

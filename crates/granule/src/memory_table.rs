@@ -52,7 +52,11 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
         info.scratch.to_string(),
         "temporaries of single operations".to_owned(),
     ]);
-    table.row(["total".to_owned(), info.total.to_string()]);
+    table.row(["total".to_owned(), info.total.to_string(), format!("on {}", info.device)]);
+    if info.pinned > Bytes::ZERO {
+        let what = "of the host's memory, for copies: not in the total".to_owned();
+        table.row(["pinned".to_owned(), info.pinned.to_string(), what]);
+    }
     table
 }
 
@@ -71,6 +75,8 @@ pub(crate) fn json(info: &MemoryInfo) -> Value {
         "activations": info.activations.get(),
         "scratch": info.scratch.get(),
         "total": info.total.get(),
+        "device": info.device,
+        "pinned": info.pinned.get(),
         "n_tokens": info.n_tokens,
         "n_ctx": info.n_ctx,
     })

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, Result, ensure};
 use granule_bank::trace::{Reader, Recorder, Tracer};
 use granule_bank::{Bank, BankOptions};
-use granule_device::Device;
 use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model, Precision};
 
 use crate::args::{ContextArgs, LoadArgs};
@@ -104,7 +103,7 @@ fn beside(path: &Path) -> Result<Option<PathBuf>> {
 pub(crate) fn load_traced(args: &LoadArgs, cancel: &CancelToken, tracer: &Tracer) -> Result<Arc<Model>> {
     let options = BankOptions::new().tracer(tracer);
     let options = if let Some(limit) = args.memory_limit { options.budget(limit) } else { options };
-    let bank = Bank::new(Device::host()?, options)?;
+    let bank = Bank::new(args.device.open()?, options)?;
     let mut bar = None;
     let mut report = |done: u64, total: u64| {
         bar.get_or_insert_with(|| progress::bytes("loading", total)).set_position(done);

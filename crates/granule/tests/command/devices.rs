@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use super::{granule, json, stderr, stdout};
+use super::{TALES, granule, json, stderr, stdout};
 
 /// What it prints where the loader finds `content` in place of a CUDA driver.
 fn with_driver(content: &[u8]) -> String {
@@ -49,9 +49,51 @@ fn a_foreign_driver_is_named() {
     assert!(why.contains("libcuda.so") && why.contains("not a CUDA driver"), "{why}");
 }
 
+#[test]
+fn a_model_runs_on_devices_that_there_are() {
+    for (name, why) in [("gpu", "no device is called that"), ("cuda:", "no device"), ("cuda:-1", "no device")]
+    {
+        let output = granule(&["run", TALES, "-p", "x", "--device", name]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        assert!(stderr(&output).contains(why), "{name}: {}", stderr(&output));
+    }
+    // Where a driver is not one, or has no such GPU.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("libcuda.so.1"), "not a library").unwrap();
+    let mut run = granule(&["run", TALES, "-p", "x", "--device", "cuda:93"]);
+    let output = run.env("LD_LIBRARY_PATH", folder.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).starts_with("error: ") && output.stdout.is_empty(), "{}", stderr(&output));
+}
+
 /// On a CUDA driver, simulated or real.
 mod cuda {
-    use super::{json, stdout};
+    use super::{TALES, granule, json, stderr, stdout};
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn a_tale_from_a_gpu_is_the_hosts() {
+        let tale = |device: &[&str]| {
+            let run = ["run", TALES, "-p", "Once upon a time", "--temp", "0", "-n", "6", "--precise"];
+            stdout(&[&run[..], device].concat())
+        };
+        assert_eq!(tale(&["--device", "cuda:0"]), tale(&[]));
+        let run = ["run", TALES, "-p", "x", "-n", "2", "--device", "cuda:0", "--verbose"];
+        let output = granule(&run).output().unwrap();
+        assert!(output.status.success() && stderr(&output).contains("on cuda:0"), "{}", stderr(&output));
+        let output = granule(&[&run[..6], &["--device", "cuda:93"]].concat()).output().unwrap();
+        assert!(
+            !output.status.success() && stderr(&output).contains("no CUDA device 93"),
+            "{}",
+            stderr(&output)
+        );
+        let small = ["--device", "cuda:0", "--memory-limit", "4MiB"];
+        let output = granule(&[&run[..6], &small].concat()).output().unwrap();
+        assert!(!output.status.success() && stderr(&output).contains("out of memory"), "{}", stderr(&output));
+        let bench =
+            ["bench", TALES, "--prompt", "4", "--gen", "2", "--repeat", "1", "--device", "cuda:0", "--json"];
+        assert!(json(&bench)[0]["device"].as_str().unwrap().starts_with("cuda:0 ("));
+    }
 
     #[test]
     #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
