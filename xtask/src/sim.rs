@@ -1,5 +1,5 @@
 //! `cargo xtask sim -- COMMAND`: runs a command with the simulated CUDA driver in place of a real one, kernels emulated: what
-//! a program does on a GPU, where there is none, some thousand times as slow. Ends with the command's status.
+//! a program does on a GPU, where there is none, and slowly. Ends with the command's status.
 
 use std::ffi::OsString;
 use std::process::Command;

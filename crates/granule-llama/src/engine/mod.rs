@@ -6,7 +6,6 @@ pub(crate) mod cuda;
 mod host;
 
 use std::borrow::BorrowMut;
-use std::ops::Range;
 
 use granule_device::Bytes;
 use granule_kv::{KvLayout, Sequence};
@@ -168,9 +167,4 @@ pub(crate) struct EngineMemory {
     pub(crate) folds: Bytes,
     /// Of the host's memory, for copies between it and a device.
     pub(crate) pinned: Bytes,
-}
-
-/// The rows of logits `first` and on, as many as `rows`, of `n_vocab` each.
-fn rows_of(first: usize, rows: usize, n_vocab: usize) -> Range<usize> {
-    first * n_vocab..(first + rows) * n_vocab
 }

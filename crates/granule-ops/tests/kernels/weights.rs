@@ -23,6 +23,11 @@ pub(crate) const QUANTIZED: [DType; 13] = [
     DType::IQ2_XXS,
 ];
 
+/// So many columns, or the next number of them that the type can have.
+pub(crate) fn cols(dtype: DType, cols: usize) -> usize {
+    if dtype.is_quantized() { cols.next_multiple_of(dtype.block_len()) } else { cols }
+}
+
 const UNEVEN: [i32; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 const GRID: [i32; 8] = [8, 25, 43, 0, -8, -25, -43, 0];
 

@@ -6,6 +6,7 @@ use granule_device::{Buffer, Bytes, DeviceSliceMut, Event, Pinned, Stream};
 use granule_ops::pack_weights::{self, WeightRows};
 use granule_ops::{Kernels, Threads};
 
+use super::memory::ALIGN;
 use super::wait;
 use crate::engine::patiently;
 use crate::error::{Error, Result};
@@ -19,8 +20,6 @@ const PIECE: usize = 16 << 20;
 const PIECES: usize = 3;
 /// Bytes that a thread copies at a time.
 const CHUNK: usize = 1 << 20;
-/// What kernels want the rows of a piece to begin at a multiple of.
-const ALIGN: usize = 256;
 
 /// One piece of the ring.
 struct Piece {

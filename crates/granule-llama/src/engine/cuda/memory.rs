@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, DeviceSlice, DeviceSliceMut, Stream};
-use granule_ops::activate::Form;
+use granule_ops::activate::{Form, PART_ALIGN};
 use granule_pool::{Heap, Lease, Pool, PoolOptions};
 use granule_quant::DType;
 
@@ -12,8 +12,8 @@ use super::weights::CudaModel;
 use crate::config::Config;
 use crate::error::{Error, Result};
 
-/// What parts of one block of memory begin at a multiple of.
-const ALIGN: usize = 256;
+/// What parts of one block of memory begin at a multiple of: as kernels want it of weights and of activations.
+pub(super) const ALIGN: usize = PART_ALIGN;
 
 /// A lease of one of an engine's heaps, for work that is given to the engine's stream. Its bytes are lent as they are: nothing
 /// is waited for.

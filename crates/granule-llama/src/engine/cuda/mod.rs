@@ -12,6 +12,7 @@ mod memory;
 mod weights;
 
 use std::borrow::BorrowMut;
+use std::ops::Range;
 use std::sync::Arc;
 
 use granule_bank::Bank;
@@ -27,7 +28,7 @@ use self::folds::Folds;
 use self::layers::{Inputs, Layers, Tables};
 use self::memory::{Buffers, Heaps, Leased, Parcel, Shuttle, formed_bytes, not_pinned};
 pub(crate) use self::weights::CudaModel;
-use super::{Batch, EngineMemory, Observer, Part, is_capture, rows_of};
+use super::{Batch, EngineMemory, Observer, Part, is_capture};
 use crate::cancel::CancelToken;
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -392,6 +393,11 @@ impl Drop for CudaEngine {
         // Every step was waited for; where that failed, or somebody panicked, this is before any memory goes.
         let _ = wait(&self.stream);
     }
+}
+
+/// The rows of logits `first` and on, as many as `rows`, of `n_vocab` each.
+fn rows_of(first: usize, rows: usize, n_vocab: usize) -> Range<usize> {
+    first * n_vocab..(first + rows) * n_vocab
 }
 
 /// Where each part's tokens begin in the batch.

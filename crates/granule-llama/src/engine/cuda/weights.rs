@@ -9,13 +9,11 @@ use granule_ops::{Kernels, PlanarMatrix, Threads};
 use granule_quant::DType;
 
 use super::load::Loader;
+use super::memory::ALIGN;
 use crate::config::Config;
 use crate::engine::patiently;
 use crate::error::{Error, Result};
 use crate::weights::{Report, Tensor, WEIGHTS, Weights};
-
-/// What each tensor begins at a multiple of, in bytes.
-const ALIGN: usize = 256;
 
 /// A matrix in the weights' memory.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@ use granule_pool::PoolSlice;
 
 use self::activations::{Activations, Heaps, Lengths};
 use self::forward::{forward, output};
-use super::{Batch, EngineMemory, Observer, rows_of};
+use super::{Batch, EngineMemory, Observer};
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -59,7 +59,7 @@ impl HostEngine {
     ) -> Result<()> {
         let step = self.step.as_mut().ok_or(Error::NoLogits)?;
         let n_vocab = model.config().n_vocab;
-        let logits = &mut logits.as_mut_slice()?[rows_of(first, 0, n_vocab).start..];
+        let logits = &mut logits.as_mut_slice()?[first * n_vocab..];
         output(model, &mut step.step()?, tokens, logits)
     }
 

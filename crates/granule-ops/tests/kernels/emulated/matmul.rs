@@ -6,6 +6,7 @@ use super::library::{Allowed, Emulated};
 use super::{CHECKED, PLAIN};
 use crate::matmul::Case;
 use crate::random::Random;
+use crate::weights::cols;
 
 /// Tiles, as powers of two: tokens and weight rows.
 const TILES: [(usize, usize); 6] = [(7, 7), (6, 7), (5, 7), (6, 6), (5, 6), (5, 5)];
@@ -57,11 +58,6 @@ fn check(library: &Emulated, checked: bool, case: &Case, tile: (usize, usize), s
     let outs = run(library, checked, case, tile, seed);
     outs.iter().enumerate().for_each(|(i, out)| case.check(i, out));
     outs
-}
-
-/// A number of columns that the type can have.
-fn cols(dtype: DType, cols: usize) -> usize {
-    if dtype.is_quantized() { cols.next_multiple_of(dtype.block_len()) } else { cols }
 }
 
 #[test]

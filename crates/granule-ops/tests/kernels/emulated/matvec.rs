@@ -6,7 +6,7 @@ use super::library::{Allowed, Emulated};
 use super::{CHECKED, PLAIN};
 use crate::matvec::Case;
 use crate::random::Random;
-use crate::weights::Weights;
+use crate::weights::{Weights, cols};
 
 /// Rows of a warp that takes them by lanes, and of a block that takes them on tensor cores; warps of a block, jobs of a launch.
 const WARP_ROWS: usize = 4;
@@ -74,11 +74,6 @@ fn check(library: &Emulated, checked: bool, case: &Case, split: usize, seed: u64
     let outs = run(library, checked, case, split, seed);
     outs.iter().enumerate().for_each(|(i, out)| case.check(i, out));
     outs
-}
-
-/// Column counts for a type: as they are where blocks allow it.
-fn cols(dtype: DType, cols: usize) -> usize {
-    if dtype.is_quantized() { cols.next_multiple_of(dtype.block_len()) } else { cols }
 }
 
 #[test]
