@@ -4,7 +4,7 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use crate::backend::{Ending, MemoryKind, RawStream};
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::slice::{Home, checked_range};
 use crate::{Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Event, Memory};
 

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::backend::{Backend, GranulePlace, RawStream};
 use crate::buffer::{Buffer, Managed, Pinned};
 use crate::fault::{FaultGuard, FaultPlan, Faults};
+use crate::live::{THINGS, Thing};
 use crate::suballocation::Suballocation;
 use crate::{
-    Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule, Lease, LeaseMode, Reservation, Stream,
+    Bytes, DevicePtr, DeviceSlice, DeviceSliceMut, Error, Granule, Lease, LeaseMode, LiveCounts, Reservation,
+    Stream,
 };
 
 /// The kinds of device.
@@ -86,79 +88,6 @@ impl HostOptions {
     /// With granules of this size.
     pub fn granule(self, granule: Bytes) -> HostOptions {
         HostOptions { granule: Some(granule), ..self }
-    }
-}
-
-/// Everything made on a device that is still there: what a leak test looks at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct LiveCounts {
-    /// Granules that some handle or mapping keeps.
-    pub granules: usize,
-    /// Reservations.
-    pub reservations: usize,
-    /// Places with a granule behind them.
-    pub mappings: usize,
-    /// Plain buffers.
-    pub buffers: usize,
-    /// Pinned buffers.
-    pub pinned: usize,
-    /// Managed buffers.
-    pub managed: usize,
-    /// Registered memory.
-    pub registered: usize,
-    /// Streams.
-    pub streams: usize,
-    /// Modules of kernels.
-    pub modules: usize,
-    /// Graphs, instantiated ones included.
-    pub graphs: usize,
-    /// Announced pieces of larger allocations.
-    pub suballocations: usize,
-    /// Releases that the system refused and that will be tried again.
-    pub unsettled: usize,
-}
-
-/// What [`LiveCounts`] counts.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Thing {
-    Granule,
-    Reservation,
-    Mapping,
-    Buffer,
-    Pinned,
-    Registered,
-    Stream,
-    Managed,
-    Module,
-    Graph,
-    Suballocation,
-}
-
-/// How many kinds of [`Thing`] there are.
-const THINGS: usize = Thing::Suballocation as usize + 1;
-
-/// Keeps the device alive and one thing on it counted.
-#[derive(Debug)]
-pub(crate) struct Counted {
-    device: Device,
-    thing: Thing,
-}
-
-impl Counted {
-    pub(crate) fn new(device: &Device, thing: Thing) -> Counted {
-        device.add_live(thing, 1);
-        Counted { device: device.clone(), thing }
-    }
-
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.device.sub_live(self.thing, 1);
     }
 }
 
@@ -444,6 +373,7 @@ impl Device {
             modules: count(Thing::Module),
             graphs: count(Thing::Graph),
             suballocations: count(Thing::Suballocation),
+            blas: count(Thing::Blas),
             unsettled,
         }
     }

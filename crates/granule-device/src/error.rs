@@ -239,6 +239,24 @@ pub enum Error {
         /// What it means.
         explanation: &'static str,
     },
+    /// cuBLAS is not installed, or not visible to this process, or broken.
+    #[error("no cuBLAS: {reason}")]
+    NoCublas {
+        /// What was looked for, and what to do.
+        reason: String,
+    },
+    /// cuBLAS refused a call. The words are this crate's: the library is not asked for them.
+    #[error("{call} failed: {name} ({code}): {explanation}")]
+    Cublas {
+        /// The library's function.
+        call: &'static str,
+        /// Its answer.
+        code: u32,
+        /// The answer's name in cublas_api.h.
+        name: &'static str,
+        /// What it means.
+        explanation: &'static str,
+    },
     /// The driver does not make a file's pages reachable by the device.
     #[error(
         "{} cannot be registered with the device ({source}); copy it through pinned memory instead, with Device::copy",

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
 
 use crate::backend::{GranulePlace, RawGranule};
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::{Access, Device, Error};
 
 /// One granule of physical memory. Clones are the same memory; the last one to go, in a hand or behind a place, frees it.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::backend::RawGranule;
-use crate::device::Thing;
+use crate::live::Thing;
 use crate::reservation::Core;
 use crate::retired::{Fate, REFUSED, Retired, UNMAPPED};
 use crate::{Access, Bytes, Device, Error, Granule};

@@ -20,6 +20,7 @@ mod host;
 mod host;
 mod lease;
 mod lent;
+mod live;
 mod mapped_file;
 mod region;
 mod registered;
@@ -31,17 +32,20 @@ mod suballocation;
 
 pub use buffer::{Buffer, Managed, Pinned, StreamBuffer};
 pub use bytes::Bytes;
+#[cfg(feature = "cublas")]
+pub use cuda::{Blas, Gemm, GemmType};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     ComputeCapability, CudaInfo, CudaOptions, CudaView, CudaViewMut, ExecutableGraph, Function,
-    FunctionAttributes, Graph, KernelArgument, Launch, LaunchShape, Module, cuda_devices,
+    FunctionAttributes, Graph, KernelArgument, Launch, LaunchShape, Module, NvtxRange, cuda_devices,
 };
-pub use device::{Access, Device, DeviceKind, Features, HostOptions, LiveCounts, MemoryInfo};
+pub use device::{Access, Device, DeviceKind, Features, HostOptions, MemoryInfo};
 pub use error::Error;
 pub use fault::{FaultGuard, FaultPlan, calls_made_here};
 pub use granule::Granule;
 pub use lease::{Lease, LeaseMode};
 pub use lent::Lent;
+pub use live::LiveCounts;
 pub use mapped_file::MappedFile;
 pub use region::{Memory, Region};
 pub use registered::{Registered, RegisteredMemory};

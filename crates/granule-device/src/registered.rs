@@ -5,7 +5,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::slice::Home;
 use crate::{Access, Bytes, Device, DevicePtr, DeviceSlice, DeviceSliceMut, Error, MappedFile, Memory};
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use self::runs::Runs;
 use crate::backend::RawGranule;
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::retired::Fate;
 use crate::{Access, Bytes, Device, DevicePtr, Error, Granule};
 

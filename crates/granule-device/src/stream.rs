@@ -6,7 +6,7 @@ use std::ops::RangeBounds;
 use std::sync::Arc;
 
 use crate::backend::{Moment, Op, RawStream};
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::slice::checked_range;
 use crate::{Bytes, Device, Error, Memory, Region, StreamBuffer};
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::backend::Ending;
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::{Bytes, Device, DevicePtr, Error};
 
 /// An announced piece of memory, see [`Device::announce`]. Dropping it takes the announcement back.

@@ -58,6 +58,7 @@ fn run(args: &[String]) -> Result<bool, Box<dyn std::error::Error>> {
         println!("{}: {seen}{beside}", fact.name);
     }
     if !has("--strict") {
+        println!("a further context takes {}", granule_device::Device::cuda(0)?.context_bytes()?);
         for line in times::measure(&Gpu::open(0)?)? {
             println!("{line}");
         }

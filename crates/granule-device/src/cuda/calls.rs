@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_uint, c_ulonglong, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use cudarc::driver::sys::{
     CUcontext, CUdevice, CUdeviceptr, CUevent, CUfunction, CUfunction_attribute, CUgraph, CUgraphExec,
@@ -65,7 +65,9 @@ impl Driver {
 
     /// The same driver without injected faults: for what must not be refused, such as waiting before memory is freed.
     pub(super) fn unfailing(&self) -> Driver {
-        Driver { functions: self.functions, faults: Arc::default() }
+        /// Nobody's, so that no plan is ever made for them.
+        static NONE: LazyLock<Arc<Faults>> = LazyLock::new(Arc::default);
+        Driver { functions: self.functions, faults: Arc::clone(&NONE) }
     }
 
     /// Makes the context current that was before this crate's own, or none. It is neither counted nor made to fail: the next

@@ -185,7 +185,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What is current on this thread; null for none.
-fn current(driver: &Driver) -> Result<CUcontext, Error> {
+pub(super) fn current(driver: &Driver) -> Result<CUcontext, Error> {
     let mut current: CUcontext = std::ptr::null_mut();
     // SAFETY: it is written into a local.
     unsafe { driver.cuCtxGetCurrent(&raw mut current)? };
@@ -397,6 +397,12 @@ impl Context {
 
     pub(super) fn is_capturing(&self) -> bool {
         self.captures.any()
+    }
+
+    /// Refuses `what` while this crate captures a stream of this context; until the answer is dropped, none begins to be.
+    #[cfg(feature = "cublas")]
+    pub(super) fn hold_captures_off(&self, what: &'static str) -> Result<MutexGuard<'_, ()>, Error> {
+        self.captures.none_of_ours().ok_or(Error::Capturing { what })
     }
 }
 

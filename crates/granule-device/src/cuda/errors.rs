@@ -14,6 +14,9 @@ pub(super) const NOT_READY: u32 = 600;
 pub(super) const PEER_ACCESS_ALREADY_ENABLED: u32 = 704;
 pub(super) const NOT_PERMITTED: u32 = 800;
 pub(super) const NOT_SUPPORTED: u32 = 801;
+/// Answers where a further context is not to be had, however much memory there is: the device is somebody's own, this process may not,
+/// the driver does not, MPS serves no more clients or connections.
+pub(super) const MAKES_NO_CONTEXT: [u32; 5] = [46, NOT_PERMITTED, NOT_SUPPORTED, 808, 809];
 
 /// Code, name as in cuda.h, and what it means for the person who must act.
 const TABLE: &[(u32, &str, &str)] = &[

@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use super::context::{Context, Raw};
 use super::release::Leftover;
 use super::stream::Resource;
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::{Device, Error, Stream};
 
 /// Captured work. It keeps the modules of its kernels; the memory is its maker's business, as the safety of

@@ -197,6 +197,7 @@ fn open() -> Result<(libloading::Library, String), Failure> {
             Err(error) => broken = broken.or_else(|| what_is_wrong(&name, &said(&error))),
         }
     }
+    let broken = broken.map(|(path, reason)| Failure::Broken { path, reason });
     Err(broken.unwrap_or_else(|| Failure::Missing {
         reason: format!(
             "{} is in no folder of the library path; install NVIDIA's driver, or in a container pass the GPU in \
@@ -207,21 +208,21 @@ fn open() -> Result<(libloading::Library, String), Failure> {
 }
 
 /// What the system's loader said, without what libloading puts around it.
-fn said(error: &libloading::Error) -> String {
+pub(super) fn said(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Reads the loader's "PATH: REASON". That the library itself is not there is no finding; that one it needs is not, is.
-fn what_is_wrong(name: &str, message: &str) -> Option<Failure> {
+pub(super) fn what_is_wrong(name: &str, message: &str) -> Option<(PathBuf, String)> {
     let (path, reason) = message.split_once(": ")?;
     if path == name && reason.contains("No such file") {
         return None;
     }
-    Some(Failure::Broken { path: PathBuf::from(path), reason: reason.to_owned() })
+    Some((PathBuf::from(path), reason.to_owned()))
 }
 
 /// Where the library lies, as far as the system tells; else what it was asked for.
-fn path_of(name: &str) -> PathBuf {
+pub(super) fn path_of(name: &str) -> PathBuf {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     PathBuf::from(mapped(&maps, name).unwrap_or(name))
 }
@@ -242,9 +243,9 @@ fn is_version_of(path: &str, library: &str) -> bool {
 }
 
 impl Library {
-    /// A function that is not NVIDIA's: the simulator's own.
+    /// A function that not every driver has: the simulator's own, and what old ones or new ones lack.
     pub(super) fn extension<F: Copy>(&self, symbol: &str) -> Option<F> {
-        // SAFETY: the callers name the simulator's functions with their signatures; no driver has such names.
+        // SAFETY: the callers name the simulator's functions, which no driver has, or cuda.h's, with their signatures.
         unsafe { self.library.get::<F>(symbol.as_bytes()) }.ok().map(|symbol| *symbol)
     }
 }
@@ -258,12 +259,10 @@ mod tests {
         let missing = "libcuda.so: cannot open shared object file: No such file or directory";
         assert!(what_is_wrong("libcuda.so", missing).is_none());
         assert!(what_is_wrong("libcuda.so", &missing.replace("libcuda", "libneeded")).is_some());
-        match what_is_wrong("libcuda.so", "/opt/libcuda.so: file too short") {
-            Some(Failure::Broken { path, reason }) => {
-                assert_eq!((path, reason.as_str()), (PathBuf::from("/opt/libcuda.so"), "file too short"));
-            }
-            other => panic!("{other:?}"),
-        }
+        assert_eq!(
+            what_is_wrong("libcuda.so", "/opt/libcuda.so: file too short"),
+            Some((PathBuf::from("/opt/libcuda.so"), "file too short".to_owned()))
+        );
         assert_eq!(words(12040), "12.4");
         assert_eq!(words(13020), "13.2");
     }

@@ -6,8 +6,11 @@
 
 mod announce;
 mod backend;
+#[cfg(feature = "cublas")]
+mod blas;
 mod calls;
 mod context;
+mod context_cost;
 mod errors;
 mod graph;
 mod info;
@@ -27,11 +30,14 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream};
 
+#[cfg(feature = "cublas")]
+pub use self::blas::{Blas, Gemm, GemmType};
 pub use self::graph::{ExecutableGraph, Graph};
 pub use self::info::{ComputeCapability, CudaInfo, cuda_devices};
 pub use self::interop::{CudaView, CudaViewMut};
 pub use self::launch::{KernelArgument, Launch, LaunchShape};
 pub use self::module::{Function, FunctionAttributes, Module};
+pub use self::nvtx::NvtxRange;
 
 pub(crate) use self::backend::Cuda;
 pub(crate) use self::moment::CudaMoment;

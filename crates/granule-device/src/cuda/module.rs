@@ -12,7 +12,7 @@ use cudarc::driver::sys::{
 use super::context::{Context, Raw, lock};
 use super::errors;
 use super::release::Leftover;
-use crate::device::{Counted, Thing};
+use crate::live::{Counted, Thing};
 use crate::{Bytes, Device, Error};
 
 /// How much of the compiler's words is kept.

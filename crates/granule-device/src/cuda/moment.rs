@@ -21,20 +21,27 @@ pub(crate) struct CudaMoment {
     done: AtomicBool,
 }
 
-/// An event that is not recorded yet, so that recording cannot fail for want of one.
-pub(super) struct Unrecorded(CudaMoment);
+/// An event that is not recorded yet, so that recording cannot fail for want of one. Nobody else has it.
+pub(super) struct Unrecorded(Arc<CudaMoment>);
 
 impl Unrecorded {
     pub(super) fn new(context: &Arc<Context>) -> Result<Unrecorded, Error> {
         let event = context.take_event()?;
-        Ok(Unrecorded(CudaMoment { context: Arc::clone(context), event, done: AtomicBool::new(false) }))
+        let moment = CudaMoment { context: Arc::clone(context), event, done: AtomicBool::new(false) };
+        Ok(Unrecorded(Arc::new(moment)))
+    }
+
+    /// A moment that is over, to become another one; `None` where somebody else has it still.
+    pub(super) fn again(mut moment: Arc<CudaMoment>) -> Option<Unrecorded> {
+        *Arc::get_mut(&mut moment)?.done.get_mut() = false;
+        Some(Unrecorded(moment))
     }
 
     /// The point after all that the stream was given so far. The context is current.
     pub(super) fn record(self, driver: &Driver, stream: CUstream) -> Result<Arc<CudaMoment>, Error> {
         // SAFETY: event and stream are alive and of one context, and nobody else has the event.
         unsafe { driver.cuEventRecord(self.0.event.0, stream)? };
-        Ok(Arc::new(self.0))
+        Ok(self.0)
     }
 }
 

@@ -6,7 +6,9 @@
 //!
 //! The driver may not be called inside a function that runs on a stream, and freeing memory spoils a capture. In both cases
 //! a release is put off until the next use of a stream or the end of the capture. A capture that this crate does not know of
-//! is not disturbed: releases are made in the relaxed mode, and one that is refused for a capture's sake is put off too.
+//! is not disturbed: releases are made in the relaxed mode, and one that is refused for a capture's sake is put off too. But for
+//! handles of cuBLAS: giving one back waits for the device, which spoils a capture in any mode. None of ours begins beside that;
+//! somebody else's that this crate does not know of, or that begins meanwhile, is spoilt.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +28,10 @@ pub(super) enum Leftover {
     Memory(DevicePtr),
     Pinned(DevicePtr),
     Registered(DevicePtr),
-    Ordered { ptr: DevicePtr, stream: Option<Arc<CudaStream>> },
+    Ordered {
+        ptr: DevicePtr,
+        stream: Option<Arc<CudaStream>>,
+    },
     Granule(u64),
     Reservation(DevicePtr),
     Event(Raw<sys::CUevent_st>),
@@ -34,6 +39,8 @@ pub(super) enum Leftover {
     Graph(Raw<sys::CUgraph_st>),
     Executable(Raw<sys::CUgraphExec_st>),
     Stream(Abandoned),
+    #[cfg(feature = "cublas")]
+    Blas(super::blas::Abandoned),
 }
 
 /// A stream that nobody has any more, with what its work still uses.
@@ -55,11 +62,14 @@ impl Context {
     /// Gives one thing back, now or later.
     pub(super) fn release(&self, mut leftover: Leftover) {
         let now = !calls::in_host_function() && !self.is_capturing();
-        if !now {
-            self.put_off.store(true, Ordering::Release);
-        }
-        if !now || self.give_back(&mut leftover).is_err() {
+        let given =
+            if now { self.give_back(&mut leftover) } else { Err(Error::Capturing { what: "giving back" }) };
+        if let Err(error) = given {
             lock(&self.leftovers).push(leftover);
+            // Not before it is among them: whoever sees this finds it there.
+            if is_refused_in_capture(&error) {
+                self.put_off.store(true, Ordering::Release);
+            }
         }
     }
 
@@ -69,16 +79,20 @@ impl Context {
             return lock(&self.leftovers).len();
         }
         self.put_off.store(false, Ordering::Release);
-        let mut refused = Vec::new();
+        let (mut refused, mut soon) = (Vec::new(), false);
         let waiting = std::mem::take(&mut *lock(&self.leftovers));
         for mut leftover in waiting {
-            if self.give_back(&mut leftover).is_err() {
+            if let Err(error) = self.give_back(&mut leftover) {
                 refused.push(leftover);
+                soon |= is_refused_in_capture(&error);
             }
         }
         // What is dropped with one thing may have left another.
         let mut leftovers = lock(&self.leftovers);
         leftovers.append(&mut refused);
+        if soon {
+            self.put_off.store(true, Ordering::Release);
+        }
         leftovers.len()
     }
 
@@ -141,14 +155,22 @@ impl Context {
                 Leftover::Graph(graph) => driver.cuGraphDestroy(graph.0),
                 Leftover::Executable(executable) => driver.cuGraphExecDestroy(executable.0),
                 Leftover::Stream(stream) => self.give_back_stream(stream),
+                #[cfg(feature = "cublas")]
+                Leftover::Blas(handle) => self.give_back_blas(handle),
             }
         };
         drop(bound);
-        let asked = asked.or_else(was_asked);
-        if asked.as_ref().is_err_and(is_refused_in_capture) {
-            self.put_off.store(true, Ordering::Release);
-        }
-        asked
+        asked.or_else(was_asked)
+    }
+
+    /// # Safety
+    /// - The context is current, and nothing uses the handle any more, which was not given back.
+    #[cfg(feature = "cublas")]
+    unsafe fn give_back_blas(&self, handle: &super::blas::Abandoned) -> Result<(), Error> {
+        let _none = self.hold_captures_off("giving back a handle of cuBLAS")?;
+        self.driver.gate("cublasDestroy_v2")?;
+        // SAFETY: the caller's promise.
+        unsafe { handle.give_back() }
     }
 
     fn give_back_stream(&self, abandoned: &mut Abandoned) -> Result<(), Error> {
@@ -195,6 +217,7 @@ fn is_refused_in_capture(error: &Error) -> bool {
 pub(super) fn was_asked(error: Error) -> Result<(), Error> {
     match error {
         Error::Driver { .. } if !is_captures_fault(&error) => Ok(()),
+        Error::Cublas { .. } => Ok(()),
         other => Err(other),
     }
 }

@@ -190,10 +190,16 @@ impl Queue {
             if !moment.is_done() {
                 return;
             }
-            // Dropped outside the lock: the last of a memory's holders frees it.
-            let finished = lock(&self.held).take_until(number);
-            drop(finished);
+            self.let_go_until(number);
         }
+    }
+
+    /// Lets go of what work up to the event of this number held.
+    fn let_go_until(&self, number: u64) {
+        let mut finished = lock(&self.held).take_until(number);
+        // Outside the lock: the last of a memory's holders frees it.
+        finished.clear();
+        lock(&self.held).keep_room(finished);
     }
 
     /// Waits until all has run, past injected faults. An error means that the work may be running still.
@@ -276,15 +282,17 @@ impl RawStream for Queue {
         self.refuse_in_capture(WHAT)?;
         let bound = self.context.bind()?;
         // An event, and not the stream itself: what others give or capture meanwhile is not waited for.
-        let moment = Unrecorded::new(&self.context)?;
+        let spare = lock(&self.held).spare.take();
+        let moment = spare.map_or_else(|| Unrecorded::new(&self.context), Ok)?;
         let mut held = lock(&self.held);
         self.refuse_captured(WHAT)?;
         let (number, moment) = self.record_behind(&mut held, moment)?;
         drop(held);
         moment.synchronize(&self.context.driver)?;
         drop(bound);
-        let finished = lock(&self.held).take_until(number);
-        drop(finished);
+        self.let_go_until(number);
+        let unused = std::mem::replace(&mut lock(&self.held).spare, Unrecorded::again(moment));
+        drop(unused);
         self.context.settle_put_off();
         lock(&self.panic).take().map_or(Ok(()), |message| Err(Error::HostFunction { message }))
     }
@@ -307,12 +315,11 @@ impl RawStream for Queue {
                 lock(&self.held).hold(loose);
                 return Err(error);
             }
-            let finished = lock(&self.held).take_until(number);
-            drop((loose, finished));
+            drop(loose);
+            self.let_go_until(number);
         } else if let Some((number, moment)) = last {
             moment.finish()?;
-            let finished = lock(&self.held).take_until(number);
-            drop(finished);
+            self.let_go_until(number);
         }
         Ok(())
     }

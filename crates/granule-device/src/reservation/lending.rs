@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Place, Reservation};
-use crate::device::Thing;
 use crate::lent::{Back, Lent};
+use crate::live::Thing;
 use crate::retired::{Fate, Retired};
 use crate::{Access, Error};
 

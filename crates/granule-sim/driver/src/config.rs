@@ -9,6 +9,8 @@ pub(crate) struct Config {
     pub(crate) devices: usize,
     /// Memory of each device in bytes (`memory=1GiB`).
     pub(crate) memory: u64,
+    /// What each context takes of its device's memory, in bytes (`context=24MiB`).
+    pub(crate) context: u64,
     /// Granularity of virtual memory in bytes (`granularity=2MiB`): a power of two, at least a page.
     pub(crate) granularity: u64,
     /// Seed of every schedule (`seed=`).
@@ -40,6 +42,7 @@ impl Default for Config {
         Config {
             devices: 2,
             memory: 1 << 30,
+            context: 0,
             granularity: 2 << 20,
             seed: 1,
             driver: 12040,
@@ -89,6 +92,7 @@ impl Config {
                     return Err("takes 1MiB to 256GiB".into());
                 }
             }
+            "context" => self.context = size(value)?,
             "granularity" => {
                 self.granularity = size(value)?;
                 if !self.granularity.is_power_of_two() || !(1 << 16..=1 << 30).contains(&self.granularity) {
@@ -121,9 +125,11 @@ impl Config {
             "strict" => self.strict = switch(value)?,
             "print" => self.print = switch(value)?,
             _ => {
-                return Err("no such key; there are devices, memory, granularity, seed, driver, cc, peers, \
+                return Err(
+                    "no such key; there are devices, memory, context, granularity, seed, driver, cc, peers, \
                             virtual-memory, read-only, host-granules, managed, pools, strict, print"
-                    .into());
+                        .into(),
+                );
             }
         }
         Ok(())
@@ -159,9 +165,10 @@ mod tests {
 
     #[test]
     fn what_is_not_said_keeps_its_default() {
-        let config = Config::parse("memory=64MiB, seed=7,cc=9.0,peers=off").unwrap();
+        let config = Config::parse("memory=64MiB, context=24MiB,seed=7,cc=9.0,peers=off").unwrap();
         let expected = Config {
             memory: 64 << 20,
+            context: 24 << 20,
             seed: 7,
             compute_capability: (9, 0),
             peers: false,

@@ -7,6 +7,7 @@
 )]
 
 mod sim {
+    mod cublas;
     mod faults;
     mod graphs;
     mod launches;

@@ -21,8 +21,10 @@ use crate::cuda::context::{Raw, lock};
 /// The captures in one context that this process's devices know of; several devices may have one context.
 #[derive(Default)]
 pub(in crate::cuda) struct Captures {
-    /// How many streams this crate captures.
+    /// How many streams this crate captures. It grows only under the lock of `beginning`.
     own: AtomicUsize,
+    /// Held while one of ours begins, and while something is done that none may begin beside.
+    beginning: Mutex<()>,
     /// Streams that somebody else may capture.
     shared: Mutex<Vec<Weak<Queue>>>,
 }
@@ -51,6 +53,15 @@ impl Captures {
     /// Whether one of ours is in progress.
     pub(super) fn any_own(&self) -> bool {
         self.own.load(Ordering::Acquire) > 0
+    }
+
+    /// That none of ours is in progress, and that none begins while the answer lives: for what waits for the whole device, which
+    /// spoils a capture in any mode. It says nothing of others' captures, which may begin at any time. Nothing is dropped meanwhile
+    /// that could ask for this again.
+    #[cfg(feature = "cublas")]
+    pub(in crate::cuda) fn none_of_ours(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
+        let none = lock(&self.beginning);
+        (!self.any_own()).then_some(none)
     }
 
     /// Whether any is in progress.
@@ -157,6 +168,7 @@ impl Queue {
         if held.is_unmarked() {
             self.mark(&mut held)?;
         }
+        let _beginning = lock(&self.captures.beginning);
         // SAFETY: the stream is alive.
         unsafe {
             self.context.driver.cuStreamBeginCapture_v2(self.raw(), Mode::CU_STREAM_CAPTURE_MODE_RELAXED)?;

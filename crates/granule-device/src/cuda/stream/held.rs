@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::cuda::moment::CudaMoment;
+use crate::cuda::moment::{CudaMoment, Unrecorded};
 use crate::region::{Pending, Ticket};
 
 /// Something that work uses and that is not memory: a module, a graph.
@@ -27,6 +27,10 @@ pub(super) struct Held {
     captured: Vec<Resource>,
     /// How many views of regions cudarc has, to use them on this stream.
     pub(super) lent: usize,
+    /// The event that the stream was last waited for by, for the next time.
+    pub(super) spare: Option<Unrecorded>,
+    /// Empty lists, for what is let go next.
+    room: Finished,
 }
 
 /// The work before one event.
@@ -47,6 +51,14 @@ struct Kept {
 pub(in crate::cuda) struct Finished {
     pub(in crate::cuda) tickets: Vec<Ticket>,
     pub(in crate::cuda) resources: Vec<Resource>,
+}
+
+impl Finished {
+    /// Lets go of all of it.
+    pub(super) fn clear(&mut self) {
+        self.tickets.clear();
+        self.resources.clear();
+    }
 }
 
 impl Held {
@@ -120,10 +132,16 @@ impl Held {
     /// What is held by work up to the event of this number.
     pub(super) fn take_until(&mut self, number: u64) -> Finished {
         let done = self.running.iter().take_while(|batch| batch.number <= number).count();
-        let tickets = self.running.drain(..done).flat_map(|batch| batch.tickets).collect();
-        let resources =
-            self.kept.extract_if(.., |kept| kept.until <= number).map(|kept| kept.resource).collect();
-        Finished { tickets, resources }
+        let mut finished = std::mem::take(&mut self.room);
+        finished.tickets.extend(self.running.drain(..done).flat_map(|batch| batch.tickets));
+        let over = self.kept.extract_if(.., |kept| kept.until <= number);
+        finished.resources.extend(over.map(|kept| kept.resource));
+        finished
+    }
+
+    /// Takes back what [`Held::take_until`] gave, once it is empty: letting go takes no memory then.
+    pub(super) fn keep_room(&mut self, room: Finished) {
+        self.room = room;
     }
 
     /// Everything.

@@ -1,6 +1,8 @@
 //! Tests for any CUDA driver.
 
 mod captures;
+#[cfg(feature = "cublas")]
+pub(crate) mod cublas;
 mod graphs;
 mod interop;
 mod kernels;

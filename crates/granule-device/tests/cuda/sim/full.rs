@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use granule_device::{Access, Bytes, CudaOptions, Device, Error};
+use granule_device::{Access, Bytes, CudaOptions, Device, Error, FaultPlan};
 
 use crate::support::{assert_nothing_left, device, read};
 
@@ -110,4 +110,63 @@ fn no_virtual_memory() {
             Err(error) => assert!(!fits && matches!(error, Error::GranuleSize { .. }), "{error}"),
         }
     }
+}
+
+#[test]
+#[ignore = "needs the simulated CUDA driver; cargo xtask test provides it"]
+fn what_a_context_takes_is_measured() {
+    on("context=23MiB,memory=64MiB,strict=1", "contexts_that_take_room");
+}
+
+#[test]
+#[ignore = "the other half of the test beside it"]
+fn contexts_that_take_room() {
+    if !is_child() {
+        return;
+    }
+    let host = Device::host().unwrap().context_bytes();
+    assert!(matches!(host, Err(Error::Unsupported { .. })), "{host:?}");
+    let device = device();
+    let free = || device.memory().unwrap().free;
+    assert_eq!(free(), Bytes::mib(64 - 23));
+    // Room for no other one: the driver's word, with the figures.
+    let most = device.alloc(Bytes::mib(32)).unwrap();
+    match device.context_bytes() {
+        Err(Error::OutOfMemory { device, free, .. }) => {
+            assert_eq!((device.as_str(), free), ("cuda:0", Bytes::mib(64 - 23 - 32)));
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(most);
+    let stream = device.stream().unwrap();
+    stream.begin_capture().unwrap();
+    let refused = device.context_bytes();
+    assert!(matches!(refused, Err(Error::Capturing { .. })), "{refused:?}");
+    drop(stream.end_capture().unwrap());
+    drop(stream);
+    let mut failed = 0;
+    for n in 1.. {
+        let fault = device.inject_fault(FaultPlan::nth(n));
+        let measured = device.context_bytes();
+        let fired = fault.fired();
+        drop(fault);
+        assert_eq!(free(), Bytes::mib(64 - 23), "call {n}");
+        device.alloc(Bytes::kib(4)).unwrap();
+        match measured {
+            Err(Error::Injected { .. }) => failed += 1,
+            Ok(bytes) => {
+                assert_eq!(bytes, Bytes::mib(23));
+                assert!(!fired);
+                break;
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(failed >= 4, "{failed}");
+    let calls = device.calls_made();
+    assert_eq!(device.context_bytes().unwrap(), Bytes::mib(23));
+    assert_eq!(device.calls_made(), calls, "measured once");
+    // The other device's is its own.
+    assert_eq!(Device::cuda(1).unwrap().context_bytes().unwrap(), Bytes::mib(23));
+    assert_nothing_left(&device);
 }

@@ -1,6 +1,8 @@
 //! Tests that need the simulated driver: it has two devices, says what is held, and fails on demand.
 
 mod contexts;
+#[cfg(feature = "cublas")]
+mod cublas;
 mod faults;
 mod full;
 mod held;
@@ -8,3 +10,4 @@ mod lost;
 mod peers;
 mod probing;
 mod replaced;
+mod tools;

@@ -4,6 +4,7 @@
 #![allow(clippy::missing_safety_doc, reason = "the contract of each function is the CUDA driver API's")]
 #![allow(clippy::too_many_arguments, reason = "the driver's signatures")]
 
+mod blas;
 mod context;
 mod control;
 mod device;

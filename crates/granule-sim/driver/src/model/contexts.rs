@@ -22,7 +22,8 @@ pub(crate) struct Context {
 }
 
 impl Simulation {
-    fn new_context(&mut self, made: Call, device: usize, flags: u32, retained: u32) -> u64 {
+    fn new_context(&mut self, made: Call, device: usize, flags: u32, retained: u32) -> Result<u64> {
+        self.charge(device, self.config.context)?;
         let handle = self.new_handle();
         let limits = BTreeMap::from([(0, 1024), (1, 1 << 20), (2, 8 << 20), (5, 64), (6, 0)]);
         let context = Context {
@@ -36,7 +37,7 @@ impl Simulation {
             limits,
         };
         self.contexts.insert(handle, context);
-        handle
+        Ok(handle)
     }
 
     pub(crate) fn retain_primary(&mut self, caller: &Caller, device: i32) -> Result<u64> {
@@ -48,7 +49,7 @@ impl Simulation {
             return Ok(handle);
         }
         let flags = self.devices[device].primary_flags;
-        let handle = self.new_context(caller.call, device, flags, 1);
+        let handle = self.new_context(caller.call, device, flags, 1)?;
         self.devices[device].primary = Some(handle);
         Ok(handle)
     }
@@ -86,7 +87,7 @@ impl Simulation {
 
     pub(crate) fn create_context(&mut self, caller: &Caller, device: i32, flags: u32) -> Result<u64> {
         let device = self.device(device)?;
-        Ok(self.new_context(caller.call, device, flags, 0))
+        self.new_context(caller.call, device, flags, 0)
     }
 
     pub(crate) fn destroy_context(&mut self, caller: &Caller, handle: u64) -> Result<()> {
@@ -104,6 +105,7 @@ impl Simulation {
         self.report_leaks(caller.call, handle);
         let Some(context) = self.contexts.remove(&handle) else { return };
         let device = &mut self.devices[context.device];
+        device.used -= self.config.context;
         if device.primary == Some(handle) {
             device.primary = None;
         }
@@ -111,6 +113,7 @@ impl Simulation {
         self.streams.retain(|_, s| s.context != handle);
         self.events.retain(|_, e| e.context != handle);
         self.modules.retain(|_, m| m.context != handle);
+        self.blas.retain(|_, b| b.context != handle);
         self.functions.retain(|_, f| f.context != handle);
         let held: Vec<u64> =
             self.memory.live.values().filter(|a| a.context == handle).map(|a| a.start).collect();

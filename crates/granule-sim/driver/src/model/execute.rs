@@ -39,6 +39,7 @@ impl Simulation {
                 Ok(())
             }
             Action::Launch(launch) => self.run_launch(op, launch),
+            Action::Gemm(gemm) => self.run_gemm(op, gemm),
             Action::Free { start, .. } => {
                 self.drop_allocation(op.call, *start);
                 Ok(())
@@ -63,6 +64,10 @@ impl Simulation {
             Action::Call(_) => Changes::Anything,
             // Whatever its pointers lead to.
             Action::Launch(launch) => Changes::Within(launch.words().filter_map(allocation).collect()),
+            Action::Gemm(gemm) => {
+                let written = gemm.touches().into_iter().filter(|&(_, _, write)| write);
+                Changes::Within(written.filter_map(|(at, ..)| allocation(at)).collect())
+            }
             Action::Copy { to: End::Known(at), len, .. } | Action::Fill { to: at, len, .. } => {
                 Changes::Within(allocation(*at).map(|_| (*at, *len)).into_iter().collect())
             }
@@ -119,6 +124,46 @@ impl Simulation {
                 Err(Code::ILLEGAL_ADDRESS)
             }
         }
+    }
+
+    /// The bytes at an address that the driver knows.
+    pub(crate) fn read_known(&mut self, op: &Op, at: u64, len: u64) -> Result<Vec<u8>, Code> {
+        let pieces = self.pieces(op, &End::Known(at), len, false)?;
+        Ok(pieces.iter().flat_map(|piece| piece.extent().load()).collect())
+    }
+
+    /// Puts bytes at an address that the driver knows: as something to be read, or as remains of what nobody may build on.
+    pub(crate) fn write_known(&mut self, op: &Op, at: u64, bytes: &[u8], counts: bool) -> Result<(), Code> {
+        let mut from = 0;
+        for target in self.pieces(op, &End::Known(at), bytes.len() as u64, true)? {
+            let len = target.extent().len();
+            target.extent().store(&bytes[from..from + len as usize]);
+            from += len as usize;
+            if let (Some(shadows), Some((store, start))) = (&mut self.shadows, target.store())
+                && let Some(shadow) = shadows.get_mut(store)
+            {
+                if counts { shadow.set(start, len) } else { shadow.clear(start, len) }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first of the bytes that nothing wrote, as far as that is known.
+    pub(crate) fn first_unwritten(&mut self, op: &Op, at: u64, len: u64) -> Option<u64> {
+        let pieces = self.pieces(op, &End::Known(at), len, false).ok()?;
+        let shadows = self.shadows.as_ref()?;
+        let mut from = at;
+        for piece in pieces {
+            let size = piece.extent().len();
+            let shadow = piece.store().and_then(|(store, start)| Some((shadows.get(store)?, start)));
+            if let Some((shadow, start)) = shadow
+                && let Some(unset) = shadow.first_unset(start, size)
+            {
+                return Some(from + (unset - start));
+            }
+            from += size;
+        }
+        None
     }
 
     fn run_copy(&mut self, op: &Op, to: &End, from: &End, len: u64) -> Result<(), Code> {

@@ -81,7 +81,7 @@ impl Simulation {
             Some(&g.nodes[place].action)
         });
         match found {
-            Some(Action::Launch(_)) => Ok(0),
+            Some(Action::Launch(_) | Action::Gemm(_)) => Ok(0),
             Some(Action::Copy { .. }) => Ok(1),
             Some(Action::Fill { .. }) => Ok(2),
             Some(Action::Call(_)) => Ok(3),

@@ -221,6 +221,9 @@ fn touches(action: &Action) -> Vec<(At, u64, bool)> {
             })
             .collect(),
         Action::Fill { to, len, .. } => vec![(At::Known(*to), *len, true)],
+        Action::Gemm(gemm) => {
+            gemm.touches().into_iter().map(|(at, len, write)| (At::Known(at), len, write)).collect()
+        }
         Action::Free { start, len } => vec![(At::Known(*start), *len, true)],
         Action::Mark | Action::Call(_) | Action::Launch(_) => Vec::new(),
     }

@@ -44,6 +44,9 @@ impl Simulation {
         for m in self.modules.values() {
             add("module", m.made, 0, Some(m.context));
         }
+        for b in self.blas.values() {
+            add("handle of cuBLAS", b.made, 0, Some(b.context));
+        }
         for p in self.pools.values().filter(|p| !p.default) {
             add("pool", p.made, 0, None);
         }

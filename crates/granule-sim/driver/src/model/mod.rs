@@ -1,6 +1,7 @@
 //! The simulated machine and driver as plain data and safe code: what every call does.
 
 mod allocations;
+mod blas;
 mod byte_set;
 mod call;
 mod capture;
@@ -33,6 +34,7 @@ mod streams;
 mod tests;
 mod virtual_memory;
 
+pub(crate) use blas::{Factor, Gemm, Rows};
 pub(crate) use call::{Call, Calls};
 pub(crate) use capture::Mode;
 pub(crate) use copies::Manner;
@@ -84,6 +86,7 @@ pub(crate) struct Simulation {
     graphs: BTreeMap<u64, graphs::Graph>,
     executables: BTreeMap<u64, graphs::Executable>,
     pools: BTreeMap<u64, pools::Pool>,
+    blas: BTreeMap<u64, blas::Blas>,
     kernels: Kernels,
     memory: Memory,
     /// Written bytes of each device; kept where a checked kernel may ask. Granules on the host have none: the host
@@ -122,6 +125,7 @@ impl Simulation {
             graphs: BTreeMap::new(),
             executables: BTreeMap::new(),
             pools: BTreeMap::new(),
+            blas: BTreeMap::new(),
             kernels,
             memory: Memory::default(),
             queue: Queue::default(),

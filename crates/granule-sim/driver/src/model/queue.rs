@@ -1,5 +1,6 @@
 //! Operations that were issued and have not run: what each waits for, and which may run now.
 
+use super::blas::Gemm;
 use super::call::Call;
 use super::clock::{Clock, Lane};
 use super::launches::Launch;
@@ -37,6 +38,8 @@ pub(crate) enum Action {
     },
     Call(HostFunction),
     Launch(Arc<Launch>),
+    /// A product by cuBLAS.
+    Gemm(Arc<Gemm>),
     /// The end of an allocation in stream order.
     Free {
         start: u64,
