@@ -264,6 +264,35 @@ pub const MODULES: &[Module] = &[
         ptx_version: (8, 4),
         entries: &["sample_begin", "sample_draw", "sample_gather", "sample_penalize", "sample_weigh"],
     },
+    Module {
+        op: "scale_rows",
+        image: include_str!("../ptx/scale_rows.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &["scale_rows"],
+    },
+    Module {
+        op: "unpack_weights",
+        image: include_str!("../ptx/unpack_weights.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &[
+            "unpack_weights_f32",
+            "unpack_weights_iq2_xxs",
+            "unpack_weights_iq4_nl",
+            "unpack_weights_iq4_xs",
+            "unpack_weights_q2_k",
+            "unpack_weights_q3_k",
+            "unpack_weights_q4_0",
+            "unpack_weights_q4_1",
+            "unpack_weights_q4_k",
+            "unpack_weights_q5_0",
+            "unpack_weights_q5_1",
+            "unpack_weights_q5_k",
+            "unpack_weights_q6_k",
+            "unpack_weights_q8_0",
+        ],
+    },
 ];
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use granule_device::{Buffer, Bytes, Device, DeviceKind, DeviceSliceMut, Function, Module, Stream};
+use granule_device::{Buffer, Bytes, CudaInfo, Device, DeviceKind, DeviceSliceMut, Function, Module, Stream};
 
 use crate::Error;
 
@@ -20,11 +20,46 @@ pub struct Kernels {
     device: Device,
     compute_capability: (u32, u32),
     driver_version: u32,
-    multiprocessors: u32,
+    facts: DeviceFacts,
     loaded: Arc<Mutex<Loaded>>,
     /// One word of device memory. Not of the host's: there, an atomic access from behind a bus need not be one to the host.
     flag: Mutex<Buffer>,
     flag_address: u64,
+}
+
+/// What the cuts of launches, and with them the sizes of scratch, depend on beside shapes: enough for who plans for a device and
+/// computes nothing there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceFacts {
+    /// Multiprocessors, at least one.
+    pub(crate) multiprocessors: usize,
+    /// Bytes of shared memory of a multiprocessor.
+    pub(crate) shared: usize,
+}
+
+impl DeviceFacts {
+    /// Those of this device.
+    #[must_use]
+    pub fn of(info: &CudaInfo) -> DeviceFacts {
+        let capability = (info.compute_capability.major, info.compute_capability.minor);
+        DeviceFacts::new(info.multiprocessors as usize, capability)
+    }
+
+    /// Those of a device with so many multiprocessors, of this compute capability, major and minor: one that is not at hand.
+    #[must_use]
+    pub fn new(multiprocessors: usize, compute_capability: (u32, u32)) -> DeviceFacts {
+        DeviceFacts { multiprocessors: multiprocessors.max(1), shared: shared_memory(compute_capability) }
+    }
+}
+
+/// Bytes of shared memory of a multiprocessor, by its compute capability (CUDA C++ Programming Guide, "Technical Specifications per
+/// Compute Capability"); the least of all that kernels run on where it is not known.
+fn shared_memory(compute_capability: (u32, u32)) -> usize {
+    match compute_capability {
+        (8, 0 | 7) => 164 << 10,
+        (9 | 10, _) => 228 << 10,
+        _ => 100 << 10,
+    }
 }
 
 #[derive(Default)]
@@ -49,7 +84,7 @@ impl Kernels {
             device: device.clone(),
             compute_capability: (info.compute_capability.major, info.compute_capability.minor),
             driver_version: info.driver_version,
-            multiprocessors: info.multiprocessors,
+            facts: DeviceFacts::of(&info),
             loaded: Arc::default(),
             flag_address: flag.ptr().addr(),
             flag: Mutex::new(flag),
@@ -132,19 +167,17 @@ impl Kernels {
         self.judge(word)
     }
 
-    /// The device's multiprocessors, at least one.
-    pub(crate) fn multiprocessors(&self) -> usize {
-        self.multiprocessors.max(1) as usize
+    /// What sizes depend on that are this device's own.
+    #[must_use]
+    pub fn facts(&self) -> DeviceFacts {
+        self.facts
     }
 
-    /// Bytes of shared memory of a multiprocessor, by its compute capability (CUDA C++ Programming Guide, "Technical
-    /// Specifications per Compute Capability"); the least of all that kernels run on where it is not known.
-    pub(crate) fn shared_of_multiprocessor(&self) -> usize {
-        match self.compute_capability {
-            (8, 0 | 7) => 164 << 10,
-            (9 | 10, _) => 228 << 10,
-            _ => 100 << 10,
-        }
+    /// The device's generation.
+    #[cfg(feature = "cublas")]
+    pub(crate) fn compute_capability(&self) -> granule_device::ComputeCapability {
+        let (major, minor) = self.compute_capability;
+        granule_device::ComputeCapability { major, minor }
     }
 
     /// Where kernels find the flag.

@@ -165,15 +165,7 @@ impl KvTable {
             let must = "one for all sequences, at most the head dimension";
             return Err(Error::Dimension { what: "the rotated dimension", must, got: dims });
         }
-        let counts = KvCounts {
-            sequences: self.counts.sequences + 1,
-            segments: self.counts.segments + segments.len(),
-            tokens: self.counts.tokens + n_tokens,
-            most_tokens: self.counts.most_tokens.max(n_tokens),
-            most_rows: self.counts.most_rows.max(view.len()),
-            turned: self.counts.turned + segments.len() * n_tokens,
-            turn_dims: dims,
-        };
+        let counts = KvCounts { turn_dims: dims, ..self.counts.and(n_tokens, view.len(), segments.len()) };
         let ends = segments.iter().map(|segment| segment.row.saturating_add(segment.len));
         // Twice as many fit, so that what kernels round up to whole tiles does too.
         let largest = ends.chain([counts.segments, counts.tokens, counts.most_rows, counts.turned]).max();
@@ -223,7 +215,7 @@ impl KvTable {
     /// Bytes of device memory that it takes.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.counts().parts()[3]
+        self.counts().bytes()
     }
 
     /// Writes what device memory is to hold.
@@ -260,6 +252,25 @@ impl KvTable {
 }
 
 impl KvCounts {
+    /// With one more sequence: of so many query tokens, rows with those, and segments.
+    pub(crate) fn and(&self, tokens: usize, rows: usize, segments: usize) -> KvCounts {
+        KvCounts {
+            sequences: self.sequences + 1,
+            segments: self.segments + segments,
+            tokens: self.tokens + tokens,
+            most_tokens: self.most_tokens.max(tokens),
+            most_rows: self.most_rows.max(rows),
+            turned: self.turned + segments * tokens,
+            turn_dims: self.turn_dims,
+        }
+    }
+
+    /// Bytes of device memory that a [`KvTable`] with so much in it takes, or one with this capacity.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.parts()[3]
+    }
+
     /// Where sequences, segments and turns begin in a table's memory, and its end.
     fn parts(&self) -> [usize; 4] {
         let segments = self.sequences * size_of::<SequenceEntry>();

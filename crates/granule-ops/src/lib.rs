@@ -17,6 +17,7 @@
 //! | `attention_prefill` | the same for the many query tokens of prompts, on the tensor cores of a CUDA device (feature `cuda`) |
 //! | [`activate`] | activations in the [form](activate::Form) that products on a CUDA device read: as they are, normalized, or through SwiGLU |
 //! | `product` | those activations with weights in planes: `matmul` on a CUDA device (feature `cuda`) |
+//! | `product::cuda_blas` | the same for many tokens by NVIDIA's cuBLAS, where it is installed (feature `cublas`) |
 //! | `sample` | tokens drawn from logits on a CUDA device: top-k, top-p, min-p, temperature (feature `cuda`) |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
 //! | [`softmax`] | probabilities |
@@ -82,16 +83,20 @@ pub mod rope;
 mod rows;
 #[cfg(feature = "cuda")]
 pub mod sample;
+#[cfg(feature = "cublas")]
+mod scale_rows;
 mod softmax;
 mod swiglu;
 mod threads;
+#[cfg(feature = "cublas")]
+mod unpack_weights;
 
 pub use add::add;
 pub use attention::{AttentionItem, AttentionShape};
 pub use embed::embed;
 pub use error::Error;
 #[cfg(feature = "cuda")]
-pub use kernels::Kernels;
+pub use kernels::{DeviceFacts, Kernels};
 #[cfg(feature = "cuda")]
 pub use kv_table::{KvCounts, KvTable, KvTableView, KvTransformTables};
 pub use kv_transform::{KvFold, KvTransform, KvTransforms};

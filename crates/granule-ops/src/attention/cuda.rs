@@ -9,7 +9,7 @@ use crate::kv_table::{
     FoldPointers, KvCounts, KvTableView, KvTransformTables, RowsArgument, floats, floats_mut, warp_grid,
 };
 use crate::launch::{check_kind, check_multiple, check_stream};
-use crate::{Error, Kernels, KvRowLayout};
+use crate::{DeviceFacts, Error, Kernels, KvRowLayout};
 
 /// Keys of a tile, queries of a warp, tiles of a warp's ring, bytes between rows in it.
 const TILE_KEYS: usize = granule_kernels::TILE_KEYS as usize;
@@ -59,20 +59,6 @@ fn registers(head_dim: usize) -> usize {
     }
 }
 
-/// What a device has room for.
-#[derive(Clone, Copy, Debug)]
-struct Room {
-    multiprocessors: usize,
-    /// Bytes of shared memory of a multiprocessor.
-    shared: usize,
-}
-
-impl Room {
-    fn of(kernels: &Kernels) -> Room {
-        Room { multiprocessors: kernels.multiprocessors(), shared: kernels.shared_of_multiprocessor() }
-    }
-}
-
 /// How a call's work is cut up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
@@ -96,7 +82,7 @@ impl Plan {
         n_heads: usize,
         splits: Option<usize>,
         counts: &KvCounts,
-        room: &Room,
+        facts: &DeviceFacts,
     ) -> Result<Plan, Error> {
         check_heads(n_heads, layout)?;
         let group = n_heads / layout.n_kv_heads;
@@ -115,8 +101,8 @@ impl Plan {
         let parts = counts.sequences.max(1) * layout.n_kv_heads * column_groups;
         let (least, most) =
             (counts.most_rows.div_ceil(MOST_KEYS).max(1), counts.most_rows.div_ceil(LEAST_KEYS).max(1));
-        let resident = plan.resident_warps(layout.head_dim, room.shared);
-        plan.splits = splits.unwrap_or((room.multiprocessors * resident / parts).clamp(least, most));
+        let resident = plan.resident_warps(layout.head_dim, facts.shared);
+        plan.splits = splits.unwrap_or((facts.multiprocessors * resident / parts).clamp(least, most));
         if plan.splits < least || plan.splits > MOST_SPLITS {
             let must = "at least one for each 4096 keys, at most 2^16";
             return Err(Error::Dimension { what: "the splits of attention", must, got: plan.splits });
@@ -179,8 +165,31 @@ pub fn cuda_scratch_len(
     shape: &CudaAttention<'_>,
     counts: &KvCounts,
 ) -> Result<usize, Error> {
-    let plan = Plan::of(&shape.layout, shape.n_heads, shape.splits, counts, &Room::of(kernels))?;
-    Ok(Parts::of(&plan, shape.layout.head_dim, shape.n_heads, counts, true).end * size_of::<f32>())
+    scratch_bytes(&kernels.facts(), &shape.layout, shape.n_heads, shape.splits, counts)
+}
+
+/// [`cuda_scratch_len`] with as many splits as fill the device, for who plans: of a device's facts and of shapes alone.
+///
+/// # Errors
+/// As [`cuda_scratch_len`].
+pub fn cuda_scratch_bytes(
+    facts: &DeviceFacts,
+    layout: &KvRowLayout,
+    n_heads: usize,
+    counts: &KvCounts,
+) -> Result<usize, Error> {
+    scratch_bytes(facts, layout, n_heads, None, counts)
+}
+
+fn scratch_bytes(
+    facts: &DeviceFacts,
+    layout: &KvRowLayout,
+    n_heads: usize,
+    splits: Option<usize>,
+    counts: &KvCounts,
+) -> Result<usize, Error> {
+    let plan = Plan::of(layout, n_heads, splits, counts, facts)?;
+    Ok(Parts::of(&plan, layout.head_dim, n_heads, counts, true).end * size_of::<f32>())
 }
 
 /// `Attention` of `kernels/attention.cu`.
@@ -278,7 +287,7 @@ pub unsafe fn cuda(
     check_stream(kernels, stream)?;
     let (layout, n_heads, counts) = (&shape.layout, shape.n_heads, table.counts());
     let rows = RowsArgument::of(layout, table, counts.turn_dims)?;
-    let plan = Plan::of(layout, n_heads, shape.splits, counts, &Room::of(kernels))?;
+    let plan = Plan::of(layout, n_heads, shape.splits, counts, &kernels.facts())?;
     let elements = counts.tokens * n_heads * layout.head_dim;
     let q = floats("queries", q, elements)?;
     let (keys, values) =
@@ -386,7 +395,7 @@ mod tests {
     }
 
     /// An H100, or an H200.
-    const HOPPER: Room = Room { multiprocessors: 132, shared: 228 << 10 };
+    const HOPPER: DeviceFacts = DeviceFacts { multiprocessors: 132, shared: 228 << 10 };
 
     fn plan(layout: &KvRowLayout, splits: Option<usize>, counts: KvCounts) -> Result<Plan, Error> {
         Plan::of(layout, 32, splits, &counts, &HOPPER)

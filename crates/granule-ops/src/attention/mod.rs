@@ -12,11 +12,11 @@ mod cuda;
 #[cfg(feature = "cuda")]
 mod step;
 
-pub use cpu::{cpu, scratch_len};
+pub use cpu::{cpu, scratch_len, scratch_len_for};
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaAttention, cuda, cuda_scratch_len};
+pub use cuda::{CudaAttention, cuda, cuda_scratch_bytes, cuda_scratch_len};
 #[cfg(feature = "cuda")]
-pub use step::{CudaStep, CudaStepView, step};
+pub use step::{CudaStep, CudaStepView, StepCounts, step};
 
 use crate::{Error, KvRowLayout, KvTransform, KvView, Rope};
 

@@ -2,11 +2,13 @@
 
 use granule_device::{DeviceSlice, DeviceSliceMut, Stream};
 
-use super::cuda::{CudaAttention, cuda, cuda_scratch_len};
+use super::cuda::{CudaAttention, cuda, cuda_scratch_bytes, cuda_scratch_len};
 use super::{AttentionItem, check_heads};
 use crate::error::expect_len;
 use crate::kv_table::WIDE;
-use crate::{Error, Kernels, KvTable, KvTableView, Rope, attention_prefill};
+use crate::{
+    DeviceFacts, Error, Kernels, KvCounts, KvRowLayout, KvTable, KvTableView, Rope, attention_prefill,
+};
 
 /// The sequences of a step in two tables: those with `few` query tokens, which [`attention::cuda`](cuda) takes, and those with
 /// `many`, for [`attention_prefill::cuda`]. Fill it once a step; it serves all layers of a group.
@@ -45,7 +47,7 @@ impl CudaStep {
         items: &[AttentionItem<'_>],
         rope: Option<&Rope>,
     ) -> Result<(), Error> {
-        let done = self.try_fill(kernels.multiprocessors(), n_heads, items, rope);
+        let done = self.try_fill(&kernels.facts(), n_heads, items, rope);
         if done.is_err() {
             self.clear();
         }
@@ -60,7 +62,7 @@ impl CudaStep {
 
     fn try_fill(
         &mut self,
-        multiprocessors: usize,
+        facts: &DeviceFacts,
         n_heads: usize,
         items: &[AttentionItem<'_>],
         rope: Option<&Rope>,
@@ -72,7 +74,7 @@ impl CudaStep {
         let choice = attention_prefill::Choice::of(
             layout,
             n_heads,
-            multiprocessors,
+            facts.multiprocessors,
             items.iter().map(|item| (item.n_tokens, item.cache.len())),
         );
         for many in [false, true] {
@@ -96,11 +98,15 @@ impl CudaStep {
     /// Bytes of device memory that both tables take.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        self.many_at() + self.many.bytes()
+        self.counts().bytes()
+    }
+
+    fn counts(&self) -> StepCounts {
+        StepCounts { few: *self.few.counts(), many: *self.many.counts() }
     }
 
     fn many_at(&self) -> usize {
-        self.few.bytes().next_multiple_of(WIDE)
+        self.counts().many_at()
     }
 
     /// Writes what device memory is to hold.
@@ -129,6 +135,61 @@ impl CudaStep {
     /// As [`cuda_scratch_len`].
     pub fn scratch_len(&self, kernels: &Kernels, shape: &CudaAttention<'_>) -> Result<usize, Error> {
         cuda_scratch_len(kernels, shape, self.few.counts())
+    }
+}
+
+/// How much is in the two tables of a [`CudaStep`]: what its memory is measured by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StepCounts {
+    few: KvCounts,
+    many: KvCounts,
+}
+
+impl StepCounts {
+    /// Of a step whose sequences have so many query tokens and rows (those of the query tokens included), each of them one segment
+    /// without a turn, as sequences are until tokens are removed from them: what [`CudaStep::fill`] comes to on a device with these
+    /// facts.
+    ///
+    /// # Errors
+    /// [`Error::Dimension`] where the query heads are no multiple of the key-value heads.
+    pub fn of(
+        facts: &DeviceFacts,
+        layout: &KvRowLayout,
+        n_heads: usize,
+        sequences: &[(usize, usize)],
+    ) -> Result<StepCounts, Error> {
+        check_heads(n_heads, layout)?;
+        let choice =
+            attention_prefill::Choice::of(layout, n_heads, facts.multiprocessors, sequences.iter().copied());
+        let mut counts = StepCounts::default();
+        for &(tokens, rows) in sequences {
+            let table = if choice.takes(tokens, rows) { &mut counts.many } else { &mut counts.few };
+            *table = table.and(tokens, rows, 1);
+        }
+        Ok(counts)
+    }
+
+    /// Bytes of device memory that both tables take: [`CudaStep::bytes`].
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.many_at() + self.many.bytes()
+    }
+
+    fn many_at(&self) -> usize {
+        self.few.bytes().next_multiple_of(WIDE)
+    }
+
+    /// Bytes of scratch that [`step`] needs: [`CudaStep::scratch_len`].
+    ///
+    /// # Errors
+    /// As [`cuda_scratch_len`].
+    pub fn scratch_bytes(
+        &self,
+        facts: &DeviceFacts,
+        layout: &KvRowLayout,
+        n_heads: usize,
+    ) -> Result<usize, Error> {
+        cuda_scratch_bytes(facts, layout, n_heads, &self.few)
     }
 }
 

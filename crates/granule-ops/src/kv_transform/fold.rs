@@ -96,7 +96,13 @@ impl KvFold {
 
     /// Bytes of the tables.
     pub(super) fn bytes(&self) -> usize {
-        3 * size_of::<f32>() * self.constants.len()
+        Self::bytes_of(self.n_kv_heads, self.head_dim)
+    }
+
+    /// Bytes of the tables for so many heads of so many channels: here, and in a device's memory.
+    #[must_use]
+    pub const fn bytes_of(n_kv_heads: usize, head_dim: usize) -> usize {
+        3 * size_of::<f32>() * n_kv_heads * head_dim
     }
 
     /// A head of keys or values into what is stored.

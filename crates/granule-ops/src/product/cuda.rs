@@ -93,7 +93,7 @@ pub(crate) struct Checked {
 pub(crate) type Group = SmallVec<[Checked; 4]>;
 
 /// Checks all products of `x`, and gives those that have something to do by type.
-fn by_type(
+pub(super) fn by_type(
     x: &CudaActivations<'_>,
     products: &mut [Product<'_>],
 ) -> Result<SmallVec<[(DType, Group); 4]>, Error> {

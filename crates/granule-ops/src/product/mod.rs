@@ -4,8 +4,14 @@
 //! The form says how many tokens there are: of few (`F32`, `Fixed`) `matvec` reads each weight once and is as
 //! fast as memory is; many (`F16`, `Bf16`) meet the weights on tensor cores, tile by tile. [`Form::of`](crate::activate::Form::of)
 //! knows which form is whose. Several products of the same activations (Q, K and V; gate and up) go into one call.
+//!
+//! Where NVIDIA's cuBLAS is installed, `cuda_blas` gives it the products of many tokens instead (feature `cublas`).
 
+#[cfg(feature = "cublas")]
+mod blas;
 mod cuda;
 
+#[cfg(feature = "cublas")]
+pub use blas::{blas_scratch_bytes, cuda_blas};
 pub(crate) use cuda::{Group, MatrixArgument};
 pub use cuda::{Product, cuda};

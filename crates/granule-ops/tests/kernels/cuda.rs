@@ -1,6 +1,8 @@
 //! The kernels through their launchers, on CUDA device 0.
 
 mod activate;
+#[cfg(feature = "cublas")]
+mod cublas;
 mod launchers;
 mod numeric;
 mod planes;

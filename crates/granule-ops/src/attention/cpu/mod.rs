@@ -14,8 +14,14 @@ use crate::{Error, KvRowLayout, Threads};
 /// f32 elements of scratch that [`cpu`] needs for a call with up to `n_tokens` query tokens, in as many sequences as may be.
 #[must_use]
 pub fn scratch_len(threads: &Threads, layout: &KvRowLayout, n_heads: usize, n_tokens: usize) -> usize {
-    let plan = Plan::new(threads.count(), layout, n_heads);
-    let workers = threads.count() * plan.worker_words(n_tokens);
+    scratch_len_for(threads.count(), layout, n_heads, n_tokens)
+}
+
+/// [`scratch_len`] with so many threads, for who plans and has none.
+#[must_use]
+pub fn scratch_len_for(threads: usize, layout: &KvRowLayout, n_heads: usize, n_tokens: usize) -> usize {
+    let plan = Plan::new(threads, layout, n_heads);
+    let workers = threads * plan.worker_words(n_tokens);
     ALIGN + index_words(n_tokens) + workers + plan.partials_words(n_tokens)
 }
 

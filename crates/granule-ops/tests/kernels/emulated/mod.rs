@@ -1,6 +1,7 @@
 //! The kernels by themselves, on the host's processor: the same `.cu` files through a C++ compiler.
 
 mod activate;
+mod cublas;
 mod library;
 mod matmul;
 mod matvec;

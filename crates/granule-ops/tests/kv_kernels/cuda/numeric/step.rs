@@ -1,7 +1,7 @@
 //! A step of sequences with few and with many query tokens, each by its kernel, against f64.
 
 use granule_ops::AttentionItem;
-use granule_ops::attention::{CudaStep, step};
+use granule_ops::attention::{CudaStep, StepCounts, step};
 use granule_quant::DType;
 
 use crate::cache::Cache;
@@ -87,4 +87,42 @@ fn a_step_that_is_refused_is_empty() {
     assert!(refused.is_ok(), "one KV head takes any number of query heads");
     step.fill(&cuda.kernels, 0, &[item(&[(0, 40, 0)], 1)], None).unwrap_err();
     assert_eq!(step.order().len(), 0);
+}
+
+/// Sizes from shapes alone are those of the step itself.
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn a_step_takes_what_was_planned() {
+    let cuda = Cuda::new();
+    let steps: [&[(usize, usize)]; 5] = [
+        &[(40, 1)],
+        &[(40, 40)],
+        &[(64, 63), (7, 7), (300, 1)],
+        &[(2000, 20)],
+        &[(33, 1), (40, 17), (70, 3)],
+    ];
+    for (types, heads) in [([DType::F16, DType::F16], [1, 4]), ([DType::Q8_0, DType::Q4_0], [2, 4])] {
+        for sequences in steps {
+            let case = Case::plain(types, 64, heads, sequences);
+            let caches: Vec<Cache> =
+                case.sequences.iter().map(|(segments, _)| Cache::filled(&case, segments, 1)).collect();
+            let there: Vec<_> = caches.iter().map(|cache| cuda.upload(&cache.bytes)).collect();
+            let items = case.sequences.iter().zip(caches.iter().zip(&there));
+            let items: Vec<AttentionItem<'_>> = items
+                .map(|((segments, n_tokens), (cache, buffer))| AttentionItem {
+                    cache: cache.view(buffer.slice(..cache.bytes.len()).unwrap(), segments),
+                    n_tokens: *n_tokens,
+                })
+                .collect();
+            let tables = cuda.tables(&case);
+            let (shape, facts) = (Cuda::shape(&case, &tables), cuda.kernels.facts());
+            let mut step = CudaStep::new();
+            step.fill(&cuda.kernels, shape.n_heads, &items, None).unwrap();
+            let sizes: Vec<_> = items.iter().map(|item| (item.n_tokens, item.cache.len())).collect();
+            let planned = StepCounts::of(&facts, &shape.layout, shape.n_heads, &sizes).unwrap();
+            assert_eq!(planned.bytes(), step.bytes(), "{sequences:?}");
+            let scratch = planned.scratch_bytes(&facts, &shape.layout, shape.n_heads).unwrap();
+            assert_eq!(scratch, step.scratch_len(&cuda.kernels, &shape).unwrap(), "{sequences:?}");
+        }
+    }
 }
