@@ -147,6 +147,12 @@ impl Bank {
         Ok(Bank { handle })
     }
 
+    /// Whether both are handles of one bank.
+    #[must_use]
+    pub fn is(&self, other: &Bank) -> bool {
+        Arc::ptr_eq(self.inner(), other.inner())
+    }
+
     /// The device whose memory it is.
     pub fn device(&self) -> &Device {
         &self.inner().device

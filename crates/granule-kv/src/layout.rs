@@ -194,6 +194,25 @@ impl KvLayout {
         })
     }
 
+    /// Addresses that a sequence for up to `n_ctx` tokens sets aside, with granules of this size: twice as many rows, so that what is
+    /// behind a window that slides can be given back before its addresses are used again, each group in whole granules. `None`
+    /// beyond what can be counted.
+    pub fn reserved_bytes(&self, n_ctx: usize, granule: Bytes) -> Option<Bytes> {
+        (0..self.groups()).try_fold(Bytes::ZERO, |sum, group| {
+            sum.checked_add(self.range_bytes(group, self.rows_for(n_ctx)).checked_next_multiple_of(granule)?)
+        })
+    }
+
+    /// How many rows a context of this size has addresses for.
+    pub(crate) fn rows_for(&self, n_ctx: usize) -> usize {
+        self.sinks.saturating_add(n_ctx.saturating_mul(2)).max(1)
+    }
+
+    /// Addresses of a group with so many rows.
+    pub(crate) fn range_bytes(&self, group: usize, rows: usize) -> Bytes {
+        self.row_stride(group).saturating_mul(rows as u64).saturating_add(self.rows_at(group))
+    }
+
     /// Where a layer is: which group, and where its planes are in that group's rows.
     ///
     /// # Errors

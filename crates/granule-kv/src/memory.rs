@@ -20,3 +20,17 @@ pub struct KvMemory {
     /// Addresses set aside for the whole context; they cost nothing.
     pub reserved: Bytes,
 }
+
+impl KvMemory {
+    /// Both together, of caches that share no granules.
+    #[must_use]
+    pub fn saturating_add(self, other: KvMemory) -> KvMemory {
+        KvMemory {
+            held: self.held.saturating_add(other.held),
+            shared: self.shared.saturating_add(other.shared),
+            spare: self.spare.saturating_add(other.spare),
+            used: self.used.saturating_add(other.used),
+            reserved: self.reserved.saturating_add(other.reserved),
+        }
+    }
+}

@@ -55,7 +55,7 @@ pub struct Sequence {
 
 impl Sequence {
     pub(crate) fn new(cache: &KvCache, n_ctx: usize) -> Result<Sequence, Error> {
-        let rows = Sequence::rows_for(cache, n_ctx);
+        let rows = cache.layout().rows_for(n_ctx);
         if let Some(mut set) = cache.idle().parking().take(rows) {
             cache.counts().reused(set.granules());
             let (ranges, rows) = (std::mem::take(&mut set.ranges), set.rows);
@@ -68,18 +68,10 @@ impl Sequence {
         Ok(Sequence::of(cache, ranges, n_ctx, rows, Segments::default()))
     }
 
-    /// How many rows a context of this size has addresses for: twice as many, so that what is behind a window that slides can be
-    /// given back before its addresses are used again.
-    pub(crate) fn rows_for(cache: &KvCache, n_ctx: usize) -> usize {
-        cache.layout().sinks().saturating_add(n_ctx.saturating_mul(2)).max(1)
-    }
-
     /// A range for each group, with addresses for so many rows.
     fn reserve(cache: &KvCache, rows: usize) -> Result<Vec<Range>, Error> {
         let layout = cache.layout();
-        let bytes = |group| layout.row_stride(group).saturating_mul(rows as u64);
-        let range =
-            |group| cache.bank().range(cache.owner(), bytes(group).saturating_add(layout.rows_at(group)));
+        let range = |group| cache.bank().range(cache.owner(), layout.range_bytes(group, rows));
         Ok((0..layout.groups()).map(range).collect::<Result<_, _>>()?)
     }
 

@@ -67,8 +67,8 @@ struct Gone {
 }
 
 /// Places of the first span of granules, and of the largest: 1 GiB and 128 GiB of addresses at 2 MiB a granule.
-const FIRST: usize = 1 << 9;
-const LARGEST: usize = 1 << 16;
+pub(crate) const FIRST: usize = 1 << 9;
+pub(crate) const LARGEST: usize = 1 << 16;
 
 impl Arena {
     /// One without addresses, of a stream's heap or a local one's.

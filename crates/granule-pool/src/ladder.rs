@@ -61,11 +61,16 @@ const ROUNDS: usize = 8;
 
 /// Cutting a block anew costs as much as some fast allocations: a cache is not coalesced again before it has served this many for
 /// each of its blocks, unless memory is short.
-const ALLOCS_PER_BLOCK: u64 = 32;
+pub(crate) const ALLOCS_PER_BLOCK: u64 = 32;
 
 /// Blocks that a miss cuts ahead: as many as are in so many bytes, but one of a class of that size.
 const BATCH: u64 = 64 << 10;
 const BATCH_BLOCKS: u64 = 16;
+
+/// How many more blocks of a class a miss cuts.
+pub(crate) fn ahead(class: Class) -> usize {
+    (BATCH / class.size()).min(BATCH_BLOCKS).saturating_sub(1) as usize
+}
 
 impl HeapCore {
     /// A block for a request.
@@ -101,12 +106,12 @@ impl HeapCore {
 
     /// Cuts a few more small blocks while at it, from memory that is there.
     fn cut_ahead(&self, class: Class, own: &dyn Fn(&Stamp) -> bool) {
-        let count = (BATCH / class.size()).min(BATCH_BLOCKS).saturating_sub(1);
+        let count = ahead(class);
         if count == 0 {
             return;
         }
         // The lowest on top.
-        let cuts = self.arena.take_more(class.size(), count as usize, own).into_iter().rev();
+        let cuts = self.arena.take_more(class.size(), count, own).into_iter().rev();
         self.welcome(
             cuts.map(|mut cut| (std::mem::take(&mut cut.stamp), cut))
                 .map(|(stamp, cut)| (cut.block(Some(class)), stamp))

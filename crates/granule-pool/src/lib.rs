@@ -5,6 +5,7 @@ pub mod adaptor;
 mod arena;
 mod capture;
 mod clocks;
+mod dry;
 mod error;
 mod extra;
 mod heap;
@@ -22,6 +23,7 @@ mod stats;
 mod sync;
 
 pub use capture::CapturedMemory;
+pub use dry::{DryHeap, DryLease};
 pub use error::Error;
 pub use heap::Heap;
 pub use lease::Lease;

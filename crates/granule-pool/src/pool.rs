@@ -66,6 +66,11 @@ pub(crate) struct Neighbour {
 /// Free memory below this is no plenty, in granules.
 const SLACK: u64 = 64;
 
+/// More free bytes than this are more than a heap needs that has leased `given`, with granules of this size.
+pub(crate) fn plenty(given: u64, granule: u64) -> u64 {
+    given.max(SLACK * granule)
+}
+
 impl Neighbour {
     /// Whether it has more than it seems to need.
     pub(crate) fn has_plenty(&self) -> bool {
@@ -309,7 +314,7 @@ impl PoolInner {
 
     /// More free bytes than this are more than a heap needs that has leased `given`.
     pub(crate) fn plenty(&self, given: u64) -> u64 {
-        given.max(SLACK * self.granule().get())
+        plenty(given, self.granule().get())
     }
 
     pub(crate) fn count_steal(&self) {

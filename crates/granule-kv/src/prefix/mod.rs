@@ -220,7 +220,7 @@ impl PrefixCache {
         let sequence = {
             let mut source = frozen.sequence.lock().unwrap_or_else(PoisonError::into_inner);
             let Some(source) = source.as_mut() else { return Ok(None) };
-            let rows = Sequence::rows_for(source.cache(), key.n_ctx());
+            let rows = source.cache().layout().rows_for(key.n_ctx());
             source.copy_within(0..matched, key.n_ctx(), rows)
         };
         let sequence = self.core.counted(sequence)?;

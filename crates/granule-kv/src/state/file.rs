@@ -79,12 +79,17 @@ impl StateFile {
     /// [`StateError::WrongModel`], [`StateError::WrongShape`], [`StateError::WrongRope`], [`StateError::WrongTypes`],
     /// [`StateError::WrongTransform`].
     pub fn check(&self, identity: &Identity, layout: &KvLayout) -> Result<(), StateError> {
+        self.check_kind(identity, layout.shape(), layout)
+    }
+
+    /// As [`check`](StateFile::check), for caches of this layout that have this shape together.
+    fn check_kind(&self, identity: &Identity, all: KvShape, layout: &KvLayout) -> Result<(), StateError> {
         let Contents { shape, k, v, sinks, identity: own, .. } = self.contents();
         if own.model != identity.model {
             return Err(StateError::WrongModel);
         }
-        if *shape != layout.shape() {
-            return Err(StateError::WrongShape { found: *shape, cache: layout.shape() });
+        if *shape != all {
+            return Err(StateError::WrongShape { found: *shape, cache: all });
         }
         if own.rope != identity.rope {
             return Err(StateError::WrongRope);
@@ -113,23 +118,44 @@ impl StateFile {
         identity: &Identity,
     ) -> Result<Sequence, StateError> {
         self.check(identity, cache.layout())?;
+        self.restore_layers(which, 0, cache, n_ctx, identity)
+    }
+
+    /// As [`restore`](StateFile::restore), of as many layers as the cache has, from layer `first` of the file on: for models whose
+    /// layers are in several caches.
+    ///
+    /// # Errors
+    /// As [`restore`](StateFile::restore); [`StateError::WrongShape`] where the file does not have these layers.
+    pub fn restore_layers(
+        &self,
+        which: usize,
+        first: usize,
+        cache: &KvCache,
+        n_ctx: usize,
+        identity: &Identity,
+    ) -> Result<Sequence, StateError> {
+        let part = cache.layout().shape();
+        if first.checked_add(part.n_layers).is_none_or(|end| end > self.shape().n_layers) {
+            return Err(StateError::WrongShape { found: self.shape(), cache: part });
+        }
+        self.check_kind(identity, KvShape { n_layers: self.shape().n_layers, ..part }, cache.layout())?;
         let saved = self.saved(which)?;
         let tokens = saved.tokens.len();
         if tokens > n_ctx {
             return Err(StateError::TooLong { tokens, n_ctx });
         }
         // Both were counted when the file was opened.
-        let (Some(at), Some(bytes)) = (self.contents().data_before(which), self.contents().layer_bytes())
-        else {
-            return Err(self.damaged(Part::Contents));
-        };
+        let counted = self.contents().data_before(which).zip(self.contents().layer_bytes());
+        let counted =
+            counted.and_then(|(at, bytes)| Some((at.checked_add(bytes.all(first, tokens)?)?, bytes)));
+        let Some((at, bytes)) = counted else { return Err(self.damaged(Part::Contents)) };
         let mut data = Data { file: self, at, chunk: Vec::new(), loaded: None };
         let mut sequence = cache.sequence(n_ctx)?;
         let segments: Vec<_> = saved.segments.iter().map(Run::segment).collect();
         sequence.adopt(&segments)?;
         let at_once = bytes.at_once(tokens);
         let (mut rows, mut sinks) = (vec![0; at_once * bytes.row], vec![0; bytes.sinks]);
-        for layer in 0..self.shape().n_layers {
+        for layer in 0..part.n_layers {
             for start in (0..tokens).step_by(at_once) {
                 let end = tokens.min(start + at_once);
                 let some = &mut rows[..(end - start) * bytes.row];

@@ -121,8 +121,8 @@ impl LayerBytes {
         Some(LayerBytes { row: layout.canonical_bytes().ok()?, sinks: layout.sink_bytes() })
     }
 
-    /// Bytes of a sequence.
-    fn all(self, layers: usize, tokens: usize) -> Option<u64> {
+    /// Bytes of so many layers of a sequence.
+    pub(super) fn all(self, layers: usize, tokens: usize) -> Option<u64> {
         let layer = self.row.checked_mul(tokens)?.checked_add(self.sinks)?;
         u64::try_from(layer.checked_mul(layers)?).ok()
     }

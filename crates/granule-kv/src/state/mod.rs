@@ -24,7 +24,7 @@
 //! table: for each 64 KiB of the rows, the last ones fewer, their sum u32
 //! ```
 //!
-//! A row has no padding; its planes are those of [`KvLayout`](crate::KvLayout). A run is as many tokens, stored at
+//! A row has no padding; its planes are those of [`KvLayout`]. A run is as many tokens, stored at
 //! positions that follow one another, the first of which is named, with one turn ([`Segment`](crate::Segment)); *sink* is which of the
 //! sinks its first token is, and the number of sinks where it is none. Sequences that hold the same have the same bytes.
 //!
@@ -53,7 +53,7 @@
 //! # let mut sequence = cache.sequence(4096)?;
 //! # sequence.prepare(3)?;
 //! # sequence.commit(3)?;
-//! let saved = SaveSequence { sequence: &sequence, tokens: &[1, 15043, 29892], extra: b"" };
+//! let saved = SaveSequence { sequence: &sequence, further: &[], tokens: &[1, 15043, 29892], extra: b"" };
 //! save(&path, &identity, &[saved])?;
 //!
 //! let file = StateFile::open(&path)?; // the whole file is verified
@@ -72,7 +72,7 @@ use std::path::Path;
 
 use granule_device::Bytes;
 
-use crate::{Identity, Sequence};
+use crate::{Identity, KvLayout, KvShape, Sequence};
 use format::{Contents, Run, canonical};
 use write::{PartFile, Writer};
 
@@ -84,10 +84,25 @@ pub use file::StateFile;
 pub struct SaveSequence<'a> {
     /// The sequence, which nobody appends to meanwhile.
     pub sequence: &'a Sequence,
+    /// Where a model's layers are in several caches: the sequences of the same tokens that have the layers after that one's, in
+    /// their order. Otherwise none.
+    pub further: &'a [&'a Sequence],
     /// The tokens whose rows it has.
     pub tokens: &'a [u32],
     /// What the engine wants to find beside it: the sampler's state, for example.
     pub extra: &'a [u8],
+}
+
+impl<'a> SaveSequence<'a> {
+    /// All that have a part of its layers, in order.
+    fn parts(&self) -> impl Iterator<Item = &'a Sequence> + Clone + use<'a> {
+        std::iter::once(self.sequence).chain(self.further.iter().copied())
+    }
+
+    /// Of how many layers.
+    fn layers(&self) -> usize {
+        self.parts().map(|part| part.cache().layout().shape().n_layers).sum()
+    }
 }
 
 /// Says, before anything was computed, whether a state could be [saved](save) at `path` as things stand. Nothing stays behind.
@@ -99,7 +114,7 @@ pub fn check_path(path: impl AsRef<Path>) -> Result<(), StateError> {
 }
 
 /// Saves sequences to the file at `path`, in place of a state file that is there; answers how long it is. They may be of several
-/// caches of one shape, with the same types. Device work that they are [busy](Sequence::busy_until) with is waited for. A new file
+/// caches of one shape, with the same types; a state file does not tell how many caches a model's layers were in. Device work that they are [busy](Sequence::busy_until) with is waited for. A new file
 /// can be read by its owner alone; one that is replaced leaves its permissions.
 ///
 /// # Errors
@@ -111,23 +126,33 @@ pub fn save(
     identity: &Identity,
     sequences: &[SaveSequence<'_>],
 ) -> Result<Bytes, StateError> {
-    let layout = *sequences.first().ok_or(StateError::Count)?.sequence.cache().layout();
+    let first = sequences.first().ok_or(StateError::Count)?;
+    let layout = *first.sequence.cache().layout();
+    let shape = KvShape { n_layers: first.layers(), ..layout.shape() };
     let mut saved = Vec::with_capacity(sequences.len());
     for one in sequences {
-        let other = one.sequence.cache().layout();
-        let kind =
-            |layout: &crate::KvLayout| (layout.shape(), layout.k_type(), layout.v_type(), layout.sinks());
-        if kind(other) != kind(&layout) {
+        let kind = |layout: &KvLayout| {
+            let KvShape { n_kv_heads, head_dim, .. } = layout.shape();
+            (n_kv_heads, head_dim, layout.k_type(), layout.v_type(), layout.sinks())
+        };
+        if one.layers() != shape.n_layers
+            || one.parts().any(|part| kind(part.cache().layout()) != kind(&layout))
+        {
             return Err(StateError::Mixed);
         }
-        if one.tokens.len() != one.sequence.len() {
-            return Err(StateError::Tokens { tokens: one.tokens.len(), len: one.sequence.len() });
+        if let Some(other) = one.parts().find(|part| part.len() != one.tokens.len()) {
+            return Err(StateError::Tokens { tokens: one.tokens.len(), len: other.len() });
         }
-        let segments = canonical(one.sequence.segments().iter().map(Run::of), layout.sinks());
+        let runs =
+            |part: &Sequence| canonical(part.segments().iter().map(Run::of), part.cache().layout().sinks());
+        let segments = runs(one.sequence);
+        if one.parts().any(|part| runs(part) != segments) {
+            return Err(StateError::Mixed);
+        }
         saved.push(format::Saved { extra: one.extra.to_vec(), tokens: one.tokens.to_vec(), segments });
     }
     let contents = Contents {
-        shape: layout.shape(),
+        shape,
         k: layout.k_type(),
         v: layout.v_type(),
         sinks: layout.sinks(),
@@ -139,17 +164,18 @@ pub fn save(
     let mut writer = Writer::begin(path.as_ref(), &head, data_len)?;
     let mut buffer = Vec::new();
     for one in sequences {
-        one.sequence.await_work();
         let (tokens, at_once) = (one.tokens.len(), bytes.at_once(one.tokens.len()));
-        for layer in 0..contents.shape.n_layers {
+        let layers = |part: &'_ Sequence| 0..part.cache().layout().shape().n_layers;
+        for (part, layer) in one.parts().flat_map(|part| layers(part).map(move |layer| (part, layer))) {
+            part.await_work();
             for start in (0..tokens).step_by(at_once) {
                 let end = tokens.min(start + at_once);
                 buffer.resize((end - start) * bytes.row, 0);
-                one.sequence.read_layer(layer, start..end, &mut buffer)?;
+                part.read_layer(layer, start..end, &mut buffer)?;
                 writer.rows(&buffer)?;
             }
             buffer.resize(bytes.sinks, 0);
-            one.sequence.read_sinks(layer, &mut buffer)?;
+            part.read_sinks(layer, &mut buffer)?;
             writer.rows(&buffer)?;
         }
     }

@@ -69,7 +69,8 @@ granule_sim::conformance! {
         a_failed_request_changes_nothing;
     model:
         random_operations_like_a_model,
-        the_same_operations_give_the_same_blocks;
+        the_same_operations_give_the_same_blocks,
+        a_dry_heap_holds_as_much;
     reentrance:
         a_watch_uses_the_pool,
         a_region_ends_while_the_pool_is_trimmed,

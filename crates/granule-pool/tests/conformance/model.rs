@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use granule_bank::Bank;
+use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device, LeaseMode};
-use granule_pool::{Error, Heap, Lease, Pool};
+use granule_pool::{DryHeap, Error, Heap, Lease, Pool, PoolOptions};
 
 use crate::support::{Random, bank, granules, pool, read, stream, write};
 
@@ -141,4 +141,70 @@ pub(crate) fn the_same_operations_give_the_same_blocks(open: &dyn Fn() -> Device
     for seed in 1..=3 {
         assert_eq!(shape(seed), shape(seed), "seed {seed}");
     }
+}
+
+/// A heap's dry twin is told of the same calls, and knows after each what the heap holds: with many sizes at once, and with much of
+/// one size and then of others, so that caches are emptied.
+pub(crate) fn a_dry_heap_holds_as_much(open: &dyn Fn() -> Device) {
+    let device = open();
+    let granule = device.granularity();
+    // Some of them are larger than a granule, or than any class.
+    let (largest, granules) = if granule > Bytes::mib(1) { (512 << 10, 110) } else { (granule.get(), 1000) };
+    let pinned = Bank::pinned(device.clone(), BankOptions::new()).unwrap();
+    let mut emptied = 0;
+    for seed in 1..=8 {
+        let bank = bank(&device, granules);
+        let stream = stream(&device);
+        let heaps = [
+            (pool(&bank).local().unwrap(), DryHeap::new(granule)),
+            (pool(&bank).heap(&stream).unwrap(), DryHeap::new(granule)),
+            (Pool::pinned(&pinned, PoolOptions::new()).unwrap().local().unwrap(), DryHeap::pinned()),
+        ];
+        for (heap, mut dry) in heaps {
+            let has_little = !heap.pool().bank().is_pinned() && granule < Bytes::mib(1);
+            let mut random = Random(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15) | 1);
+            let mut live = Vec::new();
+            let mut alloc = |size: Bytes, live: &mut Vec<_>, dry: &mut DryHeap| {
+                let before = heap.stats().cached;
+                live.push((heap.alloc(size).unwrap(), dry.alloc(size).unwrap()));
+                emptied += usize::from(heap.stats().cached.saturating_add(Bytes::mib(1)) < before);
+                assert_eq!(dry.reserved(), heap.stats().reserved, "seed {seed}: {size}");
+                assert_eq!(dry.misses(), heap.stats().misses, "seed {seed}: {size}");
+            };
+            for _ in 0..30 {
+                match random.below(3) {
+                    0 => {
+                        let (size, count) = (random.size(largest), random.below(60));
+                        for _ in 0..count {
+                            alloc(size, &mut live, &mut dry);
+                        }
+                    }
+                    1 => live.drain(..).for_each(|(_, dried)| dry.free(dried)),
+                    _ => {
+                        for _ in 0..random.below(200) {
+                            if live.len() > 40 || (!live.is_empty() && random.below(2) == 0) {
+                                let at = random.below(live.len() as u64) as usize;
+                                dry.free(live.swap_remove(at).1);
+                            } else {
+                                alloc(random.size(largest), &mut live, &mut dry);
+                            }
+                        }
+                    }
+                }
+            }
+            // Much of one size that has been used often, and then of another: a cache of small granules is emptied.
+            live.drain(..).for_each(|(_, dried)| dry.free(dried));
+            let often = [random.below(9000) + 60_000, random.below(40_000) + 80_000];
+            for &size in often.iter().filter(|_| has_little) {
+                (0..100).for_each(|_| alloc(Bytes::new(size), &mut live, &mut dry));
+                for _ in 0..40_000 {
+                    live.pop().into_iter().for_each(|(_, dried)| dry.free(dried));
+                    alloc(Bytes::new(size), &mut live, &mut dry);
+                }
+                live.drain(..).for_each(|(_, dried)| dry.free(dried));
+            }
+            assert_eq!(dry.reserved(), heap.stats().reserved, "seed {seed}");
+        }
+    }
+    assert!(emptied > 0 || granule > Bytes::kib(64), "no cache was emptied");
 }
