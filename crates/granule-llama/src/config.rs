@@ -1,6 +1,8 @@
 //! The shape of a Llama model, read from a file's metadata; what the engine cannot run is refused here, by name.
 
 use granule_kv::KvShape;
+use granule_plan::ModelShape;
+use granule_quant::DType;
 
 use crate::error::{Error, Result, excerpt};
 use crate::gguf::Gguf;
@@ -128,6 +130,20 @@ impl Config {
     #[must_use]
     pub fn kv_shape(&self) -> KvShape {
         KvShape { n_layers: self.n_layers, n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
+    }
+
+    /// What the sizes of a step follow from; the output layer is of this type.
+    pub(crate) fn sizes(&self, output: DType) -> ModelShape {
+        ModelShape {
+            n_embd: self.n_embd,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            head_dim: self.head_dim,
+            n_ff: self.n_ff,
+            n_vocab: self.n_vocab,
+            rope_dims: self.rope_dims,
+            output,
+        }
     }
 
     /// Elements of all query heads of one token.

@@ -3,10 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
+use granule_device::Bytes;
 use granule_quant::DType;
 use thiserror::Error as ThisError;
 
 use crate::context::SequenceId;
+use crate::plan::Fits;
 
 /// An error of the engine: a bad file, an unsupported model, a bad option, or no room.
 #[derive(Debug, ThisError)]
@@ -385,6 +387,30 @@ pub enum Error {
         /// What it may be.
         allowed: &'static str,
     },
+    /// A placement has other layers than the model.
+    #[error("{placed} layers have a place, and the model has {n_layers}")]
+    Placement {
+        /// Layers that were placed.
+        placed: usize,
+        /// Layers of the model.
+        n_layers: usize,
+    },
+    /// A GPU cannot hold what it was to hold.
+    #[error(
+        "{device} would need {needed} and has {available} free: {missing} are missing. What would fit: {fits}"
+    )]
+    DoesNotFit {
+        /// The GPU that lacks most.
+        device: String,
+        /// What it would need, at most.
+        needed: Bytes,
+        /// What it has free.
+        available: Bytes,
+        /// What it has too little.
+        missing: Bytes,
+        /// What would fit.
+        fits: Box<Fits>,
+    },
     /// There is nothing to compute: no token was given.
     #[error("the prompt is empty")]
     NoTokens,
@@ -447,6 +473,9 @@ pub enum Error {
     /// An operation was refused.
     #[error(transparent)]
     Ops(#[from] granule_ops::Error),
+    /// Sizes that nothing could have.
+    #[error(transparent)]
+    Plan(granule_plan::Error),
 
     // ---- quantizing ----
     /// The name is none of a type that files are quantized to.
@@ -546,6 +575,16 @@ pub enum Error {
 
 /// This crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<granule_plan::Error> for Error {
+    fn from(error: granule_plan::Error) -> Error {
+        match error {
+            granule_plan::Error::Ops(error) => error.into(),
+            granule_plan::Error::Kv(error) => error.into(),
+            other => Error::Plan(other),
+        }
+    }
+}
 
 /// The beginning of `text`, short enough for one line of an error, without control characters.
 pub(crate) fn excerpt(text: &str) -> String {

@@ -104,6 +104,20 @@ impl Tables {
     }
 }
 
+/// Bytes of all tables of a shape as a device has them: constants, scales and inverses of keys, of values, or of both.
+pub(crate) fn fold_bytes(shape: KvShape, keys: bool, values: bool) -> usize {
+    let sides = usize::from(keys) + usize::from(values);
+    shape.n_layers * sides * KvFold::bytes_of(shape.n_kv_heads, shape.head_dim)
+}
+
+/// What [`Tables::held`] will be, of tables of keys, of values, or of both.
+pub(crate) fn held_bytes(shape: KvShape, keys: bool, values: bool) -> usize {
+    let KvShape { n_layers, n_kv_heads, head_dim } = shape;
+    let each = 2 * usize::from(keys) + usize::from(values);
+    let written = size_of::<u32>() * (HEADER + n_layers * each * n_kv_heads * head_dim);
+    fold_bytes(shape, keys, values) + written
+}
+
 #[cfg(feature = "cuda")]
 fn next_id() -> u64 {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -176,6 +190,7 @@ mod tests {
             let bytes = write(SHAPE, &layers);
             let tables = 2 * usize::from(keys) + usize::from(values);
             assert_eq!(bytes.len(), 4 * (6 + 3 * tables * 8));
+            assert_eq!(held_bytes(SHAPE, keys, values) - fold_bytes(SHAPE, keys, values), bytes.len());
             assert_eq!(read(SHAPE, &bytes), Some(layers));
         }
     }

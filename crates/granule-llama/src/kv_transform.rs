@@ -33,12 +33,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use granule_device::Bytes;
-use granule_kv::{KvCache, KvLayout, KvOptions, KvType};
+use granule_kv::{KvCache, KvLayout, KvOptions, KvShape, KvType, Sequence};
 use granule_ops::rotate;
 
 use crate::cancel::CancelToken;
 use crate::config::Config;
-use crate::engine::{Batch, Engine, Observer, Part};
+use crate::engine::{Batch, Engine, How, Observer, Part, patiently};
 use crate::error::Result;
 use crate::kv_tables::{KeyTables, LayerTables, Tables};
 use crate::model::Model;
@@ -46,11 +46,11 @@ use crate::model::Model;
 /// Prose, numbers, code, and a few words in other languages.
 const TEXT: &str = include_str!("calibration.txt");
 /// Tokens of the text that are looked at.
-const TOKENS: usize = 256;
+pub(crate) const TOKENS: usize = 256;
 /// Positions that each key and query counts at, at most: enough for 2,048 tokens, and none that the model was not trained for.
 const PLACES: usize = 8;
 /// Computed in one go.
-const BATCH: usize = 64;
+pub(crate) const BATCH: usize = 64;
 /// Tokens at the start whose keys and values are kept in 16 bits beside a transform, and are not counted for it: they are unlike
 /// all others, and are attended to more than any.
 pub(crate) const SINKS: usize = 4;
@@ -108,15 +108,16 @@ impl Kept {
         if let Some(tables) = &kept[place] {
             return Ok(Some(Arc::clone(tables)));
         }
-        let layers = make(model, keys, values, cancel, progress)?;
-        let tables = Arc::new(Tables::new(model.bank(), model.config().kv_shape(), &layers)?);
+        // Anew where another context is captured meanwhile: what was summed up until then would be counted twice.
+        let layers = patiently(|| make(model, keys, values, cancel, progress))?;
+        let tables = Arc::new(Tables::new(model.tables_bank(), model.config().kv_shape(), &layers)?);
         kept[place] = Some(Arc::clone(&tables));
         Ok(Some(tables))
     }
 }
 
 /// Whether a type loses less with a transform than the transform costs.
-fn gains(kv_type: KvType) -> bool {
+pub(crate) fn gains(kv_type: KvType) -> bool {
     kv_type == KvType::Q4_0
 }
 
@@ -131,16 +132,24 @@ fn make(
     let config = model.config();
     let mut tokens = model.tokenizer().encode(TEXT, Default::default())?;
     tokens.truncate(TOKENS.min(config.n_ctx_train));
-    let layout = KvLayout::new(config.kv_shape(), KvType::F32, KvType::F32, None, 0)?;
     let options = KvOptions::new().ahead(0).parked(Bytes::ZERO);
-    let mut sequence = KvCache::new(model.bank(), layout, options)?.sequence(tokens.len())?;
-    let mut engine = Engine::new(model, &layout)?;
+    let (mut layouts, mut sequences) = (Vec::new(), Vec::new());
+    for place in model.places() {
+        let shape = KvShape { n_layers: place.span.len(), ..config.kv_shape() };
+        let layout = KvLayout::new(shape, KvType::F32, KvType::F32, None, 0)?;
+        sequences.push(KvCache::new(&place.bank, layout, options)?.sequence(tokens.len())?);
+        layouts.push(layout);
+    }
+    let mut engine = Engine::new(model, &layouts, How::default())?;
     let mut sums = vec![Sums::new(config); config.n_layers];
     let mut rest = &tokens[..];
     while !rest.is_empty() {
         progress(tokens.len() - rest.len(), tokens.len());
-        let first = sequence.len();
-        let (batch, behind) = rest.split_at(sequence.prepare(rest.len().min(BATCH))?);
+        let first = sequences.first().map_or(0, Sequence::len);
+        let n = rest.len().min(BATCH);
+        // Nothing was ever removed from them, so all of it has room.
+        sequences.iter_mut().try_for_each(|sequence| sequence.prepare(n).map(|_| ()))?;
+        let (batch, behind) = rest.split_at(n);
         rest = behind;
         let skip = SINKS.saturating_sub(first);
         let mut places = Places::new(model, first, batch.len())?;
@@ -150,10 +159,14 @@ fn make(
             places.visit(q, k, &mut |q, k| sums.add_scores(config, skip, q, k))
         };
         let parts = [Part { sequence: 0, n: batch.len() }];
-        let sequences = std::slice::from_mut(&mut sequence);
-        let step = Batch { sequences, parts: &parts, tokens: batch, tables: None };
+        let step = Batch {
+            sequences: std::slice::from_mut(&mut sequences),
+            parts: &parts,
+            tokens: batch,
+            tables: None,
+        };
         engine.step(model, step, cancel, Some(&mut observe as Observer<'_>))?;
-        sequence.commit(batch.len())?;
+        sequences.iter_mut().try_for_each(|sequence| sequence.commit(n))?;
     }
     progress(tokens.len(), tokens.len());
     let layer = |sums: &Sums| LayerTables {

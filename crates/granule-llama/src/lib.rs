@@ -61,6 +61,20 @@
 //! # Ok::<(), granule_llama::Error>(())
 //! ```
 //!
+//! # Looking at it
+//!
+//! Whoever subscribes to [`tracing`] hears of steps and their layers, by the target `granule`; a profiler that is attached shows NVTX
+//! ranges of the same names. Where nobody looks, a span costs two loads. An application that wants not even these sets `tracing`'s
+//! `release_max_level_info`.
+//!
+//! | span | level | fields |
+//! | --- | --- | --- |
+//! | `step` | debug | `tokens` of all its sequences, `sequences` |
+//! | `layer`, in a step | trace | `index` in the model, `device` |
+//!
+//! On a GPU a layer's span is the time in which its work is given to the stream, and a step's lasts until that has run. A step that is
+//! replayed from a graph is one launch: it has no layers on the host, and takes neither device memory nor any of the host's heap.
+//!
 //! # Smaller files
 //!
 //! [`quantize()`] makes files in F16, BF16, Q8_0, Q4_0 and Q4_K_M of files with weights in F32, F16 or BF16, of any architecture.
@@ -82,6 +96,8 @@ mod memory;
 mod model;
 mod packed;
 mod perplexity;
+mod placement;
+mod plan;
 mod quantize;
 pub mod sample;
 mod shared;
@@ -97,9 +113,11 @@ pub use generate::{Finish, GenerateOptions, Generation, GenerationStats, Piece, 
 pub use granule_kv::{KvOptions, KvType};
 pub use granule_ops::Precision;
 pub use kv_transform::KvTransformMode;
-pub use memory::{MemoryInfo, SequenceMemory};
+pub use memory::{DeviceMemory, MemoryInfo, SequenceMemory};
 pub use model::{LoadOptions, Model, Progress};
 pub use perplexity::{Perplexity, perplexity};
+pub use placement::{Placement, Stage};
+pub use plan::{Fits, GpuLayers, ModelPlan, PlannedText};
 pub use quantize::{QuantizeOptions, QuantizeTarget, Quantized, QuantizedTensor, quantize, unfinished_path};
 pub use sample::{Sampler, SamplingOptions};
 pub use tokenizer::{EncodeOptions, TextStream, TokenId, Tokenizer};

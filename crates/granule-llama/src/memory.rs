@@ -10,7 +10,7 @@ use crate::context::SequenceId;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryInfo {
-    /// The device whose memory this is: "host", "cuda:0", …
+    /// The devices whose memory this is, in the order of the model's layers: "host", "cuda:0", "host + cuda:0", …
     pub device: String,
     /// The weights: what is used in place of the mapped or read files, and what is packed. Shared by all contexts of the model.
     pub model: Bytes,
@@ -45,9 +45,61 @@ pub struct MemoryInfo {
     pub n_ctx: usize,
     /// All of the above that is the device's: model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch.
     pub total: Bytes,
+    /// Each device by itself, in the order of the model's layers. The tables of a transform, which the host has, are with the
+    /// host where it has layers, and else with the first.
+    pub devices: Vec<DeviceMemory>,
     /// Each sequence by itself, in the order of [`Context::sequences`](crate::Context::sequences): what several have is in
     /// each.
     pub sequences: Vec<SequenceMemory>,
+}
+
+/// What a context and its model hold on one device, as in [`MemoryInfo`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceMemory {
+    /// "host", "cuda:0", …
+    pub device: String,
+    /// How many of the model's layers are there.
+    pub layers: usize,
+    /// The weights.
+    pub model: Bytes,
+    /// Keys and values of this context's sequences, of the layers that are there.
+    pub kv: Bytes,
+    /// Of `kv`: what more than one sequence has.
+    pub kv_shared: Bytes,
+    /// Bytes of the sequences' rows.
+    pub kv_used: Bytes,
+    /// What the cache would hold at the full context size.
+    pub kv_reserved: Bytes,
+    /// Prompts that the model remembers, but for what is in `kv`.
+    pub kv_prefixes: Bytes,
+    /// Memory of sequences that are gone, for the next ones.
+    pub kv_parked: Bytes,
+    /// Tables of a transform.
+    pub kv_transform: Bytes,
+    /// Hidden states and logits.
+    pub activations: Bytes,
+    /// Temporaries of single operations.
+    pub scratch: Bytes,
+    /// Of the host's memory, what copies to and from this device go through. Not in `total`.
+    pub pinned: Bytes,
+    /// All of the above that is the device's: model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch.
+    pub total: Bytes,
+    /// What the process's CUDA context takes there for itself, as `Device::context_bytes` measured it when the model was
+    /// loaded. Not in `total`: it is the process's, not a bank's. None on the host, and where it could not be measured.
+    pub context: Option<Bytes>,
+}
+
+impl DeviceMemory {
+    pub(crate) fn new(device: &str, model: Bytes) -> Self {
+        Self { device: device.to_owned(), model, ..Self::default() }
+    }
+
+    pub(crate) fn sum(&self) -> Bytes {
+        let Self { model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch, .. } = *self;
+        let parts = [model, kv, kv_prefixes, kv_parked, kv_transform, activations, scratch];
+        parts.into_iter().fold(Bytes::ZERO, Bytes::saturating_add)
+    }
 }
 
 /// What one sequence of a context holds.

@@ -9,6 +9,7 @@ use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device, DeviceKind};
 use granule_kv::{Identity, KvType, PrefixCache};
 use granule_ops::{Precision, Rope, Threads};
+use granule_plan::ModelShape;
 
 use crate::cancel::CancelToken;
 use crate::chat::ChatTemplate;
@@ -20,6 +21,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::identity::identity;
 use crate::kv_tables::Tables;
 use crate::kv_transform::Kept;
+use crate::placement::{Placement, Span, Stage};
 use crate::shared::Caches;
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Files, Source, Weights};
@@ -33,10 +35,13 @@ pub struct LoadOptions<'a> {
     /// The bank that pays for the model and its contexts; on its device they are, and compute. None: a new one over a new host
     /// device.
     pub bank: Option<Bank>,
+    /// In place of `bank` and `memory_limit`: which layers are in which bank, where they are not all in one.
+    pub placement: Option<Placement>,
     /// The budget of the new bank where none is given: what weights, caches and activations may take together. None:
     /// what the device has.
     pub memory_limit: Option<Bytes>,
-    /// Keep nothing of the model in mapped memory: what is not packed is read. On a GPU nothing of it stays there in any case.
+    /// Keep nothing of the model in mapped memory: what is not packed is read. On a GPU nothing of it stays there in any case; where
+    /// some layers are on the host and none are packed (`no_repack`), all of the file is read and stays.
     pub no_mmap: bool,
     /// Lock the weights in the host's memory, so that they are never paged out. On a GPU nothing of it stays there.
     pub mlock: bool,
@@ -65,12 +70,34 @@ pub struct Model {
     threads: Threads,
     threads_batch: Threads,
     caches: Caches,
-    bank: Bank,
+    /// Never empty.
+    places: Vec<Place>,
     tables: Kept,
     precision: Precision,
-    /// The weights on a CUDA device, where that computes.
+}
+
+/// A stage of a model: a run of its layers, and whose memory they are in.
+pub(crate) struct Place {
+    pub(crate) bank: Bank,
+    pub(crate) span: Span,
+    /// Its weights on a CUDA device, where that computes.
     #[cfg(feature = "cuda")]
-    cuda: Option<Arc<CudaModel>>,
+    pub(crate) cuda: Option<Arc<CudaModel>>,
+}
+
+impl Place {
+    fn is_host(&self) -> bool {
+        self.bank.device().kind() == DeviceKind::Host
+    }
+
+    /// What its weights take there, of those that are not the host's.
+    fn bytes_elsewhere(&self) -> Bytes {
+        #[cfg(feature = "cuda")]
+        if let Some(cuda) = &self.cuda {
+            return cuda.bytes();
+        }
+        Bytes::ZERO
+    }
 }
 
 impl std::fmt::Debug for Model {
@@ -86,27 +113,32 @@ impl Model {
     /// A clear error for every file that is no Llama model which runs here; [`Error::Bank`] if the weights do not fit
     /// the budget; [`Error::Io`]; [`Error::Cancelled`]. Nothing stays behind.
     pub fn load(path: impl AsRef<Path>, options: LoadOptions<'_>) -> Result<Arc<Self>> {
-        let LoadOptions { bank, memory_limit, no_mmap, mlock, no_repack, precision, .. } = options;
+        let LoadOptions { bank, placement, memory_limit, no_mmap, mlock, no_repack, precision, .. } = options;
         let LoadOptions { threads, threads_batch, progress, .. } = options;
-        let bank = match bank {
-            Some(bank) => bank,
-            None => {
+        let bank = match (&placement, bank) {
+            (Some(placement), _) => placement.first().cloned(),
+            (None, Some(bank)) => Some(bank),
+            (None, None) => {
                 let options = BankOptions::new();
                 let options = if let Some(limit) = memory_limit { options.budget(limit) } else { options };
-                Bank::new(Device::host()?, options)?
+                Some(Bank::new(Device::host()?, options)?)
             }
         };
+        let bank = bank.ok_or(Error::Placement { placed: 0, n_layers: 1 })?;
         let (threads, threads_batch) = pools(threads, threads_batch)?;
         let mut silent = |_, _| ControlFlow::Continue(());
         let progress = progress.unwrap_or(&mut silent);
-        let on_host = bank.device().kind() == DeviceKind::Host;
+        let host = match &placement {
+            Some(placement) => placement.host()?.cloned(),
+            None => (bank.device().kind() == DeviceKind::Host).then(|| bank.clone()),
+        };
         // A device's weights only pass through the file's mapping.
-        let source = if on_host {
+        let source = if host.is_some() {
             Source { use_mmap: !no_mmap, mlock, repack: !no_repack }
         } else {
             Source { use_mmap: true, mlock: false, repack: false }
         };
-        let (files, mut loading) = Files::open(path.as_ref(), &bank, source, progress)?;
+        let (files, mut loading) = Files::open(path.as_ref(), host.as_ref(), source, progress)?;
         let gguf = files.main()?;
         let config = Config::from_gguf(gguf)?;
         let tokenizer = Tokenizer::from_metadata(gguf.metadata())?;
@@ -120,18 +152,33 @@ impl Model {
                 ),
             });
         }
+        let placement = placement.unwrap_or_else(|| Placement::new().layers(&bank, config.n_layers));
+        let spans = placement.spans(config.n_layers)?;
         let mut weights = Weights::new(files, &config)?;
         let mut report = |added| loading.add(added, progress);
-        if on_host {
-            weights.bring_in(&bank, &threads_batch, &mut report)?;
+        if let Some(host) = &host {
+            let here: Vec<_> =
+                spans.iter().filter(|(bank, _)| bank.is(host)).map(|(_, span)| span.clone()).collect();
+            weights.bring_in(host, &here, &threads_batch, &mut report)?;
         }
-        #[cfg(feature = "cuda")]
-        let cuda = (!on_host).then(|| CudaModel::load(&bank, &config, &weights, &threads_batch, &mut report));
-        #[cfg(feature = "cuda")]
-        let cuda = cuda.transpose()?;
-        #[cfg(not(feature = "cuda"))]
-        if !on_host {
-            return Err(Error::Unsupported { what: "a GPU in a build without the feature `cuda`".into() });
+        let mut places = Vec::with_capacity(spans.len());
+        for (bank, span) in spans {
+            let is_host = bank.device().kind() == DeviceKind::Host;
+            #[cfg(feature = "cuda")]
+            let cuda =
+                (!is_host).then(|| CudaModel::load(&bank, &span, &weights, &threads_batch, &mut report));
+            #[cfg(not(feature = "cuda"))]
+            if !is_host {
+                return Err(Error::Unsupported {
+                    what: "a GPU in a build without the feature `cuda`".into(),
+                });
+            }
+            places.push(Place {
+                #[cfg(feature = "cuda")]
+                cuda: cuda.transpose()?,
+                bank,
+                span,
+            });
         }
         let rope = Rope::new(
             config.rope_dims,
@@ -149,11 +196,9 @@ impl Model {
             threads,
             threads_batch,
             caches,
-            bank,
+            places,
             tables,
             precision,
-            #[cfg(feature = "cuda")]
-            cuda,
         }))
     }
 
@@ -161,6 +206,11 @@ impl Model {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// What the sizes of its steps follow from.
+    pub(crate) fn sizes(&self) -> ModelShape {
+        self.config.sizes(self.weights.output().dtype())
     }
 
     /// The model's tokenizer.
@@ -194,11 +244,26 @@ impl Model {
     /// that they lie in.
     #[must_use]
     pub fn bytes(&self) -> Bytes {
-        #[cfg(feature = "cuda")]
-        if let Some(cuda) = &self.cuda {
-            return cuda.bytes();
-        }
+        self.places.iter().map(Place::bytes_elsewhere).fold(self.host_bytes(), Bytes::saturating_add)
+    }
+
+    /// Of [`bytes`](Self::bytes): what is on the host.
+    fn host_bytes(&self) -> Bytes {
         self.weights.files().bytes().saturating_add(self.packed_bytes())
+    }
+
+    /// What the weights take in this bank.
+    pub(crate) fn bytes_in(&self, bank: &Bank) -> Bytes {
+        let places = || self.places.iter().filter(|place| place.bank.is(bank));
+        let host = if places().any(Place::is_host) { self.host_bytes() } else { Bytes::ZERO };
+        places().map(Place::bytes_elsewhere).fold(host, Bytes::saturating_add)
+    }
+
+    /// Where its layers are, from the first to the last.
+    pub fn stages(&self) -> impl ExactSizeIterator<Item = Stage<'_>> {
+        self.places
+            .iter()
+            .map(|place| Stage { device: place.bank.device().name(), layers: place.span.layers.clone() })
     }
 
     /// Of [`bytes`](Self::bytes): the weights that are packed for the CPU at hand.
@@ -213,10 +278,33 @@ impl Model {
         self.weights.is_tied()
     }
 
-    /// Who pays for the model's memory and its contexts'.
+    /// Who pays for the model's memory and its contexts'; where layers are in several banks, for that of the first ones, and for what
+    /// belongs to none of them.
     #[must_use]
     pub fn bank(&self) -> &Bank {
-        &self.bank
+        &self.places[0].bank
+    }
+
+    /// All banks that have layers of the model, each once, in the order of the layers.
+    pub fn banks(&self) -> impl Iterator<Item = &Bank> {
+        let first = |&(at, place): &(usize, &Place)| {
+            !self.places[..at].iter().any(|before| before.bank.is(&place.bank))
+        };
+        self.places.iter().enumerate().filter(first).map(|(_, place)| &place.bank)
+    }
+
+    /// Who pays for a transform's tables, which are in the host's memory: the host's bank where it has layers.
+    pub(crate) fn tables_bank(&self) -> &Bank {
+        self.places.iter().find(|place| place.is_host()).map_or_else(|| self.bank(), |place| &place.bank)
+    }
+
+    /// The bank of each stage.
+    pub(crate) fn place_banks(&self) -> impl Iterator<Item = &Bank> {
+        self.places.iter().map(|place| &place.bank)
+    }
+
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places
     }
 
     /// The threads that compute for all contexts of this model, where a step has one token.
@@ -247,10 +335,21 @@ impl Model {
     }
 
     /// The prompts that contexts with [`ContextOptions::prefix_cache`](crate::ContextOptions) have left: how many there are, what
-    /// they hold, and how to forget them.
+    /// they hold, and how to forget them. Where layers are in several stages, each has a part of every prompt, and this is the first
+    /// one's; [`Model::forget_prefixes`] is for all.
     #[must_use]
     pub fn prefixes(&self) -> &PrefixCache {
-        self.caches.prefixes(&self.bank)
+        &self.all_prefixes()[0]
+    }
+
+    /// Forgets all remembered prompts, in all stages, but for what is pinned; answers how much that gave back.
+    pub fn forget_prefixes(&self) -> Bytes {
+        self.caches.known_prefixes().iter().map(PrefixCache::clear).fold(Bytes::ZERO, Bytes::saturating_add)
+    }
+
+    /// Those of each stage.
+    pub(crate) fn all_prefixes(&self) -> &[PrefixCache] {
+        self.caches.prefixes(|| self.place_banks())
     }
 
     pub(crate) fn caches(&self) -> &Caches {
@@ -272,12 +371,6 @@ impl Model {
     #[must_use]
     pub fn precision(&self) -> Precision {
         self.precision
-    }
-
-    /// The weights on a CUDA device, where that computes.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn cuda(&self) -> Option<&Arc<CudaModel>> {
-        self.cuda.as_ref()
     }
 
     pub(crate) fn weights(&self) -> &Weights {

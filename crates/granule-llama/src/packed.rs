@@ -43,20 +43,10 @@ impl Packed {
         lock: bool,
         packed: &mut dyn FnMut(&Tensor, usize) -> Result<()>,
     ) -> Result<Option<Self>> {
-        let mut places = Vec::with_capacity(tensors.len());
-        let mut len = 0_usize;
-        for tensor in tensors.iter() {
-            let end = len.checked_add(tensor.packed_bytes(tensor.rows())?);
-            let end = end.ok_or_else(|| Error::Unsupported {
-                what: "weights that are too large to be packed".into(),
-            })?;
-            places.push(len..end);
-            len = end.next_multiple_of(ALIGNMENT);
-        }
-        if len == 0 {
+        let (places, size) = places(tensors.iter().map(|tensor| &**tensor))?;
+        if size.is_zero() {
             return Ok(None);
         }
-        let size = Bytes::from_usize(len);
         let charge = bank.charge(&Owner::new(PACKED_WEIGHTS), size)?;
         let mut memory = if lock {
             Memory::Locked(bank.device().alloc_pinned(size)?)
@@ -86,6 +76,19 @@ impl Packed {
     pub(crate) fn size(&self) -> Bytes {
         self.charge.size()
     }
+}
+
+/// Where these tensors lie packed, and what all of them take.
+pub(crate) fn places<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<(Vec<Place>, Bytes)> {
+    let (mut places, mut len) = (Vec::new(), 0_usize);
+    for tensor in tensors {
+        let end = len.checked_add(tensor.packed_bytes(tensor.rows())?);
+        let end =
+            end.ok_or_else(|| Error::Unsupported { what: "weights that are too large to be packed".into() })?;
+        places.push(len..end);
+        len = end.next_multiple_of(ALIGNMENT);
+    }
+    Ok((places, Bytes::from_usize(len)))
 }
 
 impl Memory {

@@ -1,4 +1,4 @@
-//! What contexts of one model have in common: a KV cache for each layout and transform, and the prompts that are remembered.
+//! What contexts of one model have in common: KV caches for each layout and transform, one a stage, and the prompts that are remembered.
 //!
 //! One cache means one thread that maps ahead, one set of parked ranges, and granules that any sequence may share. It
 //! lives as long as a context uses it, or as long as the model once it has a remembered prompt.
@@ -6,48 +6,64 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use granule_bank::Bank;
-use granule_kv::{Identity, KvCache, KvLayout, KvOptions, PrefixCache, PrefixOptions};
+use granule_kv::{Identity, KvCache, KvLayout, KvOptions, PrefixCache, PrefixOptions, Sequence};
 
 use crate::error::Result;
 use crate::kv_tables::Tables;
 
-/// A cache, and what its bytes were made with.
+/// A cache for each stage of a model, and what their bytes were made with.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) cache: KvCache,
+    /// Of one layout but for the number of layers; never empty.
+    pub(crate) caches: Vec<KvCache>,
     pub(crate) tables: Option<Arc<Tables>>,
+}
+
+impl Shared {
+    /// The layouts of the caches, stage by stage.
+    pub(crate) fn layouts(&self) -> Vec<KvLayout> {
+        self.caches.iter().map(|cache| *cache.layout()).collect()
+    }
+
+    /// An empty sequence of each cache.
+    pub(crate) fn sequences(&self, n_ctx: usize) -> Result<Vec<Sequence>> {
+        Ok(self.caches.iter().map(|cache| cache.sequence(n_ctx)).collect::<Result<_, _>>()?)
+    }
 }
 
 /// The caches of a model and its remembered prompts.
 #[derive(Debug, Default)]
 pub(crate) struct Caches {
     // Prompts go first: their memory is parked in the caches, and goes with these.
-    prefixes: OnceLock<PrefixCache>,
+    /// Of each stage.
+    prefixes: OnceLock<Vec<PrefixCache>>,
     kept: Mutex<Vec<Arc<Shared>>>,
     used: Mutex<Vec<Weak<Shared>>>,
     identity: OnceLock<Identity>,
 }
 
 impl Caches {
-    /// The cache of this layout, these options and these tables; a new one where no context uses it.
-    pub(crate) fn get(
+    /// The caches of these layouts, one in each bank, these options and these tables; new ones where no context uses them.
+    pub(crate) fn get<'a>(
         &self,
-        bank: &Bank,
-        layout: KvLayout,
+        banks: impl Iterator<Item = &'a Bank>,
+        layouts: &[KvLayout],
         options: KvOptions,
         tables: Option<Arc<Tables>>,
     ) -> Result<Arc<Shared>> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.retain(|shared| shared.strong_count() > 0);
         let is_wanted = |shared: &Arc<Shared>| {
-            let cache = &shared.cache;
-            (cache.layout(), cache.options()) == (&layout, options) && shared.tables == tables
+            let caches = || shared.caches.iter();
+            caches().map(KvCache::layout).eq(layouts)
+                && caches().all(|cache| cache.options() == options)
+                && shared.tables == tables
         };
         if let Some(shared) = used.iter().filter_map(Weak::upgrade).find(is_wanted) {
             return Ok(shared);
         }
-        let cache = KvCache::new(bank, layout, options)?;
-        let shared = Arc::new(Shared { cache, tables });
+        let caches = banks.zip(layouts).map(|(bank, &layout)| KvCache::new(bank, layout, options));
+        let shared = Arc::new(Shared { caches: caches.collect::<Result<_, _>>()?, tables });
         used.push(Arc::downgrade(&shared));
         Ok(shared)
     }
@@ -60,14 +76,18 @@ impl Caches {
         }
     }
 
-    /// The remembered prompts.
-    pub(crate) fn prefixes(&self, bank: &Bank) -> &PrefixCache {
-        self.prefixes.get_or_init(|| PrefixCache::new(bank, PrefixOptions::new()))
+    /// The remembered prompts, of each stage.
+    pub(crate) fn prefixes<'a, I: Iterator<Item = &'a Bank>>(
+        &self,
+        banks: impl FnOnce() -> I,
+    ) -> &[PrefixCache] {
+        self.prefixes
+            .get_or_init(|| banks().map(|bank| PrefixCache::new(bank, PrefixOptions::new())).collect())
     }
 
-    /// The remembered prompts, if any ever were.
-    pub(crate) fn known_prefixes(&self) -> Option<&PrefixCache> {
-        self.prefixes.get()
+    /// The remembered prompts, if any ever were: those of each stage, or none.
+    pub(crate) fn known_prefixes(&self) -> &[PrefixCache] {
+        self.prefixes.get().map_or(&[], Vec::as_slice)
     }
 
     /// What the model is to be told apart by, made now if it was not needed before.

@@ -9,12 +9,15 @@ use std::path::Path;
 use granule_bank::{Bank, Charge, Owner};
 use granule_device::{Buffer, Bytes, DeviceSlice, MappedFile, Pinned};
 use granule_ops::{Matrix, Threads};
+#[cfg(feature = "cuda")]
+use granule_plan::MatrixShape;
 use granule_quant::{DType, Isa, Packing};
 
 use crate::config::Config;
 use crate::error::{Error, Result, excerpt};
 use crate::gguf::{Gguf, ShardName, TensorInfo, check_shards};
-use crate::packed::{Packed, Place};
+use crate::packed::{self, Packed, Place};
+use crate::placement::Span;
 
 /// The account that weights are held on.
 pub(crate) const WEIGHTS: &str = "weights";
@@ -30,6 +33,13 @@ pub(crate) struct Source {
     pub(crate) mlock: bool,
     /// Whether weights are packed for the CPU at hand, where it has products for that.
     pub(crate) repack: bool,
+}
+
+impl Source {
+    /// Whether files are read into memory of their own, all of them.
+    fn reads_all(self) -> bool {
+        !self.use_mmap && !self.repack
+    }
 }
 
 /// Called with how much was done; an error ends loading.
@@ -77,6 +87,10 @@ impl Tensor {
     }
 
     #[cfg(feature = "cuda")]
+    pub(crate) fn shape(&self) -> MatrixShape {
+        MatrixShape { dtype: self.dtype, rows: self.rows, cols: self.cols }
+    }
+
     pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
@@ -126,6 +140,8 @@ pub(crate) struct Files {
     charges: Vec<Charge>,
     directories: Vec<Gguf>,
     source: Source,
+    /// Of mapped files, what is used in place: of which, and where.
+    kept: Vec<(usize, Range<usize>)>,
 }
 
 /// The weights of a model.
@@ -143,10 +159,11 @@ pub(crate) struct Weights {
 }
 
 impl Files {
-    /// Opens the model that `path` names, all its shards, and reads them into memory where they are neither mapped nor packed.
+    /// Opens the model that `path` names, all its shards, and reads them into memory, which `bank` pays for, where they are neither
+    /// mapped nor packed; without a bank nothing is.
     pub(crate) fn open(
         path: &Path,
-        bank: &Bank,
+        bank: Option<&Bank>,
         source: Source,
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<(Self, Loading)> {
@@ -163,7 +180,13 @@ impl Files {
             }
             loading.total += about.len();
         }
-        let mut files = Self { shards: Vec::new(), charges: Vec::new(), directories: Vec::new(), source };
+        let mut files = Self {
+            shards: Vec::new(),
+            charges: Vec::new(),
+            directories: Vec::new(),
+            source,
+            kept: Vec::new(),
+        };
         for path in &paths {
             // The directory comes first: what is no model is refused before it is paid for or read.
             let file = MappedFile::open(path)?;
@@ -171,12 +194,13 @@ impl Files {
             // A file that shrinks under the parser shows as zeros: say that, not what the zeros look like.
             file.check()?;
             files.directories.push(directory?);
-            if source.use_mmap || source.repack {
-                files.shards.push(Shard::Mapped(file));
-            } else {
-                files.charges.push(bank.charge(&Owner::new(WEIGHTS), file.len())?);
-                files.shards.push(read(&file, bank, source, &mut |added| loading.add(added, progress))?);
-            }
+            files.shards.push(match bank.filter(|_| source.reads_all()) {
+                None => Shard::Mapped(file),
+                Some(bank) => {
+                    files.charges.push(bank.charge(&Owner::new(WEIGHTS), file.len())?);
+                    read(&file, bank, source, &mut |added| loading.add(added, progress))?
+                }
+            });
         }
         check_shards(&paths, &files.directories)?;
         Ok((files, loading))
@@ -186,18 +210,9 @@ impl Files {
     fn bring_in(&mut self, bank: &Bank, elsewhere: &[&Tensor], report: Report<'_>) -> Result<()> {
         for (index, shard) in self.shards.iter().enumerate() {
             let Shard::Mapped(file) = shard else { continue };
-            let mut gone: Vec<_> =
-                elsewhere.iter().filter(|t| t.shard == index).map(|t| t.range.clone()).collect();
-            gone.sort_by_key(|range| range.start);
-            gone.push(file.bytes().len()..file.bytes().len());
-            let mut at = 0;
-            let stays: Vec<_> =
-                gone.iter().map(|gone| std::mem::replace(&mut at, gone.end)..gone.start).collect();
-            let bytes = stays
-                .iter()
-                .map(|range| Bytes::from_usize(range.len()))
-                .fold(Bytes::ZERO, Bytes::saturating_add);
-            self.charges.push(bank.charge(&Owner::new(WEIGHTS), bytes)?);
+            let stays = stays(file.bytes().len(), elsewhere.iter().filter(|tensor| tensor.shard == index));
+            self.charges.push(bank.charge(&Owner::new(WEIGHTS), size_of_all(&stays))?);
+            self.kept.extend(stays.iter().map(|range| (index, range.clone())));
             for range in stays {
                 if self.source.mlock && self.source.use_mmap && !range.is_empty() {
                     file.lock(range.clone())?;
@@ -247,8 +262,12 @@ impl Files {
         Ok(bytes.and_then(|bytes| bytes.get(tensor.range.clone())).unwrap_or_default())
     }
 
-    /// Gives back the memory behind a tensor's bytes, if they are mapped; they can be read again.
+    /// Gives back the memory behind a tensor's bytes, if they are mapped and nobody uses them in place; they can be read again.
     pub(crate) fn let_go(&self, tensor: &Tensor) {
+        let is_in = |kept: &Range<usize>| kept.start < tensor.range.end && tensor.range.start < kept.end;
+        if self.kept.iter().any(|(shard, kept)| *shard == tensor.shard && is_in(kept)) {
+            return;
+        }
         if let Some(Shard::Mapped(file)) = self.shards.get(tensor.shard) {
             file.let_go(tensor.range.clone());
         }
@@ -258,6 +277,19 @@ impl Files {
     pub(crate) fn bytes(&self) -> Bytes {
         self.charges.iter().map(Charge::size).fold(Bytes::ZERO, |a, b| a.saturating_add(b))
     }
+}
+
+/// What stays of a file of this length without the ranges of these tensors.
+fn stays<'t>(len: usize, elsewhere: impl Iterator<Item = &'t &'t Tensor>) -> Vec<Range<usize>> {
+    let mut gone: Vec<_> = elsewhere.map(|tensor| tensor.range.clone()).collect();
+    gone.sort_by_key(|range| range.start);
+    gone.push(len..len);
+    let mut at = 0;
+    gone.iter().map(|gone| std::mem::replace(&mut at, gone.end)..gone.start).collect()
+}
+
+fn size_of_all(ranges: &[Range<usize>]) -> Bytes {
+    ranges.iter().map(|range| Bytes::from_usize(range.len())).fold(Bytes::ZERO, Bytes::saturating_add)
 }
 
 fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {
@@ -309,6 +341,28 @@ fn read(file: &MappedFile, bank: &Bank, source: Source, report: Report<'_>) -> R
     Ok(shard)
 }
 
+/// What becomes of the matrices of [`Weights::all`] when they are brought in.
+struct Moves {
+    /// Which are packed, or copied.
+    packed: Vec<bool>,
+    /// Which are not needed where they lie in the files.
+    leaves: Vec<bool>,
+    /// Whether the packed output layer is the embedding table too.
+    is_shared: bool,
+}
+
+impl Layer {
+    pub(crate) fn matrices(&self) -> [&Tensor; 7] {
+        let Layer { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = self;
+        [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
+    }
+
+    fn matrices_mut(&mut self) -> [&mut Tensor; 7] {
+        let Layer { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = self;
+        [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
+    }
+}
+
 impl Weights {
     /// Finds every tensor of a model of this shape, and refuses files that hold others.
     pub(crate) fn new(files: Files, config: &Config) -> Result<Self> {
@@ -349,39 +403,91 @@ impl Weights {
         Ok(Self { embedding, layers, output_norm, output, is_tied, packed, rope_factors, files })
     }
 
-    /// Packs the weights of all products, where that pays and is wanted, and brings into memory what stays in place.
-    pub(crate) fn bring_in(&mut self, bank: &Bank, threads: &Threads, report: Report<'_>) -> Result<()> {
-        let Self { files, embedding, layers, output, is_tied, .. } = self;
-        let source = files.source;
-        // Whether nothing that is used later may lie in the mapped files.
-        let whole = source.repack && !source.use_mmap;
-        let layers = layers.iter_mut().flat_map(|layer| {
-            let Layer { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = layer;
-            [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
-        });
-        let mut tensors: Vec<_> = layers.chain([&mut *output]).collect();
-        tensors.retain(|tensor| whole || source.repack && tensor.is_better_packed());
-        // Floats that are output and table alike are copied once.
-        let is_shared = *is_tied && !embedding.dtype.is_quantized();
-        let table = (!whole && !is_shared).then(|| (embedding.shard, embedding.range.clone()));
-        if whole && !is_shared {
-            tensors.push(&mut *embedding);
-        }
-        // What is packed is not needed where it lay, unless rows are looked up there.
-        let leaves = |tensor: &Tensor| table.as_ref() != Some(&(tensor.shard, tensor.range.clone()));
-        let elsewhere: Vec<_> =
-            tensors.iter().map(|tensor| &**tensor).filter(|tensor| leaves(tensor)).collect();
-        files.bring_in(bank, &elsewhere, report)?;
+    /// Brings what these stages need into memory: packs the weights of all products, where that pays and is wanted, and reads what stays
+    /// in place.
+    pub(crate) fn bring_in(
+        &mut self,
+        bank: &Bank,
+        here: &[Span],
+        threads: &Threads,
+        report: Report<'_>,
+    ) -> Result<()> {
+        let source = self.files.source;
+        let moves = self.moves(source, here);
+        let elsewhere: Vec<Tensor> = self.those(&moves.leaves).cloned().collect();
+        self.files.bring_in(bank, &elsewhere.iter().collect::<Vec<_>>(), report)?;
+        let Self { files, embedding, layers, output, .. } = self;
+        let layers = layers.iter_mut().flat_map(Layer::matrices_mut);
+        let all = layers.chain([&mut *output, &mut *embedding]).zip(&moves.packed);
+        let mut tensors: Vec<_> = all.filter(|(_, packed)| **packed).map(|(tensor, _)| tensor).collect();
+        let leaves = |tensor: &Tensor| {
+            elsewhere.iter().any(|gone| (gone.shard, &gone.range) == (tensor.shard, &tensor.range))
+        };
         self.packed = Packed::new(files, bank, threads, &mut tensors, source.mlock, &mut |tensor, bytes| {
             if leaves(tensor) {
                 files.let_go(tensor);
             }
             report(bytes)
         })?;
-        if is_shared {
+        if moves.is_shared {
             embedding.packed.clone_from(&output.packed);
         }
         Ok(())
+    }
+
+    /// What the weights of these stages take on the host, in place and packed: what [`Weights::bring_in`] would have the bank pay
+    /// for, of files that are only mapped.
+    pub(crate) fn host_bytes(&self, source: Source, here: &[Span]) -> Result<Bytes> {
+        let lens = || self.files.shards.iter().map(|shard| Ok(shard.bytes()?.len()));
+        if source.reads_all() {
+            let all = lens().sum::<Result<usize>>()?;
+            return Ok(Bytes::from_usize(all));
+        }
+        let moves = self.moves(source, here);
+        let elsewhere: Vec<_> = self.those(&moves.leaves).collect();
+        let (_, mut bytes) = packed::places(self.those(&moves.packed))?;
+        for (index, len) in lens().enumerate() {
+            let stays = stays(len?, elsewhere.iter().filter(|tensor| tensor.shard == index));
+            bytes = bytes.saturating_add(size_of_all(&stays));
+        }
+        Ok(bytes)
+    }
+
+    /// All matrices: those of the layers, the output layer, the embedding table.
+    fn all(&self) -> impl Iterator<Item = &Tensor> {
+        self.layers.iter().flat_map(Layer::matrices).chain([&self.output, &self.embedding])
+    }
+
+    /// Those of them for which it is so.
+    fn those<'a>(&'a self, which: &'a [bool]) -> impl Iterator<Item = &'a Tensor> {
+        self.all().zip(which).filter(|(_, is_so)| **is_so).map(|(tensor, _)| tensor)
+    }
+
+    /// What becomes of each of them where these stages are on the host.
+    fn moves(&self, source: Source, here: &[Span]) -> Moves {
+        let Self { layers, embedding, output, is_tied, .. } = self;
+        // Whether nothing that is used later may lie in the mapped files.
+        let whole = source.repack && !source.use_mmap;
+        let packs = |tensor: &Tensor| whole || source.repack && tensor.is_better_packed();
+        let (looks_up, has_output) = (here.iter().any(Span::is_first), here.iter().any(Span::is_last));
+        let (mut packed, mut others) = (Vec::new(), Vec::new());
+        for (index, layer) in layers.iter().enumerate() {
+            let is_here = here.iter().any(|span| span.layers.contains(&index));
+            packed.extend(layer.matrices().map(|tensor| is_here && packs(tensor)));
+            others.extend(layer.matrices().map(|_| !is_here));
+        }
+        // Floats that are output and table alike are copied once.
+        let is_shared = *is_tied && looks_up && has_output && !embedding.dtype.is_quantized();
+        packed.extend([has_output && packs(output), looks_up && whole && !is_shared]);
+        others.extend([!(has_output || *is_tied && looks_up), !(looks_up || *is_tied)]);
+        // What is packed is not needed where it lay, unless rows are looked up there.
+        let is_table = looks_up && !whole && !is_shared;
+        let stays = |tensor: &Tensor| {
+            is_table && (tensor.shard, &tensor.range) == (embedding.shard, &embedding.range)
+        };
+        let each = self.all().zip(&packed).zip(&others);
+        let leaves = each.map(|((tensor, packed), other)| *other || *packed && !stays(tensor)).collect();
+        Moves { packed, leaves, is_shared }
     }
 
     /// A tensor as a matrix, packed or where it lies.
@@ -398,7 +504,6 @@ impl Weights {
     }
 
     /// Where the output layer lies in the files.
-    #[cfg(feature = "cuda")]
     pub(crate) fn output(&self) -> &Tensor {
         &self.output
     }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use granule_pool::PoolSlice;
 
 use super::Context;
-use crate::engine::{Batch, Engine, patiently};
+use crate::engine::Batch;
 use crate::error::{Error, Result};
 use crate::sample::Sampler;
 use crate::tokenizer::TokenId;
@@ -23,7 +23,7 @@ impl Context {
         sampler: &mut Sampler,
         n: usize,
     ) -> Result<Option<TokenId>> {
-        if !matches!(self.engine, Engine::Cuda(_)) {
+        if !self.engine.draws() {
             return Ok(None);
         }
         let Some(draw) = sampler.draw_elsewhere() else { return Ok(None) };
@@ -31,12 +31,9 @@ impl Context {
         let drawn = match self.begin(&items).and_then(|()| self.plan(&items)) {
             Err(error) => Err(error),
             Ok(_) => {
-                let Engine::Cuda(engine) = &mut self.engine else { return Ok(None) };
-                patiently(|| {
-                    let (parts, tokens, tables) = (&self.parts, &self.batch, self.shared.tables.as_deref());
-                    let batch = Batch { sequences: &mut self.slots, parts, tokens, tables };
-                    engine.draw(&self.model, batch, &self.cancel, (&draw, n))
-                })
+                let (parts, tokens, tables) = (&self.parts, &self.batch, self.shared.tables.as_deref());
+                let batch = Batch { sequences: &mut self.slots, parts, tokens, tables };
+                self.engine.draw(&self.model, batch, &self.cancel, (&draw, n))
             }
         };
         let committed = drawn.and_then(|drawn| self.commit().map(|()| drawn));
@@ -69,9 +66,8 @@ impl Context {
 
     /// The logits that the last token was drawn from, brought here when first asked for.
     pub(super) fn drawn_from<'a>(&'a self, drawn: &'a OnceLock<PoolSlice<f32>>) -> Result<&'a [f32]> {
-        let Engine::Cuda(engine) = &self.engine else { return Err(Error::NoLogits) };
         if drawn.get().is_none() {
-            let logits = engine.drawn_from()?;
+            let logits = self.engine.drawn_from()?;
             // Another thread may have been first, with the same.
             let _ = drawn.set(logits);
         }

@@ -208,8 +208,8 @@ impl Context {
             }
             first.get_or_insert(index);
             // Fewer than asked for where the cache's free rows are cut up.
-            let sequence = &mut self.slots[lane.slot].sequence;
-            let n = patiently(|| Ok(sequence.prepare(wanted)?))?;
+            let slot = &mut self.slots[lane.slot];
+            let n = patiently(|| slot.prepare(wanted))?;
             self.batch.extend_from_slice(&tokens[lane.done..lane.done + n]);
             self.parts.push(Part { sequence: lane.slot, n });
             lane.done += n;
@@ -222,15 +222,13 @@ impl Context {
 
     /// One step, whose rows are prepared, through all layers.
     fn step(&mut self) -> Result<()> {
-        patiently(|| {
-            let batch = Batch {
-                sequences: &mut self.slots,
-                parts: &self.parts,
-                tokens: &self.batch,
-                tables: self.shared.tables.as_deref(),
-            };
-            self.engine.step(&self.model, batch, &self.cancel, None)
-        })?;
+        let batch = Batch {
+            sequences: &mut self.slots,
+            parts: &self.parts,
+            tokens: &self.batch,
+            tables: self.shared.tables.as_deref(),
+        };
+        self.engine.step(&self.model, batch, &self.cancel, None)?;
         self.commit()
     }
 
@@ -238,10 +236,8 @@ impl Context {
     pub(super) fn commit(&mut self) -> Result<()> {
         let mut tokens = &self.batch[..];
         for &Part { sequence, n } in &self.parts {
-            let slot = &mut self.slots[sequence];
-            slot.sequence.commit(n)?;
             let (own, rest) = tokens.split_at(n);
-            slot.tokens.extend_from_slice(own);
+            self.slots[sequence].commit(own)?;
             tokens = rest;
         }
         Ok(())
@@ -286,7 +282,7 @@ impl Context {
             for lane in &self.lanes {
                 // What its rows got is what the rest did not. What the device refuses to take stays for the next call, and the
                 // caller hears what went wrong first.
-                let _ = self.slots[lane.slot].sequence.trim();
+                let _ = self.slots[lane.slot].trim();
             }
         }
         error

@@ -12,6 +12,7 @@ mod state;
 
 use std::sync::Arc;
 
+use granule_device::DeviceKind;
 use granule_kv::{Identity, KvLayout, Sequence};
 use granule_ops::KvTransforms;
 use granule_pool::PoolSlice;
@@ -19,10 +20,10 @@ use granule_pool::PoolSlice;
 use self::eval::Lane;
 use self::slot::Slot;
 use crate::cancel::CancelToken;
-use crate::engine::{Engine, Part, patiently};
+use crate::engine::{Engine, How, Part, patiently};
 use crate::error::{Error, Result};
 use crate::kv_transform::{KvTransformMode, SINKS};
-use crate::model::Model;
+use crate::model::{Model, Place};
 use crate::shared::Shared;
 use crate::tokenizer::TokenId;
 
@@ -84,17 +85,21 @@ impl Context {
         let ContextOptions { type_k, type_v, layers_per_row, .. } = options;
         let n_ctx = positive("the context size", options.n_ctx.unwrap_or(model.config().n_ctx_train))?;
         positive("the batch size", options.n_batch)?;
+        if options.cublas {
+            check_cublas(&model)?;
+        }
         let shape = model.config().kv_shape();
-        let layout = |sinks| KvLayout::new(shape, type_k, type_v, layers_per_row, sinks);
         // What cannot be is refused before anything is computed.
-        layout(0)?;
+        KvLayout::new(shape, type_k, type_v, layers_per_row, 0)?;
         let tables = match options.kv_transform {
             KvTransformMode::Auto => model.kv_tables(type_k, type_v, &cancel, progress)?,
             KvTransformMode::None => None,
         };
         let sinks = if tables.is_some() { SINKS } else { 0 };
-        let shared = model.caches().get(model.bank(), layout(sinks)?, options.kv, tables)?;
-        let first = Slot::new(patiently(|| Ok(shared.cache.sequence(n_ctx)?))?, &[]);
+        let layout = |place: &Place| options.layout(shape, place.span.len(), sinks);
+        let layouts = model.places().iter().map(layout).collect::<Result<Vec<_>>>()?;
+        let shared = model.caches().get(model.place_banks(), &layouts, options.kv, tables)?;
+        let first = Slot::new(patiently(|| shared.sequences(n_ctx))?, &[]);
         Self::over(model, options, shared, first, cancel)
     }
 
@@ -105,7 +110,8 @@ impl Context {
         first: Slot,
         cancel: CancelToken,
     ) -> Result<Self> {
-        let engine = patiently(|| Engine::new(&model, shared.cache.layout()))?;
+        let how = How { graphs: options.graphs, cublas: options.cublas.then_some(options.n_batch) };
+        let engine = patiently(|| Engine::new(&model, &shared.layouts(), how))?;
         let row = || patiently(|| engine.room_for_logits(model.config().n_vocab));
         let (rows, last) = (row()?, row()?);
         Ok(Self {
@@ -145,10 +151,10 @@ impl Context {
         &self.slots[0].tokens
     }
 
-    /// The cache behind it, to look at.
+    /// The cache behind it, to look at: where the model's layers are in several [stages](Model::stages), that of the first of them.
     #[must_use]
     pub fn sequence(&self) -> &Sequence {
-        &self.slots[0].sequence
+        self.slots[0].first()
     }
 
     /// What keys and values go through before they are stored, if there is something. It is part of what the stored bytes mean.
@@ -231,13 +237,23 @@ impl Context {
         if self.logits().is_err() {
             self.forget_logits();
         }
-        for slot in &mut self.slots {
-            slot.sequence.trim()?;
-        }
+        self.slots.iter_mut().try_for_each(Slot::trim)?;
         self.engine.trim()
     }
 }
 
 fn positive(option: &'static str, value: usize) -> Result<usize> {
     if value == 0 { Err(Error::InvalidOption { option, value, allowed: "at least 1" }) } else { Ok(value) }
+}
+
+/// Refuses what could only be left undone in silence.
+fn check_cublas(model: &Model) -> Result<()> {
+    let unsupported = |what: &str| Err(Error::Unsupported { what: what.to_owned() });
+    if !cfg!(feature = "cublas") {
+        return unsupported("cuBLAS in a build without the feature `cublas`");
+    }
+    if model.banks().all(|bank| bank.device().kind() == DeviceKind::Host) {
+        return unsupported("cuBLAS for a model that is on the host");
+    }
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! `ContextOptions`: how to make a context.
 
-use granule_kv::{KvOptions, KvType};
+use granule_kv::{KvLayout, KvOptions, KvShape, KvType};
 
+use crate::error::Result;
 use crate::kv_transform::KvTransformMode;
 
 /// How to make a context.
@@ -23,6 +24,12 @@ pub struct ContextOptions {
     /// How the cache deals with memory that no token lies in yet, or any more. Contexts for which it is the same share a cache;
     /// a sequence that begins with a remembered prompt is one of the cache that the prompt was computed in.
     pub kv: KvOptions,
+    /// On a GPU: whether steps of one token of each sequence are captured as graphs and replayed, one launch a step, instead of being
+    /// given kernel by kernel. The numbers are the same.
+    pub graphs: bool,
+    /// On a GPU: whether products of many tokens are NVIDIA's cuBLAS's, where it is installed, instead of this project's kernels'. It takes
+    /// some 40 to 100 MiB of scratch, and its handle memory that no bank counts. Which is faster, nobody has measured yet.
+    pub cublas: bool,
     /// Whether prompts are remembered by the model, for all its contexts of these types, and found again by
     /// [`Context::eval_prompt`](crate::Context::eval_prompt) and generation.
     ///
@@ -42,7 +49,18 @@ impl Default for ContextOptions {
             layers_per_row: None,
             kv_transform: KvTransformMode::Auto,
             kv: KvOptions::new(),
+            graphs: true,
+            cublas: false,
             prefix_cache: false,
         }
+    }
+}
+
+impl ContextOptions {
+    /// How the rows of a stage lie that has so many layers of a model of this shape, and so many sinks.
+    pub(crate) fn layout(&self, shape: KvShape, n_layers: usize, sinks: usize) -> Result<KvLayout> {
+        let layers_per_row = self.layers_per_row.map(|layers| layers.min(n_layers));
+        let shape = KvShape { n_layers, ..shape };
+        Ok(KvLayout::new(shape, self.type_k, self.type_v, layers_per_row, sinks)?)
     }
 }

@@ -1,5 +1,7 @@
 //! Prompts that are remembered: what any context of the model has computed need not be computed again.
 
+use std::sync::Arc;
+
 use granule_kv::{Hit, PrefixKey};
 
 use super::{Context, SequenceId};
@@ -43,10 +45,21 @@ impl Context {
             return Ok(0);
         };
         let wanted: Vec<u32> = wanted.iter().copied().map(TokenId::get).collect();
-        let found = self.model.prefixes().lookup(&self.prefix_key()?, &wanted);
-        let Ok(Some(Hit { sequence, matched })) = found else { return Ok(0) };
+        let mut found = Vec::with_capacity(self.shared.caches.len());
+        for (prefixes, key) in self.model.all_prefixes().iter().zip(self.prefix_keys()?) {
+            // Every stage has a part of it, or it is of no use.
+            let Ok(Some(hit)) = prefixes.lookup(&key, &wanted) else { return Ok(0) };
+            found.push(hit);
+        }
+        // One stage may have forgotten what another remembers.
+        let matched = found.iter().map(|hit| hit.matched).min().unwrap_or(0);
+        let cut = |hit: Hit| {
+            let mut sequence = hit.sequence;
+            sequence.truncate(matched).map(|()| sequence)
+        };
+        let Ok(stages) = found.into_iter().map(cut).collect::<Result<Vec<_>, _>>() else { return Ok(0) };
         let slot = self.slot_mut(id)?;
-        slot.sequence = sequence;
+        slot.stages = stages;
         slot.tokens.extend_from_slice(&tokens[..matched]);
         Ok(matched)
     }
@@ -62,15 +75,23 @@ impl Context {
             self.slot(id)?;
             return Ok(false);
         }
-        let key = self.prefix_key()?;
+        let keys = self.prefix_keys()?;
         // The memory of what is remembered is parked with its cache, so that has to stay.
         self.model.caches().keep(&self.shared);
-        let prefixes = self.model.prefixes().clone();
+        let model = Arc::clone(&self.model);
         let slot = self.slot_mut(id)?;
-        Ok(prefixes.insert(&key, &slot.numbers(), &mut slot.sequence).unwrap_or(false))
+        let tokens = slot.numbers();
+        let stages = model.all_prefixes().iter().zip(&keys).zip(&mut slot.stages);
+        // All of them, also where one does not: what it has of other prompts is used with this one's beginning.
+        let kept = stages.map(|((prefixes, key), rows)| prefixes.insert(key, &tokens, rows).unwrap_or(false));
+        Ok(kept.filter(|kept| !kept).count() == 0)
     }
 
-    fn prefix_key(&self) -> Result<PrefixKey> {
-        Ok(PrefixKey::new(&self.kv_identity()?, self.shared.cache.layout(), self.n_ctx()))
+    /// Under what each stage remembers.
+    fn prefix_keys(&self) -> Result<Vec<PrefixKey>> {
+        let identity = self.kv_identity()?;
+        let keys =
+            self.shared.caches.iter().map(|cache| PrefixKey::new(&identity, cache.layout(), self.n_ctx()));
+        Ok(keys.collect())
     }
 }

@@ -26,8 +26,8 @@ impl Context {
     /// # Errors
     /// [`Error::Kv`].
     pub fn add_sequence(&mut self) -> Result<SequenceId> {
-        let sequence = patiently(|| Ok(self.shared.cache.sequence(self.n_ctx())?))?;
-        Ok(self.add(Slot::new(sequence, &[])))
+        let stages = patiently(|| self.shared.sequences(self.n_ctx()))?;
+        Ok(self.add(Slot::new(stages, &[])))
     }
 
     /// Adds a sequence with the tokens of another one, which goes its own way from here. Their memory is shared until one of the
@@ -71,12 +71,21 @@ impl Context {
         Ok(&self.slot(id)?.tokens)
     }
 
-    /// The cache behind a sequence, to look at.
+    /// The cache behind a sequence, to look at: where the model's layers are in several [stages](crate::Model::stages), that of the
+    /// first of them.
     ///
     /// # Errors
     /// [`Error::NoSuchSequence`].
     pub fn sequence_of(&self, id: SequenceId) -> Result<&Sequence> {
-        Ok(&self.slot(id)?.sequence)
+        Ok(self.slot(id)?.first())
+    }
+
+    /// The caches behind a sequence, one for each of the model's [stages](crate::Model::stages).
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSequence`].
+    pub fn stages_of(&self, id: SequenceId) -> Result<&[Sequence]> {
+        Ok(&self.slot(id)?.stages)
     }
 
     /// Forgets all but the first `len` tokens of a sequence (nothing where there are not more).
@@ -101,11 +110,7 @@ impl Context {
     /// # Errors
     /// As [`Context::remove_tokens`].
     pub fn keep_tokens(&mut self, id: SequenceId, tokens: Range<usize>) -> Result<()> {
-        let slot = self.slot_mut(id)?;
-        slot.sequence.keep(tokens.clone())?;
-        slot.tokens.truncate(tokens.end);
-        slot.tokens.drain(..tokens.start);
-        Ok(())
+        self.slot_mut(id)?.keep(tokens)
     }
 
     /// Keeps the first `first` tokens of a sequence and the last `last`, and answers how many were forgotten: a window that

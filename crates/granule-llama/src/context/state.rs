@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use granule_device::Bytes;
-use granule_kv::Identity;
 use granule_kv::state::{SaveSequence, StateError, StateFile, save};
+use granule_kv::{Identity, KvLayout, Sequence};
 
 use super::{Context, Slot};
+use crate::engine::patiently;
 use crate::error::{Error, Result};
 use crate::kv_tables::{self, Tables};
 use crate::shared::Shared;
@@ -21,11 +22,16 @@ impl Context {
     /// [`Error::State`](crate::Error::State): a file of that name that is no state file, a full disk.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<Bytes> {
         let tokens: Vec<Vec<u32>> = self.slots.iter().map(Slot::numbers).collect();
-        let sequences: Vec<SaveSequence<'_>> = self
-            .slots
-            .iter()
-            .zip(&tokens)
-            .map(|(slot, tokens)| SaveSequence { sequence: &slot.sequence, tokens, extra: &[] })
+        let further: Vec<Vec<&Sequence>> =
+            self.slots.iter().map(|slot| slot.stages.iter().skip(1).collect()).collect();
+        let slots = self.slots.iter().zip(&further).zip(&tokens);
+        let sequences: Vec<SaveSequence<'_>> = slots
+            .map(|((slot, further), tokens)| SaveSequence {
+                sequence: slot.first(),
+                further,
+                tokens,
+                extra: &[],
+            })
             .collect();
         Ok(save(path, &self.kv_identity()?, &sequences)?)
     }
@@ -45,14 +51,18 @@ impl Context {
         let file = StateFile::open(path)?;
         let shared = self.shared_for(&file)?;
         let identity = self.identity_over(&shared)?;
-        file.check(&identity, shared.cache.layout())?;
+        file.check(&identity, &self.whole_layout(&shared)?)?;
         let n_vocab = self.model.config().n_vocab;
         let slots = (0..file.sequences()).map(|which| {
             let tokens: Vec<TokenId> = file.tokens(which)?.iter().copied().map(TokenId::new).collect();
             if let Some(bad) = tokens.iter().find(|token| token.index() >= n_vocab) {
                 return Err(Error::TokenOutOfRange { id: bad.get(), n_vocab });
             }
-            Ok(Slot::new(file.restore(which, &shared.cache, self.n_ctx(), &identity)?, &tokens))
+            let parts = self.model.places().iter().zip(&shared.caches).map(|(place, cache)| {
+                let first = place.span.layers.start;
+                patiently(|| Ok(file.restore_layers(which, first, cache, self.n_ctx(), &identity)?))
+            });
+            Ok(Slot::new(parts.collect::<Result<_>>()?, &tokens))
         });
         let mut slots = slots.collect::<Result<Vec<_>>>()?;
         if let Some(first) = slots.first_mut() {
@@ -71,15 +81,15 @@ impl Context {
             return Ok(Arc::clone(&self.shared));
         }
         // Whatever else does not fit is said first.
-        let cache = &self.shared.cache;
-        file.check(&Identity { transform: theirs.clone(), ..mine }, cache.layout())?;
+        let layout = self.whole_layout(&self.shared)?;
+        file.check(&Identity { transform: theirs.clone(), ..mine }, &layout)?;
         let shape = self.model.config().kv_shape();
         let sides = |transforms: &granule_ops::KvTransforms| {
             let layer = transforms.layer(0);
             layer.map(|layer| (layer.key_fold().is_some(), layer.value_fold().is_some()))
         };
         let tables = kv_tables::read(shape, theirs).ok_or(StateError::WrongTransform)?;
-        let tables = match Tables::new(self.model.bank(), shape, &tables) {
+        let tables = match Tables::new(self.model.tables_bank(), shape, &tables) {
             // Numbers that no table has.
             Err(Error::Ops(_)) => return Err(StateError::WrongTransform.into()),
             made => made?,
@@ -87,6 +97,14 @@ impl Context {
         if self.kv_transforms().map(sides) != Some(sides(tables.transforms())) {
             return Err(StateError::WrongTransform.into());
         }
-        self.model.caches().get(self.model.bank(), *cache.layout(), cache.options(), Some(Arc::new(tables)))
+        let (layouts, options) = (self.shared.layouts(), self.shared.caches[0].options());
+        self.model.caches().get(self.model.place_banks(), &layouts, options, Some(Arc::new(tables)))
+    }
+
+    /// The layout that all of the model's layers would have in one cache.
+    fn whole_layout(&self, shared: &Shared) -> Result<KvLayout> {
+        let layout = shared.caches[0].layout();
+        let (k, v, sinks) = (layout.k_type(), layout.v_type(), layout.sinks());
+        Ok(KvLayout::new(self.model.config().kv_shape(), k, v, None, sinks)?)
     }
 }

@@ -4,67 +4,26 @@
 //! in a table that each step writes anew. What kernels are told by their launch (grids, scratch, how far contexts are cut) is made
 //! for a capacity, so a graph serves every step that fits it: as many sequences, contexts up to the next power of two.
 
-use std::borrow::BorrowMut;
-
 use granule_device::ExecutableGraph;
-use granule_kv::Sequence;
+use granule_ops::KvTable;
 use granule_ops::attention::cuda_scratch_len;
 use granule_ops::sample::{self, Draw, Drawn};
-use granule_ops::{KvCounts, KvTable};
+use granule_plan::cuda::{Capacity, CudaBuffers, CudaLogits, DRAWING, KEPT, Parcel, hidden_bytes};
 
-use super::layers::{Inputs, Tables, floats};
-use super::memory::{Buffers, Leased, Parcel, PartOfParcel, Shuttle, formed_bytes, not_pinned};
+use super::layers::{Inputs, Start, Tables, floats, floats_mut};
+use super::memory::{Buffers, Leased, PartOfParcel, Shuttle, not_pinned};
 use super::{CudaEngine, Last, wait};
 use crate::cancel::CancelToken;
-use crate::engine::Batch;
+use crate::engine::{Batch, Hidden, Staged, rows_of};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
-/// Rows that a graph has room for, at least.
-const LEAST_ROWS: usize = 256;
-/// Graphs that are kept: those that were used last.
-const KEPT: usize = 4;
-
-/// What a graph has room for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Capacity {
-    sequences: usize,
-    /// Of the longest.
-    rows: usize,
-    /// Of all.
-    segments: usize,
-    /// Whether any segment may have a turn.
-    turns: bool,
-    /// Of how many logits the first sequence's next token is drawn there and then; 0: the host gets all logits.
-    draws_of: usize,
-}
-
-impl Capacity {
-    /// For the sequences of a batch.
-    fn of<S: BorrowMut<Sequence>>(batch: &Batch<'_, S>, draws_of: usize) -> Self {
-        let (mut rows, mut segments, mut turns) = (LEAST_ROWS, 0, false);
-        for part in batch.parts {
-            let sequence: &Sequence = batch.sequences[part.sequence].borrow();
-            rows = rows.max(sequence.len() + 1);
-            // The token of the step may begin one of its own.
-            segments += sequence.segments().len() + 1;
-            turns |= sequence.segments().iter().any(|segment| segment.turn != 0);
-        }
-        let (rows, segments) = (rows.next_power_of_two(), segments.next_power_of_two());
-        Self { sequences: batch.parts.len(), rows, segments, turns, draws_of }
-    }
-
-    fn counts(&self, rope_dims: usize) -> KvCounts {
-        let mut counts = KvCounts::default();
-        counts.sequences = self.sequences;
-        counts.segments = self.segments;
-        counts.tokens = self.sequences;
-        counts.most_tokens = 1;
-        counts.most_rows = self.rows;
-        counts.turned = self.segments;
-        counts.turn_dims = if self.turns { rope_dims } else { 0 };
-        counts
-    }
+/// What a graph has to have room for: the sequences of a batch, in a stage.
+fn capacity_of<S: Staged>(batch: &Batch<'_, S>, stage: usize, draws_of: usize) -> Capacity {
+    let sequences = || batch.parts.iter().map(|part| batch.sequences[part.sequence].stage(stage));
+    let turns = sequences().any(|sequence| sequence.segments().iter().any(|segment| segment.turn != 0));
+    let sizes = sequences().map(|sequence| (sequence.len() + 1, sequence.segments().len()));
+    Capacity::of(sizes, turns, draws_of)
 }
 
 /// A step that can be replayed, and all of its memory.
@@ -78,12 +37,14 @@ struct Decode {
     ids_at: PartOfParcel,
     angles_at: PartOfParcel,
     shuttle: Shuttle,
+    /// Where another stage comes before: its hidden states, on the host's side.
+    entering: Option<Leased>,
     buffers: Buffers,
-    formed: Leased,
-    logits: Leased,
+    /// Where this stage is the last one: the output layer's activations, and the logits.
+    output: Option<(Leased, Leased)>,
     /// Where a token is drawn: how, in the shuttle; what drawing needs; and what it gives.
     draws: Option<(PartOfParcel, Leased, Leased)>,
-    /// Where the host reads the logits of all sequences, or what was drawn.
+    /// Where the host reads the logits of all sequences, or what was drawn; or the hidden states, for the next stage.
     answer: Leased,
     has_run: bool,
 }
@@ -101,14 +62,15 @@ impl Decodes {
         self.0.is_empty()
     }
 
-    /// The logits of the step that ran last, on the host.
-    pub(super) fn logits(&self) -> Result<&[f32]> {
+    /// The logits of the step that ran last, or its hidden states for the next stage, on the host.
+    pub(super) fn answer(&self) -> Result<&[f32]> {
         floats(&self.0.last().filter(|last| last.draws.is_none()).ok_or(Error::NoLogits)?.answer)
     }
 
-    /// The same on the device.
+    /// The logits of the step that ran last, on the device.
     pub(super) fn logits_there(&self) -> Result<&Leased> {
-        Ok(&self.0.last().ok_or(Error::NoLogits)?.logits)
+        let output = self.0.last().and_then(|last| last.output.as_ref());
+        output.map(|(_, logits)| logits).ok_or(Error::NoLogits)
     }
 
     /// What the step that ran last has drawn.
@@ -122,14 +84,15 @@ impl Decodes {
 impl CudaEngine {
     /// A step of one token of each sequence, with its logits; or, where `draw` says how and of how many logits, of one sequence with
     /// the token that is drawn behind it.
-    pub(super) fn decode<S: BorrowMut<Sequence>>(
+    pub(super) fn decode<S: Staged>(
         &mut self,
         model: &Model,
         batch: &Batch<'_, S>,
+        hidden: Option<&Hidden<'_>>,
         cancel: &CancelToken,
         draw: Option<(&Draw, usize)>,
     ) -> Result<Last> {
-        let capacity = Capacity::of(batch, draw.map_or(0, |(_, n)| n));
+        let capacity = capacity_of(batch, self.span.index, draw.map_or(0, |(_, n)| n));
         let known = self.decodes.0.iter().position(|decode| decode.capacity == capacity);
         let mut decode = match known {
             Some(at) => self.decodes.0.remove(at),
@@ -140,37 +103,42 @@ impl CudaEngine {
                 self.new_decode(model, capacity)?
             }
         };
-        let done = self.run(model, batch, &mut decode, cancel, draw.map(|(draw, _)| draw));
+        let done = self.run(model, batch, hidden, &mut decode, cancel, draw.map(|(draw, _)| draw));
         if done.is_err() {
             // Its memory goes back, which the stream may still use.
             let _ = wait(&self.stream);
         } else {
             self.decodes.0.push(decode);
         }
-        done.map(|()| Last::Logits)
+        done.map(|()| Last::Decoded)
     }
 
     fn new_decode(&self, model: &Model, capacity: Capacity) -> Result<Decode> {
-        let (config, n) = (model.config(), capacity.sequences);
+        let (config, sizes, n) = (model.config(), model.sizes(), capacity.sequences);
         let counts = capacity.counts(config.rope_dims);
-        let mut parcel = Parcel::default();
-        let ids_at = parcel.add(n * size_of::<u32>());
-        let angles_at = parcel.add(n * config.rope_dims * size_of::<f32>());
         let tables: Vec<KvTable> =
             (0..self.layout.groups()).map(|_| KvTable::with_capacity(counts)).collect();
-        let tables_at = tables.iter().map(|table| parcel.add(table.bytes())).collect();
-        let draws = if capacity.draws_of > 0 {
+        let parcel = Parcel::of(&sizes, n, tables.iter().map(KvTable::bytes), capacity.draws_of > 0);
+        let bytes = parcel.bytes();
+        let Parcel { ids: ids_at, angles: angles_at, tables: tables_at, draw, .. } = parcel;
+        let drawing = |draw| -> Result<_> {
             let room = |bytes| Leased::bytes(&self.heaps.scratch, bytes);
-            Some((parcel.add(Draw::BYTES), room(sample::scratch_bytes(1))?, room(Drawn::BYTES)?))
-        } else {
-            None
+            Ok((draw, room(DRAWING[0])?, room(DRAWING[1])?))
         };
+        let draws = draw.map(drawing).transpose()?;
         let mut attention = 0;
         for (group, table) in tables.iter().enumerate() {
             let shape = self.shape_of(config, group)?;
             attention = attention.max(cuda_scratch_len(&self.kernels, &shape, table.counts())?);
         }
-        let logits = n * config.n_vocab;
+        let (logits, hidden) = (CudaLogits::of(&sizes, n)?, hidden_bytes(&sizes, n));
+        let output = self.span.is_last().then(|| -> Result<_> {
+            let formed = Leased::bytes(&self.heaps.scratch, logits.formed)?;
+            Ok((formed, Leased::bytes(&self.heaps.activations, logits.logits)?))
+        });
+        let output = output.transpose()?;
+        let pinned = |bytes| Leased::bytes(&self.heaps.pinned, bytes);
+        let buffers = CudaBuffers::of(&sizes, self.model.inputs(), n, attention)?;
         Ok(Decode {
             capacity,
             graph: None,
@@ -178,23 +146,25 @@ impl CudaEngine {
             tables_at,
             ids_at,
             angles_at,
-            shuttle: Shuttle::new(&self.heaps, parcel.bytes())?,
-            buffers: Buffers::new(&self.heaps, config, &self.model, n, attention)?,
-            formed: Leased::bytes(&self.heaps.scratch, formed_bytes(&self.model.outputs(), n)?)?,
-            logits: Leased::floats(&self.heaps.activations, logits)?,
-            answer: match draws {
-                Some(_) => Leased::bytes(&self.heaps.pinned, Drawn::BYTES)?,
-                None => Leased::floats(&self.heaps.pinned, logits)?,
+            shuttle: Shuttle::new(&self.heaps, bytes)?,
+            entering: (!self.span.is_first()).then(|| pinned(hidden)).transpose()?,
+            buffers: Buffers::new(&self.heaps, n, &buffers)?,
+            answer: match (&draws, &output) {
+                (Some(_), _) => pinned(Drawn::BYTES)?,
+                (None, Some(_)) => pinned(logits.logits)?,
+                (None, None) => pinned(hidden)?,
             },
+            output,
             draws,
             has_run: false,
         })
     }
 
-    fn run<S: BorrowMut<Sequence>>(
+    fn run<S: Staged>(
         &mut self,
         model: &Model,
         batch: &Batch<'_, S>,
+        hidden: Option<&Hidden<'_>>,
         decode: &mut Decode,
         cancel: &CancelToken,
         draw: Option<&Draw>,
@@ -204,7 +174,7 @@ impl CudaEngine {
             let layer = group * self.layout.layers_per_row();
             table.clear();
             for part in batch.parts {
-                let sequence: &Sequence = batch.sequences[part.sequence].borrow();
+                let sequence = batch.sequences[part.sequence].stage(self.span.index);
                 table.push(&sequence.view(layer, sequence.len() + 1)?, 1, Some(model.rope()))?;
             }
         }
@@ -215,16 +185,22 @@ impl CudaEngine {
         let angles: &mut [f32] =
             bytemuck::try_cast_slice_mut(&mut bytes[decode.angles_at.clone()]).map_err(|_| not_pinned())?;
         for (part, angles) in batch.parts.iter().zip(angles.chunks_exact_mut(dims.max(1))) {
-            let sequence: &Sequence = batch.sequences[part.sequence].borrow();
+            let sequence = batch.sequences[part.sequence].stage(self.span.index);
             model.rope().angles(sequence.position(), 1, angles)?;
         }
         for (table, at) in decode.tables.iter().zip(&decode.tables_at) {
             table.write(&mut bytes[at.clone()])?;
         }
+        if let (Some(entering), Some(hidden)) = (&mut decode.entering, hidden) {
+            let (all, n_embd) = (floats_mut(entering)?, model.config().n_embd);
+            for token in 0..batch.tokens.len() {
+                all[rows_of(token..token + 1, n_embd)].copy_from_slice(hidden.of(token, n_embd)?);
+            }
+        }
         if let (Some((at, ..)), Some(draw)) = (&decode.draws, draw) {
             bytes[at.clone()].copy_from_slice(&draw.to_bytes());
         }
-        if decode.graph.is_none() && decode.has_run {
+        if self.how.graphs && decode.graph.is_none() && decode.has_run {
             decode.graph = self.capture(model, decode)?;
         }
         match &decode.graph {
@@ -263,20 +239,27 @@ impl CudaEngine {
 
     /// Gives the stream all of a step.
     fn give(&mut self, model: &Model, decode: &mut Decode, cancel: &CancelToken) -> Result<()> {
-        let Decode { tables, tables_at, ids_at, angles_at, shuttle, buffers, formed, logits, .. } = decode;
+        let Decode { tables, tables_at, ids_at, angles_at, shuttle, entering, buffers, output, .. } = decode;
         let Decode { capacity, draws, answer, .. } = decode;
         shuttle.send(&self.stream)?;
         let mut views = Vec::with_capacity(tables.len());
         for (table, at) in tables.iter().zip(tables_at) {
             views.push(Tables::Decode(table.on(shuttle.part(at)?)?));
         }
-        let inputs = Inputs { ids: shuttle.part(ids_at)?, angles: shuttle.part(angles_at)?, tables: &views };
+        let start = match entering {
+            Some(entering) => Start::Hidden(entering.read()),
+            None => Start::Ids(shuttle.part(ids_at)?),
+        };
+        let inputs = Inputs { start, angles: shuttle.part(angles_at)?, tables: &views };
         let layers = self.layers(model.config());
         layers.run(buffers, &inputs, cancel, None)?;
-        layers.output(&buffers.x, None, buffers.n, formed, logits)?;
-        let result = match draws {
-            None => logits,
-            Some((at, scratch, drawn)) => {
+        if let Some((formed, logits)) = output {
+            layers.output(&buffers.x, None, buffers.n, formed, logits)?;
+        }
+        let result = match (draws, output) {
+            (_, None) => &mut buffers.x,
+            (None, Some((_, logits))) => logits,
+            (Some((at, scratch, drawn)), Some((_, logits))) => {
                 let n = capacity.draws_of;
                 let (of, how) = (logits.read().subslice(..n * size_of::<f32>())?, Some(shuttle.part(at)?));
                 let (kernels, scratch, to) = (&self.kernels, scratch.write(), drawn.write());

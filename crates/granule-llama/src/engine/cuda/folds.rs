@@ -1,5 +1,7 @@
 //! The tables of a transform on a device.
 
+use std::ops::Range;
+
 use granule_bank::{Bank, Charge, Owner};
 use granule_device::{Buffer, Bytes};
 use granule_ops::KvTransformTables;
@@ -8,9 +10,9 @@ use crate::error::Result;
 use crate::kv_tables::Tables;
 
 /// Where a layer's tables of keys and of values lie.
-type Places = [Option<std::ops::Range<usize>>; 2];
+type Places = [Option<Range<usize>>; 2];
 
-/// The tables of all layers, in device memory.
+/// The tables of a stage's layers, in device memory.
 #[derive(Debug)]
 pub(super) struct Folds {
     /// Of which tables.
@@ -21,10 +23,10 @@ pub(super) struct Folds {
 }
 
 impl Folds {
-    pub(super) fn new(bank: &Bank, tables: &Tables, n_layers: usize) -> Result<Self> {
+    pub(super) fn new(bank: &Bank, tables: &Tables, of: Range<usize>) -> Result<Self> {
         let mut numbers: Vec<f32> = Vec::new();
-        let mut layers = Vec::with_capacity(n_layers);
-        for index in 0..n_layers {
+        let mut layers = Vec::with_capacity(of.len());
+        for index in of {
             let layer = tables.transforms().layer(index);
             let folds = [layer.and_then(|l| l.key_fold()), layer.and_then(|l| l.value_fold())];
             layers.push(folds.map(|fold| {
@@ -49,8 +51,7 @@ impl Folds {
     pub(super) fn layer(&self, index: usize) -> Result<KvTransformTables<'_>> {
         let none = [None, None];
         let [keys, values] = self.layers.get(index).unwrap_or(&none);
-        let slice =
-            |at: &Option<std::ops::Range<usize>>| at.clone().map(|at| self.memory.slice(at)).transpose();
+        let slice = |at: &Option<Range<usize>>| at.clone().map(|at| self.memory.slice(at)).transpose();
         Ok(KvTransformTables { keys: slice(keys)?, values: slice(values)? })
     }
 

@@ -11,13 +11,15 @@ use granule_ops::kv_append::{self, CudaAppend};
 use granule_ops::product::{self, Product};
 use granule_ops::{Kernels, KvTableView, KvTransformTables, embed, rope};
 
+#[cfg(feature = "cublas")]
+use super::blas::EngineBlas;
 use super::folds::Folds;
 use super::memory::{Buffers, Leased, not_pinned};
 use super::wait;
 use super::weights::{CudaLayer, CudaModel, Placed};
 use crate::cancel::CancelToken;
 use crate::config::Config;
-use crate::engine::Observer;
+use crate::engine::{Observer, spans};
 use crate::error::{Error, Result};
 
 /// The sequences of a step, as kernels read of them, of one group of layers.
@@ -29,10 +31,18 @@ pub(super) enum Tables<'a> {
     Decode(KvTableView<'a>),
 }
 
+/// What the first of a stage's layers begins with.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    /// Token ids, u32.
+    Ids(DeviceSlice<'a>),
+    /// Hidden states as the stage before left them, on the host's side, in the order of rows.
+    Hidden(DeviceSlice<'a>),
+}
+
 /// What a step reads.
 pub(super) struct Inputs<'a> {
-    /// Token ids, u32.
-    pub(super) ids: DeviceSlice<'a>,
+    pub(super) start: Start<'a>,
     /// Cosines and sines, rope_dims a token.
     pub(super) angles: DeviceSlice<'a>,
     /// By group of layers.
@@ -42,11 +52,16 @@ pub(super) struct Inputs<'a> {
 /// A model's layers on one stream.
 pub(super) struct Layers<'a> {
     pub(super) model: &'a CudaModel,
+    /// Which of all layers its first one is.
+    pub(super) first: usize,
     /// The model's, with the context's own flag.
     pub(super) kernels: &'a Kernels,
     pub(super) config: &'a Config,
     pub(super) layout: &'a KvLayout,
     pub(super) folds: Option<&'a Folds>,
+    /// What multiplies many tokens in place of the kernels.
+    #[cfg(feature = "cublas")]
+    pub(super) blas: Option<&'a EngineBlas>,
     pub(super) stream: &'a Stream,
 }
 
@@ -68,13 +83,21 @@ impl Layers<'_> {
         cancel: &CancelToken,
         mut observe: Option<(Observer<'_>, &granule_pool::Heap)>,
     ) -> Result<()> {
-        let table = self.model.matrix(&self.model.embedding)?;
         // SAFETY: the module's promise.
-        unsafe { embed::cuda(self.kernels(), self.stream, &table, inputs.ids, b.x.write()) }?;
+        unsafe {
+            match inputs.start {
+                Start::Ids(ids) => {
+                    let table = self.model.matrix(self.model.embedding()?)?;
+                    embed::cuda(self.kernels(), self.stream, &table, ids, b.x.write())?;
+                }
+                Start::Hidden(rows) => self.stream.copy_slice(rows, b.x.write())?,
+            }
+        }
         for (index, layer) in self.model.layers.iter().enumerate() {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
+            let _layer = spans::layer(self.first + index, self.stream.device().name());
             self.attend(index, layer, b, inputs, observe.as_mut())?;
             self.feed_forward(layer, b)?;
         }
@@ -99,7 +122,7 @@ impl Layers<'_> {
             rope::cuda(self.kernels(), stream, b.q.write(), heads, config.head_dim, dims, inputs.angles)
         }?;
         if let Some((observe, heap)) = observe {
-            Shown::copied(stream, heap, [&b.q, &b.k, &b.v])?.show(index, observe)?;
+            Shown::copied(stream, heap, [&b.q, &b.k, &b.v])?.show(self.first + index, observe)?;
         }
         let (group, layout) = self.layout.layer(index)?;
         let transform = self.folds.map_or(Ok(KvTransformTables::default()), |folds| folds.layer(index))?;
@@ -156,8 +179,9 @@ impl Layers<'_> {
         formed: &mut Leased,
         logits: &mut Leased,
     ) -> Result<()> {
-        let norm = self.norm(x, self.model.vector(&self.model.output_norm)?, rows);
-        self.project(&norm, n, self.config.n_embd, formed, [(&self.model.output, logits)], false)
+        let output = self.model.output()?;
+        let norm = self.norm(x, self.model.vector(&output.norm)?, rows);
+        self.project(&norm, n, self.config.n_embd, formed, [(&output.matrix, logits)], false)
     }
 
     fn norm<'s>(&self, x: &'s Leased, weight: DeviceSlice<'s>, rows: Option<DeviceSlice<'s>>) -> Source<'s> {
@@ -188,9 +212,23 @@ impl Layers<'_> {
             unsafe { activate::cuda(self.kernels(), self.stream, source, n, cols, form, to) }?;
             let x = CudaActivations::new(form, n, cols, formed.read().subslice(..bytes)?)?;
             // SAFETY: as above.
-            unsafe { product::cuda(self.kernels(), self.stream, &x, &mut of_form) }?;
+            unsafe { self.multiply(&x, &mut of_form) }?;
         }
         Ok(())
+    }
+
+    /// # Safety
+    /// As of [`product::cuda`].
+    unsafe fn multiply(&self, x: &CudaActivations<'_>, products: &mut [Product<'_>]) -> Result<()> {
+        #[cfg(feature = "cublas")]
+        if let Some(blas) = self.blas
+            && matches!(x.form(), Form::F16 | Form::Bf16)
+        {
+            // SAFETY: the caller's promise.
+            return unsafe { blas.multiply(self.kernels(), self.stream, x, products) };
+        }
+        // SAFETY: as above.
+        Ok(unsafe { product::cuda(self.kernels(), self.stream, x, products) }?)
     }
 }
 
@@ -212,6 +250,12 @@ impl Shown {
         let [q, k, v] = &self.pinned;
         observe(index, floats(q)?, floats(k)?, floats(v)?)
     }
+}
+
+/// Pinned memory as numbers to be written, while nothing is under way to or from it.
+pub(super) fn floats_mut(pinned: &mut Leased) -> Result<&mut [f32]> {
+    let bytes = pinned.write().into_host_mut().ok_or_else(not_pinned)?;
+    bytemuck::try_cast_slice_mut(bytes).map_err(|_| not_pinned())
 }
 
 /// The numbers of pinned memory that nothing is under way to.

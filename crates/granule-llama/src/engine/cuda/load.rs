@@ -2,11 +2,11 @@
 //! file's blocks into planes by a stream of kernels; all three at once, in a ring of pieces.
 
 use granule_bank::{Bank, Charge, Owner};
-use granule_device::{Buffer, Bytes, DeviceSliceMut, Event, Pinned, Stream};
+use granule_device::{Buffer, DeviceSliceMut, Event, Pinned, Stream};
 use granule_ops::pack_weights::{self, WeightRows};
 use granule_ops::{Kernels, Threads};
+use granule_plan::{LOADING_PIECES, loading_piece};
 
-use super::memory::ALIGN;
 use super::wait;
 use crate::engine::patiently;
 use crate::error::{Error, Result};
@@ -14,10 +14,6 @@ use crate::weights::{Report, Tensor};
 
 /// The account of what is only there while a model is loaded.
 const LOADING: &str = "loading";
-/// Bytes of a piece, at most, unless one row is larger: some milliseconds of copying.
-const PIECE: usize = 16 << 20;
-/// Pieces that are under way: one being filled, one being copied, one being packed.
-const PIECES: usize = 3;
 /// Bytes that a thread copies at a time.
 const CHUNK: usize = 1 << 20;
 
@@ -47,20 +43,15 @@ impl<'a> Loader<'a> {
         kernels: &'a Kernels,
         tensors: impl Iterator<Item = &'t Tensor>,
     ) -> Result<Self> {
-        let mut piece = 0;
-        for tensor in tensors {
-            let row = row_bytes(tensor)?;
-            piece = piece.max((row * tensor.rows()).min(PIECE.max(row)));
-        }
-        let size = Bytes::from_usize(piece.max(1).next_multiple_of(ALIGN));
+        let size = loading_piece(tensors.map(Tensor::shape))?;
         let device = bank.device();
-        let charge = bank.charge(&Owner::new(LOADING), size.saturating_mul(PIECES as u64))?;
+        let charge = bank.charge(&Owner::new(LOADING), size.saturating_mul(LOADING_PIECES as u64))?;
         let (copies, packs) = (device.stream()?, device.stream()?);
         let piece = |_| -> Result<Piece> {
             let (pinned, staging) = (device.alloc_pinned(size)?, device.alloc(size)?);
             Ok(Piece { pinned, staging, packed: None })
         };
-        let pieces = (0..PIECES).map(piece).collect::<Result<_>>()?;
+        let pieces = (0..LOADING_PIECES).map(piece).collect::<Result<_>>()?;
         Ok(Self { kernels, copies, packs, pieces, next: 0, _charge: charge })
     }
 
@@ -84,7 +75,7 @@ impl<'a> Loader<'a> {
         let mut done = 0;
         while done < rows {
             let piece = &mut self.pieces[self.next];
-            self.next = (self.next + 1) % PIECES;
+            self.next = (self.next + 1) % LOADING_PIECES;
             if let Some(packed) = piece.packed.take() {
                 packed.synchronize();
             }

@@ -4,16 +4,10 @@ use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, DeviceSlice, DeviceSliceMut, Stream};
-use granule_ops::activate::{Form, PART_ALIGN};
+use granule_plan::cuda::CudaBuffers;
 use granule_pool::{Heap, Lease, Pool, PoolOptions};
-use granule_quant::DType;
 
-use super::weights::CudaModel;
-use crate::config::Config;
 use crate::error::{Error, Result};
-
-/// What parts of one block of memory begin at a multiple of: as kernels want it of weights and of activations.
-pub(super) const ALIGN: usize = PART_ALIGN;
 
 /// A lease of one of an engine's heaps, for work that is given to the engine's stream. Its bytes are lent as they are: nothing
 /// is waited for.
@@ -21,10 +15,6 @@ pub(super) const ALIGN: usize = PART_ALIGN;
 pub(super) struct Leased(Lease);
 
 impl Leased {
-    pub(super) fn floats(heap: &Heap, len: usize) -> Result<Self> {
-        Self::bytes(heap, len * size_of::<f32>())
-    }
-
     pub(super) fn bytes(heap: &Heap, len: usize) -> Result<Self> {
         Ok(Self(heap.alloc(Bytes::from_usize(len))?))
     }
@@ -94,60 +84,26 @@ pub(super) struct Buffers {
 }
 
 impl Buffers {
-    /// For `n` tokens; `attention` is the bytes that attention asks for.
-    pub(super) fn new(
-        heaps: &Heaps,
-        config: &Config,
-        model: &CudaModel,
-        n: usize,
-        attention: usize,
-    ) -> Result<Self> {
-        let take = |width: usize| Leased::floats(&heaps.activations, n * width);
+    /// For `n` tokens, in these sizes.
+    pub(super) fn new(heaps: &Heaps, n: usize, sizes: &CudaBuffers) -> Result<Self> {
+        let take = |bytes: usize| Leased::bytes(&heaps.activations, bytes);
         Ok(Self {
             n,
-            x: take(config.n_embd)?,
-            q: take(config.q_width())?,
-            k: take(config.kv_width())?,
-            v: take(config.kv_width())?,
-            attended: take(config.q_width())?,
-            gate: take(config.n_ff)?,
-            up: take(config.n_ff)?,
-            formed: Leased::bytes(&heaps.scratch, formed_bytes(model.inputs(), n)?)?,
-            attention: Leased::bytes(&heaps.scratch, attention.next_multiple_of(ALIGN))?,
+            x: take(sizes.x)?,
+            q: take(sizes.q)?,
+            k: take(sizes.k)?,
+            v: take(sizes.v)?,
+            attended: take(sizes.attended)?,
+            gate: take(sizes.gate)?,
+            up: take(sizes.up)?,
+            formed: Leased::bytes(&heaps.scratch, sizes.formed)?,
+            attention: Leased::bytes(&heaps.scratch, sizes.attention)?,
         })
     }
 }
 
-/// What activations of `n` tokens take, in the largest of the forms in which they meet these weights (type and columns).
-pub(super) fn formed_bytes(weights: &[(DType, usize)], n: usize) -> Result<usize> {
-    let mut most = 0;
-    for &(dtype, cols) in weights {
-        most = most.max(Form::of(dtype, n).bytes(n, cols)?);
-    }
-    Ok(most)
-}
-
-/// The parts of what a step brings to the device in one copy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Parcel {
-    end: usize,
-}
-
-/// One part.
+/// A part of a parcel.
 pub(super) type PartOfParcel = std::ops::Range<usize>;
-
-impl Parcel {
-    /// Room for so many bytes behind what there is.
-    pub(super) fn add(&mut self, bytes: usize) -> PartOfParcel {
-        let at = self.end.next_multiple_of(ALIGN);
-        self.end = at + bytes;
-        at..self.end
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.end.max(1)
-    }
-}
 
 /// A parcel's memory on both sides.
 #[derive(Debug)]

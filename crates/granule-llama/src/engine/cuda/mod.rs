@@ -4,6 +4,8 @@
 //! wanted, brings these back; the host waits for the stream before it goes on, so that whatever a step used is idle between
 //! steps. Steps of one token of each sequence are replayed from a [graph](decode).
 
+#[cfg(feature = "cublas")]
+pub(crate) mod blas;
 mod decode;
 mod folds;
 mod layers;
@@ -11,33 +13,37 @@ mod load;
 mod memory;
 mod weights;
 
-use std::borrow::BorrowMut;
-use std::ops::Range;
 use std::sync::Arc;
 
 use granule_bank::Bank;
 use granule_device::Stream;
-use granule_kv::{KvLayout, Sequence};
+use granule_kv::KvLayout;
 use granule_ops::attention::{CudaAttention, CudaStep};
 use granule_ops::sample::{Draw, Drawn};
 use granule_ops::{AttentionItem, Kernels, KvTransformTables};
+use granule_plan::cuda::{CudaBuffers, CudaLogits, Parcel, hidden_bytes};
 use granule_pool::PoolSlice;
 
+#[cfg(feature = "cublas")]
+use self::blas::EngineBlas;
 use self::decode::Decodes;
 use self::folds::Folds;
-use self::layers::{Inputs, Layers, Tables};
-use self::memory::{Buffers, Heaps, Leased, Parcel, Shuttle, formed_bytes, not_pinned};
+use self::layers::{Inputs, Layers, Start, Tables, floats, floats_mut};
+use self::memory::{Buffers, Heaps, Leased, Shuttle, not_pinned};
 pub(crate) use self::weights::CudaModel;
-use super::{Batch, EngineMemory, Observer, Part, is_capture};
+use super::{Batch, EngineMemory, Hidden, How, Observer, Part, Staged, is_capture, rows_of};
 use crate::cancel::CancelToken;
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, Place};
+use crate::placement::Span;
 
 /// What computes a context's steps on a CUDA device.
 #[derive(Debug)]
 pub(crate) struct CudaEngine {
     decodes: Decodes,
+    #[cfg(feature = "cublas")]
+    blas: Option<EngineBlas>,
     /// What the last step left.
     last: Option<Last>,
     folds: Option<Folds>,
@@ -49,6 +55,8 @@ pub(crate) struct CudaEngine {
     layout: KvLayout,
     kernels: Kernels,
     model: Arc<CudaModel>,
+    span: Span,
+    how: How,
     bank: Bank,
     stream: Arc<Stream>,
 }
@@ -56,19 +64,21 @@ pub(crate) struct CudaEngine {
 /// What a step left for whoever wants logits.
 #[derive(Debug)]
 enum Last {
-    /// The hidden states, and which row each token has.
-    Hidden { buffers: Box<Buffers>, row_of: Vec<u32> },
-    /// The logits of all tokens, in the memory of the graph that computed them.
-    Logits,
+    /// The hidden states, which row each token has, and where another stage goes on, these on the host's side.
+    Hidden { buffers: Box<Buffers>, row_of: Vec<u32>, crossing: Option<Leased> },
+    /// The logits of all tokens, or the hidden states for the next stage, in the memory of the graph that computed them.
+    Decoded,
 }
 
 impl CudaEngine {
-    pub(crate) fn new(model: &Model, device: &Arc<CudaModel>, layout: &KvLayout) -> Result<Self> {
-        let bank = model.bank().clone();
+    pub(crate) fn new(place: &Place, device: &Arc<CudaModel>, layout: &KvLayout, how: How) -> Result<Self> {
+        let bank = place.bank.clone();
         let stream = Arc::new(bank.device().stream()?);
         let heaps = Heaps::new(&bank, &stream)?;
         Ok(Self {
             decodes: Decodes::default(),
+            #[cfg(feature = "cublas")]
+            blas: how.cublas.map(|tokens| EngineBlas::new(device, &heaps, tokens)).transpose()?,
             last: None,
             folds: None,
             steps: vec![CudaStep::new(); layout.groups()],
@@ -77,6 +87,8 @@ impl CudaEngine {
             layout: *layout,
             kernels: device.kernels.sharing()?,
             model: Arc::clone(device),
+            span: place.span.clone(),
+            how,
             bank,
             stream,
         })
@@ -89,37 +101,57 @@ impl CudaEngine {
         self.flag = Leased::bytes(&heaps.pinned, size_of::<u32>())?;
         self.rest();
         self.decodes.clear();
+        // Its scratch is the old heap's; it is made anew by the next step that has a use for it.
+        #[cfg(feature = "cublas")]
+        {
+            self.blas = None;
+        }
         (self.heaps, self.stream) = (heaps, stream);
         Ok(())
     }
 
-    pub(crate) fn step<S: BorrowMut<Sequence>>(
+    pub(crate) fn step<S: Staged>(
         &mut self,
         model: &Model,
-        batch: Batch<'_, S>,
+        batch: &mut Batch<'_, S>,
+        hidden: Option<Hidden<'_>>,
         cancel: &CancelToken,
         mut observe: Option<Observer<'_>>,
     ) -> Result<()> {
         let is_decode = observe.is_none() && batch.parts.iter().all(|part| part.n == 1);
-        let last = self.complete(model, &batch, cancel, &mut |engine| match &mut observe {
-            None if is_decode => engine.decode(model, &batch, cancel, None),
-            None => engine.prompt(model, &batch, cancel, None),
-            Some(observe) => engine.prompt(model, &batch, cancel, Some(&mut **observe)),
+        let hidden = hidden.as_ref();
+        let last = self.complete(batch, cancel, &mut |engine| match &mut observe {
+            None if is_decode => engine.decode(model, batch, hidden, cancel, None),
+            None => engine.prompt(model, batch, hidden, cancel, None),
+            Some(observe) => engine.prompt(model, batch, hidden, cancel, Some(&mut **observe)),
         })?;
         self.last = Some(last);
         Ok(())
     }
 
+    /// The hidden states of the last step, on the host.
+    pub(crate) fn hidden(&self) -> Result<Hidden<'_>> {
+        match &self.last {
+            Some(Last::Hidden { row_of, crossing: Some(crossing), .. }) => {
+                Ok(Hidden { rows: floats(crossing)?, row_of: Some(row_of) })
+            }
+            Some(Last::Decoded) => Ok(Hidden { rows: self.decodes.answer()?, row_of: None }),
+            _ => Err(Error::NoLogits),
+        }
+    }
+
     /// A step of one token of one sequence, and the token that is drawn behind it, of the first `n` logits: only that comes back.
-    pub(crate) fn draw<S: BorrowMut<Sequence>>(
+    pub(crate) fn draw<S: Staged>(
         &mut self,
         model: &Model,
-        batch: Batch<'_, S>,
+        batch: &mut Batch<'_, S>,
+        hidden: Option<Hidden<'_>>,
         cancel: &CancelToken,
         (draw, n): (&Draw, usize),
     ) -> Result<Drawn> {
-        self.complete(model, &batch, cancel, &mut |engine| {
-            engine.decode(model, &batch, cancel, Some((draw, n)))
+        let hidden = hidden.as_ref();
+        self.complete(batch, cancel, &mut |engine| {
+            engine.decode(model, batch, hidden, cancel, Some((draw, n)))
         })?;
         self.decodes.drawn()
     }
@@ -128,7 +160,6 @@ impl CudaEngine {
     /// the host. Where there is no memory for it, that of other steps' graphs is given up for it.
     fn complete<S>(
         &mut self,
-        model: &Model,
         batch: &Batch<'_, S>,
         cancel: &CancelToken,
         give: &mut dyn FnMut(&mut Self) -> Result<Last>,
@@ -138,7 +169,11 @@ impl CudaEngine {
             return Err(Error::Cancelled);
         }
         self.rest();
-        self.bring_folds(model, batch)?;
+        self.bring_folds(batch)?;
+        #[cfg(feature = "cublas")]
+        if let (Some(tokens), None) = (self.how.cublas, &self.blas) {
+            self.blas = Some(EngineBlas::new(&self.model, &self.heaps, tokens)?);
+        }
         let mut done = give(self);
         let is_short = |error: &Error| matches!(error, Error::Pool(_)) && !is_capture(error);
         if done.as_ref().is_err_and(is_short) && !self.decodes.is_empty() {
@@ -183,7 +218,7 @@ impl CudaEngine {
     }
 
     /// A transform's tables on the device, if the batch has one.
-    fn bring_folds<S>(&mut self, model: &Model, batch: &Batch<'_, S>) -> Result<()> {
+    fn bring_folds<S>(&mut self, batch: &Batch<'_, S>) -> Result<()> {
         match (batch.tables, &self.folds) {
             (None, None) => return Ok(()),
             (Some(tables), Some(folds)) if folds.are_of(tables) => return Ok(()),
@@ -193,21 +228,33 @@ impl CudaEngine {
         self.decodes.clear();
         self.folds = None;
         if let Some(tables) = batch.tables {
-            self.folds = Some(Folds::new(model.bank(), tables, model.config().n_layers)?);
+            self.folds = Some(Folds::new(&self.bank, tables, self.span.layers.clone())?);
         }
         Ok(())
     }
 
     fn layers<'a>(&'a self, config: &'a Config) -> Layers<'a> {
         let (model, layout, folds) = (&*self.model, &self.layout, self.folds.as_ref());
-        Layers { model, kernels: &self.kernels, config, layout, folds, stream: &self.stream }
+        let (kernels, stream, first) = (&self.kernels, &*self.stream, self.span.layers.start);
+        Layers {
+            model,
+            first,
+            kernels,
+            config,
+            layout,
+            folds,
+            #[cfg(feature = "cublas")]
+            blas: self.blas.as_ref(),
+            stream,
+        }
     }
 
     /// A step of any number of tokens of each sequence.
-    fn prompt<S: BorrowMut<Sequence>>(
+    fn prompt<S: Staged>(
         &mut self,
         model: &Model,
         batch: &Batch<'_, S>,
+        hidden: Option<&Hidden<'_>>,
         cancel: &CancelToken,
         observe: Option<Observer<'_>>,
     ) -> Result<Last> {
@@ -218,11 +265,10 @@ impl CudaEngine {
         filled?;
         // Parts in the order in which kernels want them, the same in all groups, and where each one's tokens are.
         let order = self.steps.first().map_or(&[][..], CudaStep::order);
-        let mut parcel = Parcel::default();
-        let ids_at = parcel.add(n * size_of::<u32>());
-        let angles_at = parcel.add(n * config.rope_dims * size_of::<f32>());
-        let tables_at: Vec<_> = self.steps.iter().map(|step| parcel.add(step.bytes())).collect();
+        let sizes = model.sizes();
+        let parcel = Parcel::of(&sizes, n, self.steps.iter().map(CudaStep::bytes), false);
         let mut shuttle = Shuttle::new(&self.heaps, parcel.bytes())?;
+        let Parcel { ids: ids_at, angles: angles_at, tables: tables_at, .. } = parcel;
         let bytes = shuttle.host()?;
         let mut row_of = vec![0; n];
         {
@@ -237,7 +283,7 @@ impl CudaEngine {
                     ids.push(token.get());
                 }
                 let own = first * config.rope_dims..(first + n) * config.rope_dims;
-                let sequence = batch.sequences[batch.parts[part].sequence].borrow();
+                let sequence = batch.sequences[batch.parts[part].sequence].stage(self.span.index);
                 model.rope().angles(sequence.position(), n, &mut angles[own])?;
             }
             bytes[ids_at.clone()].copy_from_slice(bytemuck::cast_slice(&ids));
@@ -251,38 +297,52 @@ impl CudaEngine {
             let shape = self.shape_of(config, group)?;
             attention = attention.max(step.scratch_len(&self.kernels, &shape)?);
         }
-        let mut buffers = Buffers::new(&self.heaps, config, &self.model, n, attention)?;
+        let crossed = || Leased::bytes(&self.heaps.pinned, hidden_bytes(&sizes, n));
+        let mut entering = hidden.map(|_| crossed()).transpose()?;
+        if let (Some(entering), Some(hidden)) = (&mut entering, hidden) {
+            let all = floats_mut(entering)?;
+            for (token, &row) in row_of.iter().enumerate() {
+                let row = row as usize;
+                all[rows_of(row..row + 1, config.n_embd)].copy_from_slice(hidden.of(token, config.n_embd)?);
+            }
+        }
+        let mut crossing = (!self.span.is_last()).then(crossed).transpose()?;
+        let buffers = CudaBuffers::of(&sizes, self.model.inputs(), n, attention)?;
+        let mut buffers = Buffers::new(&self.heaps, n, &buffers)?;
         let given = (|| {
             shuttle.send(&self.stream)?;
             let mut tables = Vec::with_capacity(self.steps.len());
             for (step, at) in self.steps.iter().zip(&tables_at) {
                 tables.push(Tables::Step(step.on(shuttle.part(at)?)?));
             }
-            let inputs =
-                Inputs { ids: shuttle.part(&ids_at)?, angles: shuttle.part(&angles_at)?, tables: &tables };
+            let start = match &entering {
+                Some(entering) => Start::Hidden(entering.read()),
+                None => Start::Ids(shuttle.part(&ids_at)?),
+            };
+            let inputs = Inputs { start, angles: shuttle.part(&angles_at)?, tables: &tables };
             let observe = observe.map(|observe| (observe, &self.heaps.pinned));
-            self.layers(config).run(&mut buffers, &inputs, cancel, observe)
+            self.layers(config).run(&mut buffers, &inputs, cancel, observe)?;
+            if let Some(crossing) = &mut crossing {
+                // SAFETY: both stay until the stream was waited for, below.
+                unsafe { self.stream.copy_slice(buffers.x.read(), crossing.write()) }?;
+            }
+            Ok(())
         })();
         let done = given.and_then(|()| self.collect());
         // The parcel's pinned side goes back behind this.
         let end = wait(&self.stream);
         done?;
         end?;
-        Ok(Last::Hidden { buffers: Box::new(buffers), row_of })
+        Ok(Last::Hidden { buffers: Box::new(buffers), row_of, crossing })
     }
 
     /// Tells each group's step the sequences that take part.
-    fn fill<S: BorrowMut<Sequence>>(
-        &self,
-        model: &Model,
-        batch: &Batch<'_, S>,
-        steps: &mut [CudaStep],
-    ) -> Result<()> {
+    fn fill<S: Staged>(&self, model: &Model, batch: &Batch<'_, S>, steps: &mut [CudaStep]) -> Result<()> {
         for (group, step) in steps.iter_mut().enumerate() {
             let layer = group * self.layout.layers_per_row();
             let mut items = Vec::with_capacity(batch.parts.len());
             for part in batch.parts {
-                let sequence: &Sequence = batch.sequences[part.sequence].borrow();
+                let sequence = batch.sequences[part.sequence].stage(self.span.index);
                 let cache = sequence.view(layer, sequence.len() + part.n)?;
                 items.push(AttentionItem { cache, n_tokens: part.n });
             }
@@ -310,15 +370,15 @@ impl CudaEngine {
         let (config, n_vocab) = (model.config(), model.config().n_vocab);
         let (buffers, row_of) = match &self.last {
             None => return Err(Error::NoLogits),
-            Some(Last::Logits) => {
-                let all = self.decodes.logits()?;
+            Some(Last::Decoded) => {
+                let all = self.decodes.answer()?;
                 for (i, token) in tokens.enumerate() {
-                    let from = all.get(rows_of(token, 1, n_vocab)).ok_or(Error::NoLogits)?;
-                    logits.as_mut_slice()?[rows_of(first + i, 1, n_vocab)].copy_from_slice(from);
+                    let from = all.get(rows_of(token..token + 1, n_vocab)).ok_or(Error::NoLogits)?;
+                    logits.as_mut_slice()?[rows_of(first + i..first + i + 1, n_vocab)].copy_from_slice(from);
                 }
                 return Ok(());
             }
-            Some(Last::Hidden { buffers, row_of }) => (buffers, row_of),
+            Some(Last::Hidden { buffers, row_of, .. }) => (buffers, row_of),
         };
         let rows = tokens.map(|token| row_of.get(token).copied()).collect::<Option<Vec<u32>>>();
         let rows = rows.ok_or(Error::NoLogits)?;
@@ -326,12 +386,13 @@ impl CudaEngine {
             return Ok(());
         }
         let n = rows.len();
-        let mut shuttle = Shuttle::new(&self.heaps, size_of_val(&rows[..]))?;
-        let mut formed = Leased::bytes(&self.heaps.scratch, formed_bytes(&self.model.outputs(), n)?)?;
-        let mut there = Leased::floats(&self.heaps.activations, n * n_vocab)?;
+        let sizes = CudaLogits::of(&model.sizes(), n)?;
+        let mut shuttle = Shuttle::new(&self.heaps, sizes.rows)?;
+        let mut formed = Leased::bytes(&self.heaps.scratch, sizes.formed)?;
+        let mut there = Leased::bytes(&self.heaps.activations, sizes.logits)?;
         shuttle.host()?.copy_from_slice(bytemuck::cast_slice(&rows));
         let at = 0..size_of_val(&rows[..]);
-        let range = rows_of(first, n, n_vocab);
+        let range = rows_of(first..first + n, n_vocab);
         let mut give = || -> Result<()> {
             shuttle.send(&self.stream)?;
             let rows = shuttle.part(&at)?;
@@ -393,11 +454,6 @@ impl Drop for CudaEngine {
         // Every step was waited for; where that failed, or somebody panicked, this is before any memory goes.
         let _ = wait(&self.stream);
     }
-}
-
-/// The rows of logits `first` and on, as many as `rows`, of `n_vocab` each.
-fn rows_of(first: usize, rows: usize, n_vocab: usize) -> Range<usize> {
-    first * n_vocab..(first + rows) * n_vocab
 }
 
 /// Where each part's tokens begin in the batch.

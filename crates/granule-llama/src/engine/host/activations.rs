@@ -1,50 +1,17 @@
-//! The memory of a forward pass: what a step takes from its context's heap, and how much of each.
-//!
-//! Sizes are functions of the model and the batch alone, so that a planner can ask for them before anything is
-//! allocated. All counts are f32 elements unless they say otherwise.
+//! The memory of a forward pass: what a step takes from its context's heaps, in the sizes and in the order that
+//! [`HostStep`](granule_plan::host::HostStep) says, so that a plan knows them before anything is allocated.
 
 use granule_bank::Bank;
-use granule_ops::{KvRowLayout, QuantScratch, Threads, attention};
+use granule_ops::QuantScratch;
+use granule_plan::host::HostStep;
 use granule_pool::{Heap, Pool, PoolOptions, PoolSlice};
 
-use crate::config::Config;
 use crate::error::Result;
 
 /// Whose the pools of a context are at its bank.
 const ACTIVATIONS: &str = "activations";
 /// As above, for temporaries of single operations.
 const SCRATCH: &str = "scratch";
-
-/// Lengths of everything that a step needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lengths {
-    n_embd: usize,
-    q_width: usize,
-    kv_width: usize,
-    n_ff: usize,
-    rope_dims: usize,
-    n_heads: usize,
-    kv: KvRowLayout,
-}
-
-impl Lengths {
-    pub(super) fn new(config: &Config, kv: KvRowLayout) -> Self {
-        Self {
-            n_embd: config.n_embd,
-            q_width: config.q_width(),
-            kv_width: config.kv_width(),
-            n_ff: config.n_ff,
-            rope_dims: config.rope_dims,
-            n_heads: config.n_heads,
-            kv,
-        }
-    }
-
-    /// The widest row that is ever quantized.
-    fn widest(&self) -> usize {
-        self.n_embd.max(self.n_ff).max(self.q_width)
-    }
-}
 
 /// The heaps of a context, each in a pool of its own: one for what goes from operation to operation, one for what an operation
 /// needs for itself. With them goes all of their memory.
@@ -68,8 +35,8 @@ impl Heaps {
     }
 }
 
-/// What a step of `n` tokens works with; all of it goes back when this is dropped. Each array is `n` rows of the width that its
-/// name says.
+/// What a step of some tokens works with; all of it goes back when this is dropped. Each array is a row for each token, of the width
+/// that its name says.
 #[derive(Debug)]
 pub(super) struct Activations {
     /// Hidden state, n_embd wide.
@@ -104,12 +71,11 @@ struct Quant {
 }
 
 impl Quant {
-    fn new(heap: &Heap, elements: usize) -> Result<Self> {
-        let (quants, scales) = QuantScratch::lengths(elements);
+    fn new(heap: &Heap, sizes: &HostStep) -> Result<Self> {
         Ok(Self {
-            quants: heap.alloc_slice(quants)?,
-            scales: heap.alloc_slice(scales)?,
-            sums: heap.alloc_slice(scales)?,
+            quants: heap.alloc_slice(sizes.quants)?,
+            scales: heap.alloc_slice(sizes.scales)?,
+            sums: heap.alloc_slice(sizes.scales)?,
         })
     }
 
@@ -138,23 +104,27 @@ pub(super) struct Step<'a> {
 }
 
 impl Activations {
-    /// The memory for a step of `n` tokens.
-    pub(super) fn new(heaps: &Heaps, lengths: &Lengths, threads: &Threads, n: usize) -> Result<Self> {
-        let Lengths { n_embd, q_width, kv_width, n_ff, rope_dims, n_heads, kv } = lengths;
-        let take = |width: &usize| heaps.activations.alloc_slice(n * width);
+    /// The memory for a step of this size.
+    pub(super) fn new(heaps: &Heaps, sizes: &HostStep) -> Result<Self> {
+        let take = |len: usize| heaps.activations.alloc_slice(len);
         Ok(Self {
-            x: take(n_embd)?,
-            h: take(n_embd)?,
-            q: take(q_width)?,
-            k: take(kv_width)?,
-            v: take(kv_width)?,
-            attended: take(q_width)?,
-            gate: take(n_ff)?,
-            up: take(n_ff)?,
-            angles: heaps.scratch.alloc_slice(n * rope_dims)?,
-            attention: heaps.scratch.alloc_slice(attention::scratch_len(threads, kv, *n_heads, n))?,
-            quant: Quant::new(&heaps.scratch, n * lengths.widest())?,
+            x: take(sizes.x)?,
+            h: take(sizes.h)?,
+            q: take(sizes.q)?,
+            k: take(sizes.k)?,
+            v: take(sizes.v)?,
+            attended: take(sizes.attended)?,
+            gate: take(sizes.gate)?,
+            up: take(sizes.up)?,
+            angles: heaps.scratch.alloc_slice(sizes.angles)?,
+            attention: heaps.scratch.alloc_slice(sizes.attention)?,
+            quant: Quant::new(&heaps.scratch, sizes)?,
         })
+    }
+
+    /// The hidden states.
+    pub(super) fn hidden(&self) -> Result<&[f32]> {
+        Ok(self.x.as_slice()?)
     }
 
     /// Views of all of it.

@@ -1,8 +1,5 @@
 //! The Llama forward pass (Touvron et al., 2023), composed of `granule-ops` over the weights and the cache.
 
-use std::borrow::BorrowMut;
-
-use granule_kv::Sequence;
 use granule_ops::kv_append::{self, AppendShape};
 use granule_ops::{
     Activations, AttentionItem, AttentionShape, Matrix, Precision, QuantScratch, Threads, add, attention,
@@ -11,25 +8,45 @@ use granule_ops::{
 
 use super::activations::Step;
 use crate::cancel::CancelToken;
-use crate::engine::{Batch, Observer};
+use crate::engine::{Batch, Hidden, Observer, Staged, spans};
 use crate::error::{Error, Result};
 use crate::model::Model;
+use crate::placement::Span;
 
 /// Tokens of one sequence that a step computes precisely in any case: the prompt of a short question takes some hundredths of a
 /// second longer for it, and its answer does not turn on rounding.
 const SHORT: usize = 64;
 
-/// Runs a batch through all layers and stores its keys and values. The hidden states are left in `step.x`. `items` is room for a
-/// list, empty before and after.
-pub(super) fn forward<S: BorrowMut<Sequence>>(
+/// What a batch begins with: what its tokens stand for, or what the stage before has made of them.
+pub(super) fn begin<S>(
     model: &Model,
-    batch: Batch<'_, S>,
+    batch: &Batch<'_, S>,
+    hidden: Option<Hidden<'_>>,
+    x: &mut [f32],
+) -> Result<()> {
+    let (weights, n_embd) = (model.weights(), model.config().n_embd);
+    let Some(hidden) = hidden else {
+        return Ok(embed(&weights.matrix(&weights.embedding)?, batch.tokens.iter().map(|t| t.get()), x)?);
+    };
+    for (token, x) in x.chunks_exact_mut(n_embd).enumerate() {
+        x.copy_from_slice(hidden.of(token, n_embd)?);
+    }
+    Ok(())
+}
+
+/// Runs a batch, whose hidden states are in `step.x`, through a stage's layers, and stores its keys and values. The new hidden states
+/// are left there. `items` is room for a list, empty before and after.
+pub(super) fn forward<S: Staged>(
+    model: &Model,
+    span: &Span,
+    batch: &mut Batch<'_, S>,
     step: &mut Step<'_>,
     items: &mut Vec<AttentionItem<'static>>,
     cancel: &CancelToken,
     mut observe: Option<Observer<'_>>,
 ) -> Result<()> {
     let Batch { sequences, parts, tokens, tables } = batch;
+    let stage = span.index;
     let transforms = tables.map(|tables| tables.transforms());
     let (config, weights, threads) = (model.config(), model.weights(), model.threads_for(tokens.len()));
     let (n, kv_width, dims) = (tokens.len(), config.kv_width(), config.rope_dims);
@@ -37,17 +54,19 @@ pub(super) fn forward<S: BorrowMut<Sequence>>(
     let is_short = parts.len() == 1 && n <= SHORT;
     let precision = if is_short { Precision::Precise } else { model.precision() };
     let scale = 1.0 / (config.head_dim as f32).sqrt();
-    embed(&weights.matrix(&weights.embedding)?, tokens.iter().map(|t| t.get()), x)?;
     let mut rest = &mut **angles;
-    for part in parts {
+    for part in *parts {
         let (own, behind) = rest.split_at_mut(part.n * dims);
-        model.rope().angles(sequences[part.sequence].borrow().position(), part.n, own)?;
+        model.rope().angles(sequences[part.sequence].stage(stage).position(), part.n, own)?;
         rest = behind;
     }
-    for (index, layer) in weights.layers.iter().enumerate() {
+    for (own, layer) in weights.layers[span.layers.clone()].iter().enumerate() {
+        // Of the model; its rows are those of the stage's own number.
+        let index = span.layers.start + own;
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
+        let _layer = spans::layer(index, model.places()[stage].bank.device().name());
         rms_norm(threads, x, &layer.attn_norm, config.rms_eps, h)?;
         let [wq, wk, wv] =
             [weights.matrix(&layer.attn_q)?, weights.matrix(&layer.attn_k)?, weights.matrix(&layer.attn_v)?];
@@ -58,20 +77,20 @@ pub(super) fn forward<S: BorrowMut<Sequence>>(
         }
         let transform = transforms.and_then(|transforms| transforms.layer(index));
         let mut first = 0;
-        for part in parts {
+        for part in *parts {
             let end = first + part.n;
             let (k, v) = (&mut k[first * kv_width..end * kv_width], &mut v[first * kv_width..end * kv_width]);
             let append =
                 AppendShape { rope_dims: dims, angles: &angles[first * dims..end * dims], transform };
-            let sequence = sequences[part.sequence].borrow_mut();
-            kv_append::cpu(threads, &append, &mut sequence.rows_mut(index)?, k, v)?;
+            let sequence = sequences[part.sequence].stage_mut(stage);
+            kv_append::cpu(threads, &append, &mut sequence.rows_mut(own)?, k, v)?;
             first = end;
         }
         let shape = AttentionShape { n_heads: config.n_heads, scale, transform, rope: Some(model.rope()) };
         let mut attend = recycled(std::mem::take(items));
-        for part in parts {
-            let sequence = sequences[part.sequence].borrow();
-            let cache = sequence.view(index, sequence.len() + part.n)?;
+        for part in *parts {
+            let sequence = sequences[part.sequence].stage(stage);
+            let cache = sequence.view(own, sequence.len() + part.n)?;
             attend.push(AttentionItem { cache, n_tokens: part.n });
         }
         attention::cpu(threads, &shape, q, &attend, attended, scratch)?;

@@ -3,23 +3,25 @@
 mod activations;
 mod forward;
 
-use std::borrow::BorrowMut;
-
-use granule_kv::{KvLayout, Sequence};
-use granule_ops::AttentionItem;
+use granule_kv::KvLayout;
+use granule_ops::{AttentionItem, KvRowLayout};
+use granule_plan::host::HostStep;
 use granule_pool::PoolSlice;
 
-use self::activations::{Activations, Heaps, Lengths};
-use self::forward::{forward, output};
-use super::{Batch, EngineMemory, Observer};
+use self::activations::{Activations, Heaps};
+use self::forward::{begin, forward, output};
+use super::{Batch, EngineMemory, Hidden, Observer, Staged};
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Model, Place};
+use crate::placement::Span;
 
 /// What computes a context's steps on the host.
 #[derive(Debug)]
 pub(crate) struct HostEngine {
-    lengths: Lengths,
+    span: Span,
+    /// The rows of its layers' keys and values.
+    row: KvRowLayout,
     heaps: Heaps,
     /// What the last step computed with; its hidden states are in there.
     step: Option<Activations>,
@@ -28,26 +30,35 @@ pub(crate) struct HostEngine {
 }
 
 impl HostEngine {
-    pub(crate) fn new(model: &Model, layout: &KvLayout) -> Result<Self> {
+    pub(crate) fn new(place: &Place, layout: &KvLayout) -> Result<Self> {
         let (_, row) = layout.layer(0)?;
-        let (lengths, heaps) = (Lengths::new(model.config(), row), Heaps::new(model.bank())?);
-        Ok(Self { lengths, heaps, step: None, items: Vec::new() })
+        let heaps = Heaps::new(&place.bank)?;
+        Ok(Self { span: place.span.clone(), row, heaps, step: None, items: Vec::new() })
     }
 
-    pub(crate) fn step<S: BorrowMut<Sequence>>(
+    pub(crate) fn step<S: Staged>(
         &mut self,
         model: &Model,
-        batch: Batch<'_, S>,
+        batch: &mut Batch<'_, S>,
+        hidden: Option<Hidden<'_>>,
         cancel: &CancelToken,
         observe: Option<Observer<'_>>,
     ) -> Result<()> {
         let n = batch.tokens.len();
         // What the last one had goes back first.
         self.rest();
-        let mut activations = Activations::new(&self.heaps, &self.lengths, model.threads_for(n), n)?;
-        forward(model, batch, &mut activations.step()?, &mut self.items, cancel, observe)?;
+        let sizes = HostStep::of(&model.sizes(), &self.row, model.threads_for(n).count(), n);
+        let mut activations = Activations::new(&self.heaps, &sizes)?;
+        let mut step = activations.step()?;
+        begin(model, batch, hidden, step.x)?;
+        forward(model, &self.span, batch, &mut step, &mut self.items, cancel, observe)?;
         self.step = Some(activations);
         Ok(())
+    }
+
+    pub(crate) fn hidden(&self) -> Result<Hidden<'_>> {
+        let rows = self.step.as_ref().ok_or(Error::NoLogits)?.hidden()?;
+        Ok(Hidden { rows, row_of: None })
     }
 
     pub(crate) fn logits(

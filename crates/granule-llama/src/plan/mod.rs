@@ -1,0 +1,375 @@
+//! What a model will need where, before it is loaded: from its files' directories, by the sizes that loading and computing go by.
+
+mod fit;
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use granule_bank::{Bank, BankOptions};
+use granule_device::{Bytes, Device, DeviceKind};
+use granule_kv::{KvLayout, KvShape, KvType};
+use granule_ops::Threads;
+use granule_plan::{Compute, ContextShape, DryContext, Stage, StageMemory};
+#[cfg(feature = "cuda")]
+use granule_plan::{LOADING_PIECES, Places, loading_piece};
+#[cfg(feature = "cuda")]
+use granule_quant::DType;
+
+use crate::config::Config;
+use crate::context::ContextOptions;
+#[cfg(feature = "cublas")]
+use crate::engine::cuda::blas;
+#[cfg(not(feature = "cuda"))]
+use crate::error::Error;
+use crate::error::Result;
+use crate::kv_tables::{fold_bytes, held_bytes};
+use crate::kv_transform::{self, KvTransformMode, SINKS};
+use crate::memory::DeviceMemory;
+use crate::model::LoadOptions;
+use crate::placement::{Placement, Span};
+#[cfg(feature = "cublas")]
+use crate::weights::Tensor;
+use crate::weights::{Files, Source, Weights};
+
+pub use fit::{Fits, GpuLayers};
+
+/// A model's shape and tensors, read from its files' directories: what plans are made of. Nothing is loaded.
+///
+/// ```no_run
+/// # use granule_llama::{ContextOptions, LoadOptions, ModelPlan, PlannedText};
+/// let plan = ModelPlan::open("model.gguf")?;
+/// let text = PlannedText { prompt: 1000, len: 4096, ..PlannedText::default() };
+/// for device in plan.memory(&LoadOptions::default(), &ContextOptions::default(), &text)? {
+///     println!("{}: {}, of which {} weights", device.device, device.total, device.model);
+/// }
+/// # Ok::<(), granule_llama::Error>(())
+/// ```
+pub struct ModelPlan {
+    config: Config,
+    weights: Weights,
+}
+
+/// What is to be evaluated; by default nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedText {
+    /// Sequences, at least one.
+    pub sequences: usize,
+    /// Tokens of each one's prompt, which is evaluated by itself.
+    pub prompt: usize,
+    /// Tokens up to which all go on together, a token of each at a time; no more than the prompt has: they do not.
+    pub len: usize,
+    /// Whether one sequence goes on as [`Context::generate`](crate::Context::generate) has it, which draws tokens where the logits are,
+    /// if that is on a GPU.
+    pub draws: bool,
+}
+
+impl Default for PlannedText {
+    fn default() -> Self {
+        Self { sequences: 1, prompt: 0, len: 0, draws: false }
+    }
+}
+
+/// What of loading a plan depends on.
+#[derive(Clone, Copy, Debug)]
+struct Loaded {
+    source: Source,
+    /// Threads for steps of one token, and of more.
+    threads: [usize; 2],
+}
+
+impl Loaded {
+    fn by(load: &LoadOptions<'_>) -> Self {
+        let LoadOptions { no_mmap, mlock, no_repack, threads, threads_batch, .. } = load;
+        let one = threads.unwrap_or_else(Threads::default_count);
+        Self {
+            source: Source { use_mmap: !no_mmap, mlock: *mlock, repack: !no_repack },
+            threads: [one.get(), threads_batch.unwrap_or(one).get()],
+        }
+    }
+}
+
+/// A stage to be planned for.
+struct Planned {
+    bank: Bank,
+    stage: Stage,
+}
+
+impl std::fmt::Debug for ModelPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelPlan").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl ModelPlan {
+    /// Reads the directory of the GGUF file at `path`, or of the model whose first shard it is.
+    ///
+    /// # Errors
+    /// As [`Model::load`](crate::Model::load) for files that are no model which runs here.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let source = Source { use_mmap: true, mlock: false, repack: false };
+        let mut silent = |_, _| ControlFlow::Continue(());
+        let (files, _) = Files::open(path.as_ref(), None, source, &mut silent)?;
+        let config = Config::from_gguf(files.main()?)?;
+        let weights = Weights::new(files, &config)?;
+        Ok(Self { config, weights })
+    }
+
+    /// The model's shape.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What [`Context::memory_info`](crate::Context::memory_info) will say of each device when a model that was loaded so has evaluated
+    /// this in a new context, to the byte: where the banks have what is asked for, no other context of the model is there, and what is
+    /// mapped ahead by another thread has come.
+    ///
+    /// # Errors
+    /// [`Error::Placement`](crate::Error::Placement) for other layers than the model's; what a model or context with these options is refused for;
+    /// [`Error::Device`](crate::Error::Device) where a device does not say what it is.
+    pub fn memory(
+        &self,
+        load: &LoadOptions<'_>,
+        options: &ContextOptions,
+        text: &PlannedText,
+    ) -> Result<Vec<DeviceMemory>> {
+        let placement = match (&load.placement, &load.bank) {
+            (Some(placement), _) => placement.clone(),
+            (None, Some(bank)) => Placement::new().layers(bank, self.config.n_layers),
+            (None, None) => {
+                let bank = Bank::new(Device::host()?, BankOptions::new())?;
+                Placement::new().layers(&bank, self.config.n_layers)
+            }
+        };
+        let planned = self.stages(&placement, &Loaded::by(load), options)?;
+        let dry = self.evaluate(&planned, options, text)?;
+        let mut devices: Vec<(&Bank, DeviceMemory)> = Vec::new();
+        for (Planned { bank, stage }, dry) in planned.iter().zip(dry) {
+            if !devices.iter().any(|(known, _)| known.is(bank)) {
+                let mut memory = DeviceMemory::new(bank.device().name(), Bytes::ZERO);
+                memory.context = context_of(bank);
+                devices.push((bank, memory));
+            }
+            let Some((_, memory)) = devices.iter_mut().find(|(known, _)| known.is(bank)) else { continue };
+            let n_ctx = self.n_ctx(options);
+            let too_large = || granule_plan::Error::TooLarge { what: "addresses of keys and values" };
+            let reserved = stage.kv.reserved_bytes(n_ctx, stage.granule).ok_or_else(too_large)?;
+            let (sequences, len) = (text.sequences.max(1) as u64, text.prompt.max(text.len).min(n_ctx));
+            let used = stage.kv.token_bytes().saturating_mul(len as u64);
+            let add = |to: &mut Bytes, more: Bytes| *to = to.saturating_add(more);
+            memory.layers += dry.layers;
+            add(&mut memory.model, dry.weights);
+            add(&mut memory.kv, dry.kv);
+            add(&mut memory.kv_used, used.saturating_mul(sequences));
+            add(&mut memory.kv_reserved, reserved.saturating_mul(sequences));
+            add(&mut memory.kv_transform, dry.kv_transform);
+            add(&mut memory.activations, dry.activations);
+            add(&mut memory.scratch, dry.scratch);
+            add(&mut memory.pinned, dry.pinned);
+        }
+        let whole = |(_, memory): (&Bank, DeviceMemory)| DeviceMemory { total: memory.sum(), ..memory };
+        Ok(devices.into_iter().map(whole).collect())
+    }
+
+    fn n_ctx(&self, options: &ContextOptions) -> usize {
+        options.n_ctx.unwrap_or(self.config.n_ctx_train)
+    }
+
+    /// What each stage holds once this was evaluated.
+    fn evaluate(
+        &self,
+        planned: &[Planned],
+        options: &ContextOptions,
+        text: &PlannedText,
+    ) -> Result<Vec<StageMemory>> {
+        let stages: Vec<Stage> = planned.iter().map(|planned| planned.stage.clone()).collect();
+        let shape = ContextShape {
+            n_ctx: self.n_ctx(options),
+            n_batch: options.n_batch,
+            ahead: options.kv.ahead,
+            draws_of: if text.draws { self.config.n_vocab } else { 0 },
+        };
+        let mut context = DryContext::new(&self.sizes(), &stages, shape)?;
+        let more = (1..text.sequences).map(|_| context.add_sequence()).collect::<Vec<_>>();
+        for sequence in std::iter::once(0).chain(more) {
+            context.eval_batch(&[(sequence, text.prompt)])?;
+        }
+        context.go_on(text.len)?;
+        Ok(context.memory()?)
+    }
+
+    /// The most that each stage holds while a transform's tables are made, where there are some: keys and values in full precision
+    /// then, of the short text that the tables are made from.
+    fn making(&self, planned: &[Planned], options: &ContextOptions) -> Result<Vec<StageMemory>> {
+        if self.gains(options) == (false, false) {
+            return Ok(Vec::new());
+        }
+        let tokens = kv_transform::TOKENS.min(self.config.n_ctx_train);
+        let full = ContextOptions {
+            n_ctx: Some(tokens),
+            n_batch: kv_transform::BATCH,
+            type_k: KvType::F32,
+            type_v: KvType::F32,
+            layers_per_row: None,
+            kv: options.kv.ahead(0),
+            ..*options
+        };
+        let stages = planned.iter().map(|Planned { bank, stage }| {
+            let n_layers = stage.kv.shape().n_layers;
+            let kv = full.layout(self.config.kv_shape(), n_layers, 0)?;
+            let (kv_transform, engine_scratch) = Default::default();
+            let stage = Stage { kv, kv_transform, engine_scratch, ..stage.clone() };
+            Ok(Planned { bank: bank.clone(), stage })
+        });
+        let text = PlannedText { prompt: tokens, ..PlannedText::default() };
+        self.evaluate(&stages.collect::<Result<Vec<_>>>()?, &full, &text)
+    }
+
+    /// Whether keys, and values, are transformed.
+    fn gains(&self, options: &ContextOptions) -> (bool, bool) {
+        let ContextOptions { type_k, type_v, kv_transform, .. } = *options;
+        let is_on = kv_transform == KvTransformMode::Auto;
+        (is_on && kv_transform::gains(type_k), is_on && kv_transform::gains(type_v))
+    }
+
+    fn sizes(&self) -> granule_plan::ModelShape {
+        self.config.sizes(self.weights.output().dtype())
+    }
+
+    /// The stages of a placement.
+    fn stages(&self, placement: &Placement, load: &Loaded, options: &ContextOptions) -> Result<Vec<Planned>> {
+        let spans = placement.spans(self.config.n_layers)?;
+        let on_host = |bank: &Bank| bank.device().kind() == DeviceKind::Host;
+        let host: Vec<Span> =
+            spans.iter().filter(|(bank, _)| on_host(bank)).map(|(_, span)| span.clone()).collect();
+        placement.host()?;
+        let shape = self.config.kv_shape();
+        let (keys, values) = self.gains(options);
+        let sinks = if keys || values { SINKS } else { 0 };
+        let mut planned = Vec::with_capacity(spans.len());
+        for (bank, span) in spans {
+            let own = KvShape { n_layers: span.len(), ..shape };
+            let kv = options.layout(shape, span.len(), sinks)?;
+            let is_host = on_host(&bank);
+            // The tables are with the host's first layers, and else with the first.
+            let has_tables = host.first().map_or(span.is_first(), |first| *first == span);
+            let kept = if has_tables { held_bytes(shape, keys, values) } else { 0 };
+            let mut stage = if is_host {
+                // The first of the host's stages stands for all of them.
+                let is_first = host.first().is_some_and(|first| *first == span);
+                let weights =
+                    if is_first { self.weights.host_bytes(load.source, &host)? } else { Bytes::ZERO };
+                self.on_host(&bank, kv, load, weights)
+            } else {
+                let mut stage = self.on_device(&bank, &span, kv)?;
+                stage.engine_scratch = self.blas_scratch(&bank, &span, options)?;
+                stage
+            };
+            let folds = if is_host || sinks == 0 { 0 } else { fold_bytes(own, keys, values).max(1) };
+            let kept = if sinks == 0 { 0 } else { kept };
+            stage.kv_transform = (Bytes::from_usize(kept), Bytes::from_usize(folds));
+            planned.push(Planned { bank, stage });
+        }
+        Ok(planned)
+    }
+
+    fn on_host(&self, bank: &Bank, kv: KvLayout, load: &Loaded, weights: Bytes) -> Stage {
+        let [threads, threads_batch] = load.threads;
+        Stage {
+            device: bank.device().name().to_owned(),
+            granule: bank.granule(),
+            compute: Compute::Host { threads, threads_batch },
+            kv,
+            products: Vec::new(),
+            weights,
+            loading: Bytes::ZERO,
+            kv_transform: Default::default(),
+            engine_scratch: Bytes::ZERO,
+            context: None,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn on_device(&self, bank: &Bank, span: &Span, kv: KvLayout) -> Result<Stage> {
+        let (layers, n_embd) = (&self.weights.layers[span.layers.clone()], self.config.n_embd);
+        let (mut places, mut matrices) = (Places::default(), Vec::new());
+        if span.is_first() {
+            matrices.push(self.weights.embedding.shape());
+        }
+        for layer in layers {
+            places.vector(n_embd)?;
+            places.vector(n_embd)?;
+            matrices.extend(layer.matrices().map(|tensor| tensor.shape()));
+        }
+        if span.is_last() {
+            places.vector(n_embd)?;
+            if !(span.is_first() && self.weights.is_tied()) {
+                matrices.push(self.weights.output().shape());
+            }
+        }
+        for matrix in &matrices {
+            places.matrix(matrix)?;
+        }
+        let mut products: Vec<(DType, usize)> = Vec::new();
+        for product in layers.iter().flat_map(|layer| layer.matrices()).map(|of| (of.dtype(), of.cols())) {
+            if !products.contains(&product) {
+                products.push(product);
+            }
+        }
+        let (granule, bytes) = (bank.granule(), places.bytes());
+        let too_large = || granule_plan::Error::TooLarge { what: "the weights" };
+        let weights = if granule.is_zero() { Some(bytes) } else { bytes.checked_next_multiple_of(granule) };
+        let piece = loading_piece(matrices.into_iter())?;
+        Ok(Stage {
+            device: bank.device().name().to_owned(),
+            granule,
+            compute: Compute::Cuda(granule_ops::DeviceFacts::of(&bank.device().cuda_info()?)),
+            kv,
+            products,
+            weights: weights.ok_or_else(too_large)?,
+            loading: piece.saturating_mul(LOADING_PIECES as u64),
+            kv_transform: Default::default(),
+            engine_scratch: Bytes::ZERO,
+            context: None,
+        })
+    }
+
+    /// What cuBLAS works in, where it is asked for.
+    #[cfg(feature = "cublas")]
+    fn blas_scratch(&self, bank: &Bank, span: &Span, options: &ContextOptions) -> Result<Bytes> {
+        if !options.cublas {
+            return Ok(Bytes::ZERO);
+        }
+        let of = |tensor: &Tensor, adds| (tensor.dtype(), tensor.rows(), tensor.cols(), adds);
+        let layers = self.weights.layers[span.layers.clone()].iter().flat_map(|layer| {
+            let [q, k, v, output, gate, up, down] = layer.matrices();
+            let plain = [q, k, v, gate, up].map(|tensor| of(tensor, false));
+            plain.into_iter().chain([output, down].map(|tensor| of(tensor, true)))
+        });
+        let output = span.is_last().then(|| of(self.weights.output(), false));
+        let device = bank.device();
+        Ok(Bytes::from_usize(blas::scratch_bytes(device, options.n_batch, layers.chain(output))?))
+    }
+
+    #[cfg(not(feature = "cublas"))]
+    fn blas_scratch(&self, _: &Bank, _: &Span, _: &ContextOptions) -> Result<Bytes> {
+        Ok(Bytes::ZERO)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn on_device(&self, _: &Bank, _: &Span, _: KvLayout) -> Result<Stage> {
+        Err(Error::Unsupported { what: "a GPU in a build without the feature `cuda`".into() })
+    }
+}
+
+/// What a CUDA context takes of a bank's device for itself, where that can be told.
+#[cfg(feature = "cuda")]
+fn context_of(bank: &Bank) -> Option<Bytes> {
+    bank.device().context_bytes().ok()
+}
+
+/// There are none.
+#[cfg(not(feature = "cuda"))]
+fn context_of(_: &Bank) -> Option<Bytes> {
+    None
+}
