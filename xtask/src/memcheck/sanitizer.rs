@@ -9,6 +9,7 @@ use super::planted::{self, Bug};
 use super::{Line, Verdict};
 use crate::test::CUDA;
 use crate::test::binaries::{Binary, Role};
+use crate::test::covering::Extent;
 use crate::test::gpu::{self, Gpu};
 use crate::test::jobs::{self, Done, Job};
 
@@ -43,7 +44,9 @@ pub(crate) fn run(programs: &[Binary]) -> Result<Vec<Line>> {
             }
         }
         for binary in programs.iter().filter(|program| program.role == Role::Test) {
-            let tests = binary.ignored_tests(&[CUDA])?;
+            let mut tests = binary.ignored_tests(&[CUDA])?;
+            tests.retain(|test| Extent::Short.has(test));
+            gpu::without_cublas(&mut tests);
             if tests.is_empty() {
                 continue;
             }

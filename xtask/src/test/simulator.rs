@@ -38,10 +38,14 @@ impl Simulator {
         let folder = target.join("sim");
         std::fs::create_dir_all(&folder)?;
         replace(&library, &folder.join("libcuda.so"))?;
-        // One file under two names: a program that opens both has one driver.
-        let other = folder.join("libcuda.so.1");
-        if !other.is_symlink() {
-            std::os::unix::fs::symlink("libcuda.so", &other).with_context(|| other.display().to_string())?;
+        // One file under several names: a program that opens all of them has one driver, and cuBLAS is a part of it: under
+        // every name that comes first for some driver, so that a real one is never handed simulated memory.
+        for name in ["libcuda.so.1", "libcublas.so.12", "libcublas.so.13"] {
+            let other = folder.join(name);
+            if !other.is_symlink() {
+                let linked = std::os::unix::fs::symlink("libcuda.so", &other);
+                linked.with_context(|| other.display().to_string())?;
+            }
         }
         let kernels = crate::emulator::build(&folder.join("kernels"))?;
         Ok(Simulator { folder, plain: kernels.plain, checked: kernels.checked })

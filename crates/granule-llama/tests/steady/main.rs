@@ -16,6 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "cuda")]
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "of what tests share, this needs a part")]
+mod support;
+
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device, HostOptions, calls_made_here};
 use granule_kv::KvType;

@@ -24,6 +24,7 @@ fn what_is_held_is_what_is_said_and_all_of_it_goes_back() {
         let parts = [info.model, info.kv, info.kv_parked, info.kv_transform, info.activations, info.scratch];
         let sum = parts.into_iter().fold(Bytes::ZERO, Bytes::saturating_add);
         assert_eq!(info.total, sum);
+        assert_eq!(info.devices[0].context, Some(device.context_bytes().unwrap()), "measured once");
         assert!(bank.stats().held <= sum, "{:?} held, {sum} said", bank.stats().held);
     }
     drop((context, model));

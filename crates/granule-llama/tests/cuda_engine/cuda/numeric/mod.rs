@@ -1,6 +1,9 @@
 //! Logits and texts: beside the naive twin for every type of weights, beside the host for what a context can do.
 
+#[cfg(feature = "cublas")]
+mod cublas;
 mod faults;
+mod placement;
 
 use std::sync::Arc;
 

@@ -1,0 +1,4 @@
+//! Plans of models on CUDA devices. Without a driver these tests fail.
+
+mod fit;
+mod numeric;
