@@ -4,13 +4,16 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::{Context as _, Result};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use granule_device::Bytes;
 use granule_kv::KvType;
-use granule_llama::{KvTransformMode, QuantizeTarget};
+use granule_llama::{ContextOptions, GpuLayers, KvTransformMode, QuantizeTarget};
 
 use crate::device_name::DeviceName;
+use crate::placement::gpu_layers;
+use crate::session;
 
 /// Runs GGUF language models. Text goes to stdout, everything else to stderr.
 #[derive(Parser)]
@@ -45,9 +48,16 @@ pub(crate) enum Command {
 pub(crate) struct LoadArgs {
     /// The model: a GGUF file, the first one where it comes in several
     pub(crate) model: PathBuf,
-    /// What the model runs on: host, or a GPU, cuda:0, cuda:1, … (granule devices lists them)
-    #[arg(long, value_name = "DEVICE", default_value = "host")]
-    pub(crate) device: DeviceName,
+    /// What the model runs on: host, or one GPU or more, as in cuda:0,cuda:1 (granule devices lists them)
+    #[arg(long, value_name = "DEVICES", default_value = "host", value_delimiter = ',')]
+    pub(crate) device: Vec<DeviceName>,
+    /// How many of the model's layers are on the GPUs, the last ones; the others are on the host. auto: as many as fit with a
+    /// full context [default: all]
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N|all|auto", value_parser = gpu_layers)]
+    pub(crate) gpu_layers: Option<GpuLayers>,
+    /// Each GPU's share of these layers, as in 3,1 [default: by their free memory]
+    #[arg(long, value_name = "SHARES", value_delimiter = ',')]
+    pub(crate) layer_split: Vec<u64>,
     /// Threads that compute [default: one for each physical core that the program may use]
     #[arg(short = 't', long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -67,7 +77,7 @@ pub(crate) struct LoadArgs {
     /// Compute long prompts as exactly as short ones, with 16 bits for each activation: about two thirds as fast (host only)
     #[arg(long)]
     pub(crate) precise: bool,
-    /// The most memory that weights, cache and activations may take together, such as 512MiB or 4G
+    /// The most memory that weights, cache and activations may take together on each device, such as 512MiB or 4G
     #[arg(long, value_name = "BYTES")]
     pub(crate) memory_limit: Option<Bytes>,
 }
@@ -90,6 +100,12 @@ pub(crate) struct ContextArgs {
     /// Turn 4-bit keys and values into what 4 bits hold better before they are stored; none stores plain ggml blocks
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     kv_transform: KvTransformArg,
+    /// On GPUs: give steps of one token kernel by kernel, instead of replaying them as graphs
+    #[arg(long)]
+    pub(crate) no_graphs: bool,
+    /// On GPUs: compute prompts with NVIDIA's cuBLAS, where it is installed
+    #[arg(long)]
+    pub(crate) cublas: bool,
 }
 
 /// When keys and values are transformed.
@@ -272,6 +288,12 @@ pub(crate) struct BenchArgs {
     /// Turn 4-bit keys and values into what 4 bits hold better before they are stored; none stores plain ggml blocks
     #[arg(long, value_name = "WHEN", value_enum, default_value = "auto")]
     kv_transform: KvTransformArg,
+    /// On GPUs: give steps of one token kernel by kernel, instead of replaying them as graphs
+    #[arg(long)]
+    no_graphs: bool,
+    /// On GPUs: compute prompts with NVIDIA's cuBLAS, where it is installed
+    #[arg(long)]
+    cublas: bool,
     /// Write a JSON array instead of a table
     #[arg(long)]
     pub(crate) json: bool,
@@ -310,7 +332,7 @@ impl BenchArgs {
         let (k, v) = (types(self.named_k()), types(self.named_v()));
         // Sequences that are decoded at once are so in one step.
         let batch_size = self.parallel.iter().copied().fold(self.batch_size, NonZeroUsize::max);
-        let kv_transform = self.kv_transform;
+        let (kv_transform, no_graphs, cublas) = (self.kv_transform, self.no_graphs, self.cublas);
         let pairs = k.iter().flat_map(|&k| v.iter().map(move |&v| (k, v)));
         let context = |(k, v)| ContextArgs {
             batch_size,
@@ -318,8 +340,21 @@ impl BenchArgs {
             cache_type_v: Some(v),
             kv_cache_type: None,
             kv_transform,
+            no_graphs,
+            cublas,
         };
         pairs.map(context).collect()
+    }
+
+    /// As much context as the measurement takes at its most, as one sequence's, in the first of the types: what has to fit where the model is
+    /// placed by what fits.
+    pub(crate) fn largest(&self) -> Result<ContextOptions> {
+        let deepest = self.depths().last().copied().unwrap_or(0);
+        let most = if self.kv { 1 } else { self.parallel().last().copied().unwrap_or(1) };
+        // What cannot be counted is refused where it is measured, each in its own words.
+        let tokens = deepest.saturating_add(self.n_prompt.max(self.n_gen()).max(1)).saturating_mul(most);
+        let context = self.contexts().into_iter().next().context("no type of keys and values is named")?;
+        Ok(session::options(&context, Some(tokens)))
     }
 
     /// Whether somebody asked for keys, or values, of this type. Those that are measured where nobody did may be ones that a model

@@ -41,7 +41,7 @@ struct Measurement {
 /// Measures and prints; what was measured before an error is printed too.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let cancel = interrupt::install()?;
-    let model = session::load(&args.load, &cancel)?;
+    let model = session::load(&args.load, &args.largest()?, &cancel)?;
     let mut measured = Vec::new();
     let mut contexts = args.contexts().into_iter();
     let done = contexts.try_for_each(|context| measure(args, &context, &model, &cancel, &mut measured));
@@ -65,11 +65,16 @@ fn measure(
     let most = parallel.last().copied().unwrap_or(1);
     let mut context = session::context(model, with, Some(n_ctx), cancel)?;
     let longest = deepest.saturating_add(n_gen) as u64;
-    let wanted =
-        context.sequence().cache().layout().token_bytes().saturating_mul(longest.saturating_mul(most as u64));
-    let free = model.bank().free();
-    // Before minutes are spent on filling them.
-    ensure!(wanted <= free, "{most} sequences of {longest} tokens take {wanted}, and {free} are free");
+    for sequence in context.stages_of(context.first_sequence())? {
+        let (cache, tokens) = (sequence.cache(), longest.saturating_mul(most as u64));
+        let (wanted, free) = (cache.layout().token_bytes().saturating_mul(tokens), cache.bank().free());
+        // Before minutes are spent on filling them.
+        ensure!(
+            wanted <= free,
+            "{most} sequences of {longest} tokens take {wanted} on {}, and {free} are free",
+            cache.bank().device().name()
+        );
+    }
     let n_batch = with.batch_size.get();
     let device = device_of(model)?;
     let n_prompts = usize::from(args.n_prompt > 0);
@@ -180,14 +185,17 @@ pub(crate) fn append(context: &mut Context, sequences: &[SequenceId], n: usize, 
     Ok(())
 }
 
-/// The name of what a model runs on.
+/// The names of what a model runs on, GPUs with their makers' names, in the order of its layers.
 fn device_of(model: &Model) -> Result<String> {
-    let device = model.bank().device();
-    #[cfg(feature = "cuda")]
-    if device.kind() == DeviceKind::Cuda {
-        return Ok(format!("{} ({})", device.name(), device.cuda_info()?.name));
-    }
-    Ok(device.name().to_owned())
+    let name = |bank: &granule_bank::Bank| -> Result<String> {
+        let device = bank.device();
+        #[cfg(feature = "cuda")]
+        if device.kind() == DeviceKind::Cuda {
+            return Ok(format!("{} ({})", device.name(), device.cuda_info()?.name));
+        }
+        Ok(device.name().to_owned())
+    };
+    Ok(model.banks().map(name).collect::<Result<Vec<_>>>()?.join(" + "))
 }
 
 pub(crate) fn median(runs: &[f64]) -> f64 {

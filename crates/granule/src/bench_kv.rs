@@ -5,6 +5,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use granule_device::Bytes;
 use granule_llama::{CancelToken, Error, KvType, Model, Perplexity, TokenId, perplexity};
 use indicatif::ProgressBar;
 use serde::Serialize;
@@ -67,7 +68,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     });
     let text = text.transpose()?;
     let cancel = interrupt::install()?;
-    let model = session::load(&args.load, &cancel)?;
+    let model = session::load(&args.load, &args.largest()?, &cancel)?;
     let text = text.map(|text| model.tokenizer().encode(&text, Default::default())).transpose()?;
     if let Some(text) = &text {
         // Before minutes are spent on speeds.
@@ -128,9 +129,11 @@ fn measure(
     let deepest = depths.last().copied().unwrap_or(0);
     let n_ctx = deepest.checked_add(args.n_prompt.max(n_gen).max(1)).context("the depth is too large")?;
     let mut context = session::context(model, with, Some(n_ctx), cancel)?;
-    let (transformed, layout) = (context.kv_transforms().is_some(), *context.sequence().cache().layout());
-    // Filled once, and from the deepest to the shallowest cut back.
     let sequences = [context.first_sequence()];
+    let caches = context.stages_of(sequences[0])?.iter().map(|rows| rows.cache().layout().token_bytes());
+    let token_bytes = caches.fold(Bytes::ZERO, Bytes::saturating_add);
+    let transformed = context.kv_transforms().is_some();
+    // Filled once, and from the deepest to the shallowest cut back.
     append(&mut context, &sequences, deepest, n_batch)?;
     let mut measured = Vec::with_capacity(depths.len());
     for &depth in depths.iter().rev() {
@@ -149,7 +152,7 @@ fn measure(
         cache_type_k: with.type_k().to_string(),
         cache_type_v: with.type_v().to_string(),
         transformed,
-        bytes_per_token: layout.token_bytes().get(),
+        bytes_per_token: token_bytes.get(),
         threads: model.threads().count(),
         n_batch,
         depths: measured,

@@ -27,6 +27,8 @@ pub use granule_llama as llama;
 #[doc(inline)]
 pub use granule_ops as ops;
 #[doc(inline)]
+pub use granule_plan as plan;
+#[doc(inline)]
 pub use granule_pool as pool;
 #[doc(inline)]
 pub use granule_quant as quant;

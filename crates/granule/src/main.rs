@@ -11,6 +11,7 @@ mod info;
 mod interrupt;
 mod memory_table;
 mod perplexity;
+mod placement;
 mod progress;
 mod prompt_cache;
 mod quantize;

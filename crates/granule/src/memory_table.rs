@@ -1,7 +1,7 @@
 //! Where the memory went, as a table and as JSON.
 
 use granule_device::Bytes;
-use granule_llama::MemoryInfo;
+use granule_llama::{DeviceMemory, MemoryInfo};
 use serde_json::{Value, json};
 
 use crate::table::{Align, Table, count};
@@ -53,9 +53,25 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
         "temporaries of single operations".to_owned(),
     ]);
     table.row(["total".to_owned(), info.total.to_string(), format!("on {}", info.device)]);
+    if info.devices.len() > 1 {
+        for device in &info.devices {
+            let what = format!(
+                "{} layers: weights {}, kv cache {}, activations {}, scratch {}",
+                device.layers, device.model, device.kv, device.activations, device.scratch
+            );
+            table.row([format!("  on {}", device.device), device.total.to_string(), what]);
+        }
+    }
     if info.pinned > Bytes::ZERO {
         let what = "of the host's memory, for copies: not in the total".to_owned();
         table.row(["pinned".to_owned(), info.pinned.to_string(), what]);
+    }
+    for device in &info.devices {
+        if let Some(context) = device.context {
+            let what =
+                format!("{}'s own memory for this process, as measured: not in the total", device.device);
+            table.row(["cuda context".to_owned(), context.to_string(), what]);
+        }
     }
     table
 }
@@ -79,5 +95,26 @@ pub(crate) fn json(info: &MemoryInfo) -> Value {
         "pinned": info.pinned.get(),
         "n_tokens": info.n_tokens,
         "n_ctx": info.n_ctx,
+        "devices": info.devices.iter().map(of_device).collect::<Vec<_>>(),
+    })
+}
+
+fn of_device(device: &DeviceMemory) -> Value {
+    json!({
+        "device": device.device,
+        "layers": device.layers,
+        "model": device.model.get(),
+        "kv": device.kv.get(),
+        "kv_shared": device.kv_shared.get(),
+        "kv_used": device.kv_used.get(),
+        "kv_reserved": device.kv_reserved.get(),
+        "kv_prefixes": device.kv_prefixes.get(),
+        "kv_parked": device.kv_parked.get(),
+        "kv_transform": device.kv_transform.get(),
+        "activations": device.activations.get(),
+        "scratch": device.scratch.get(),
+        "pinned": device.pinned.get(),
+        "context": device.context.map(Bytes::get),
+        "total": device.total.get(),
     })
 }

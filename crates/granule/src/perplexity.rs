@@ -14,9 +14,9 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     let text = std::fs::read(&args.file).with_context(|| format!("cannot read `{name}`"))?;
     let text = String::from_utf8(text).ok().with_context(|| format!("`{name}` is not UTF-8"))?;
     let cancel = interrupt::install()?;
-    let model = session::load(&args.load, &cancel)?;
-    let tokens = model.tokenizer().encode(&text, Default::default())?;
     let n_ctx = args.ctx_size.get();
+    let model = session::load(&args.load, &session::options(&args.context, Some(n_ctx)), &cancel)?;
+    let tokens = model.tokenizer().encode(&text, Default::default())?;
     let windows = Perplexity::windows(tokens.len(), n_ctx)?;
     let mut context = session::context(&model, &args.context, Some(n_ctx), &cancel)?;
     let chunks = args.chunks.map(usize::from);

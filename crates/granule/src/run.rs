@@ -43,7 +43,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let start = |path: &PathBuf| Recording::start(&tracer, path, &args.load.model);
     let recording = args.trace.as_ref().map(start).transpose()?;
     tracer.mark("load");
-    let model = match session::load_traced(&args.load, &cancel, &tracer) {
+    let context = session::options(&args.context, args.ctx_size.map(usize::from));
+    let model = match session::load_traced(&args.load, &context, &cancel, &tracer) {
         Ok(model) => model,
         Err(error) => {
             recording.map_or(Ok(()), Recording::discard)?;

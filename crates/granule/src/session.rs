@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use granule_bank::trace::{Reader, Recorder, Tracer};
-use granule_bank::{Bank, BankOptions};
 use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model, Precision};
 
 use crate::args::{ContextArgs, LoadArgs};
+use crate::placement::{self, Place};
 use crate::{interrupt, progress};
 
 /// A recording that is going on. It is written beside its place and put there when it is whole, so that a run that comes to
@@ -99,38 +99,59 @@ fn beside(path: &Path) -> Result<Option<PathBuf>> {
     Ok(Some(part.into()))
 }
 
-/// Loads the model; Ctrl-C meanwhile ends the program. What happens to its memory is told to the tracer.
-pub(crate) fn load_traced(args: &LoadArgs, cancel: &CancelToken, tracer: &Tracer) -> Result<Arc<Model>> {
-    let options = BankOptions::new().tracer(tracer);
-    let options = if let Some(limit) = args.memory_limit { options.budget(limit) } else { options };
-    let bank = Bank::new(args.device.open()?, options)?;
+/// Loads the model, for contexts like these; Ctrl-C meanwhile ends the program. What happens to its memory is told to the tracer.
+pub(crate) fn load_traced(
+    args: &LoadArgs,
+    context: &ContextOptions,
+    cancel: &CancelToken,
+    tracer: &Tracer,
+) -> Result<Arc<Model>> {
     let mut bar = None;
     let mut report = |done: u64, total: u64| {
         bar.get_or_insert_with(|| progress::bytes("loading", total)).set_position(done);
         ControlFlow::Continue(())
     };
     let options = LoadOptions {
-        bank: Some(bank),
         no_mmap: args.no_mmap,
         mlock: args.mlock,
         no_repack: args.no_repack,
         precision: if args.precise { Precision::Precise } else { Precision::Fast },
         threads: args.threads,
         threads_batch: args.threads_batch,
-        progress: Some(&mut report),
         ..LoadOptions::default()
     };
+    let (bank, placement) = match placement::place(args, &options, context, tracer)? {
+        Place::In(bank) => (Some(bank), None),
+        Place::Split(placement) => (None, Some(placement)),
+    };
+    let options = LoadOptions { bank, placement, progress: Some(&mut report), ..options };
     // Reading and locking may block for long: until there is a model, there is nothing to end but the program.
     let model = interrupt::while_waiting(cancel, || Model::load(&args.model, options));
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    Ok(model?)
+    let model = model?;
+    placement::tell(args, &model);
+    Ok(model)
 }
 
-/// Loads the model; Ctrl-C meanwhile ends the program.
-pub(crate) fn load(args: &LoadArgs, cancel: &CancelToken) -> Result<Arc<Model>> {
-    load_traced(args, cancel, &Tracer::new())
+/// Loads the model, for contexts like these; Ctrl-C meanwhile ends the program.
+pub(crate) fn load(args: &LoadArgs, context: &ContextOptions, cancel: &CancelToken) -> Result<Arc<Model>> {
+    load_traced(args, context, cancel, &Tracer::new())
+}
+
+/// A context for `n_ctx` tokens, or for as many as the model was trained for, as the flags say.
+pub(crate) fn options(args: &ContextArgs, n_ctx: Option<usize>) -> ContextOptions {
+    ContextOptions {
+        n_ctx,
+        n_batch: args.batch_size.get(),
+        type_k: args.type_k(),
+        type_v: args.type_v(),
+        kv_transform: args.kv_transform(),
+        graphs: !args.no_graphs,
+        cublas: args.cublas,
+        ..ContextOptions::default()
+    }
 }
 
 /// A context for `n_ctx` tokens, or for as many as the model was trained for; Ctrl-C stops what has to be computed for it.
@@ -140,14 +161,7 @@ pub(crate) fn context(
     n_ctx: Option<usize>,
     cancel: &CancelToken,
 ) -> Result<Context> {
-    let options = ContextOptions {
-        n_ctx,
-        n_batch: args.batch_size.get(),
-        type_k: args.type_k(),
-        type_v: args.type_v(),
-        kv_transform: args.kv_transform(),
-        ..ContextOptions::default()
-    };
+    let options = options(args, n_ctx);
     let mut bar = None;
     let mut report = |done: usize, total: usize| {
         bar.get_or_insert_with(|| progress::counted("transform", total)).set_position(done as u64);

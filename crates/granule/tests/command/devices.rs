@@ -57,6 +57,24 @@ fn a_model_runs_on_devices_that_there_are() {
         assert_eq!(output.status.code(), Some(2), "{name}");
         assert!(stderr(&output).contains(why), "{name}: {}", stderr(&output));
     }
+    for (flags, why) in [
+        (&["--device", "cuda:0,cuda:0"][..], "cuda:0 is named twice"),
+        (&["--device", "host,cuda:0"], "name the GPUs alone"),
+        (&["--gpu-layers", "2"], "--gpu-layers without a GPU"),
+        (&["--layer-split", "2"], "--layer-split has 1 shares"),
+        (&["--cublas"], "cuBLAS"),
+        (&["--device", "cuda:0", "--layer-split", "1,2"], "--layer-split has 2 shares"),
+    ] {
+        let output = granule(&[&["run", TALES, "-p", "x"], flags].concat()).output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{flags:?}");
+        assert!(stderr(&output).contains(why), "{flags:?}: {}", stderr(&output));
+    }
+    for wrong in ["some", "-1", "1.5", ""] {
+        let flag = format!("--gpu-layers={wrong}");
+        let output = granule(&["run", TALES, "-p", "x", "--device", "cuda:0", &flag]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{wrong}");
+        assert!(stderr(&output).contains("a number of layers, all or auto"), "{wrong}: {}", stderr(&output));
+    }
     // Where a driver is not one, or has no such GPU.
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("libcuda.so.1"), "not a library").unwrap();
@@ -70,12 +88,25 @@ fn a_model_runs_on_devices_that_there_are() {
 mod cuda {
     use super::{TALES, granule, json, stderr, stdout};
 
+    /// What a command that ends well writes to stdout; on stderr it may only say where layers are.
+    #[track_caller]
+    fn placed(args: &[&str]) -> String {
+        let output = granule(args).output().unwrap();
+        let said = stderr(&output);
+        assert!(output.status.success() && said.lines().all(|line| line.starts_with("layers ")), "{said}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn placed_json(args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&placed(args)).unwrap()
+    }
+
     #[test]
     #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
     fn a_tale_from_a_gpu_is_the_hosts() {
         let tale = |device: &[&str]| {
             let run = ["run", TALES, "-p", "Once upon a time", "--temp", "0", "-n", "6", "--precise"];
-            stdout(&[&run[..], device].concat())
+            placed(&[&run[..], device].concat())
         };
         assert_eq!(tale(&["--device", "cuda:0"]), tale(&[]));
         let run = ["run", TALES, "-p", "x", "-n", "2", "--device", "cuda:0", "--verbose"];
@@ -89,10 +120,58 @@ mod cuda {
         );
         let small = ["--device", "cuda:0", "--memory-limit", "4MiB"];
         let output = granule(&[&run[..6], &small].concat()).output().unwrap();
-        assert!(!output.status.success() && stderr(&output).contains("out of memory"), "{}", stderr(&output));
+        let said = stderr(&output);
+        assert!(!output.status.success() && said.contains("are missing. What would fit: "), "{said}");
         let bench =
             ["bench", TALES, "--prompt", "4", "--gen", "2", "--repeat", "1", "--device", "cuda:0", "--json"];
-        assert!(json(&bench)[0]["device"].as_str().unwrap().starts_with("cuda:0 ("));
+        assert!(placed_json(&bench)[0]["device"].as_str().unwrap().starts_with("cuda:0 ("));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn layers_are_where_the_flags_say() {
+        let run = ["run", TALES, "-p", "Once upon a time", "--temp", "0", "-n", "3", "--precise"];
+        let tale = stdout(&run);
+        for (flags, places) in [
+            (&["--device", "cuda:0", "--gpu-layers", "2"][..], "layers 0 to 3 on host, 4 to 5 on cuda:0"),
+            (&["--device", "cuda:0", "--gpu-layers", "99"], "layers 0 to 5 on cuda:0"),
+            (&["--device", "cuda:0", "--gpu-layers", "0"], "layers 0 to 5 on host"),
+            (
+                &["--device", "cuda:0,cuda:1", "--gpu-layers", "4", "--layer-split", "1,3", "--no-graphs"],
+                "layers 0 to 1 on host, 2 on cuda:0, 3 to 5 on cuda:1",
+            ),
+            (&["--device", "cuda:1,cuda:0"], "layers 0 to 2 on cuda:1, 3 to 5 on cuda:0"),
+        ] {
+            let output = granule(&[&run[..], flags, &["--verbose"]].concat()).output().unwrap();
+            let said = stderr(&output);
+            assert!(output.status.success() && said.contains(places), "{flags:?}: {said}");
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), tale, "{flags:?}");
+        }
+        // As many as fit, from none to all; and a prompt by cuBLAS, which the simulator stands in for.
+        for (flags, places) in [
+            (&["--gpu-layers", "auto"][..], "layers 0 to 5 on cuda:0"),
+            (&["--gpu-layers", "auto", "--memory-limit", "12MiB"], " on host, "),
+            (&["--cublas"], "layers 0 to 5 on cuda:0"),
+        ] {
+            let output = granule(&[&run[..], &["--device", "cuda:0"], flags].concat()).output().unwrap();
+            let said = stderr(&output);
+            if cfg!(not(feature = "cublas")) && flags == ["--cublas"] {
+                continue;
+            }
+            assert!(output.status.success() && said.contains(places), "{flags:?}: {said}");
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), tale, "{flags:?}");
+        }
+        let split = ["--device", "cuda:0", "--gpu-layers", "2"];
+        let json = placed_json(&[&run[..], &split, &["--json"]].concat());
+        let devices = json["memory"]["devices"].as_array().unwrap();
+        assert_eq!((devices[0]["device"].as_str(), devices[0]["layers"].as_u64()), (Some("host"), Some(4)));
+        assert_eq!((devices[1]["device"].as_str(), devices[1]["layers"].as_u64()), (Some("cuda:0"), Some(2)));
+        let bench = ["bench", TALES, "--prompt", "4", "--gen", "2", "--repeat", "1", "--json"];
+        let measured = placed_json(&[&bench[..], &split].concat());
+        assert!(measured[0]["device"].as_str().unwrap().starts_with("host + cuda:0 ("));
+        let none = ["--device", "cuda:0,cuda:1", "--layer-split", "0,0"];
+        let output = granule(&[&run[..], &none].concat()).output().unwrap();
+        assert!(!output.status.success() && stderr(&output).contains("gives no device anything"));
     }
 
     #[test]
