@@ -19,6 +19,8 @@ use crate::config::Config;
 use crate::context::ContextOptions;
 #[cfg(feature = "cublas")]
 use crate::engine::cuda::blas;
+#[cfg(feature = "cuda")]
+use crate::engine::cuda::context_of;
 #[cfg(not(feature = "cuda"))]
 use crate::error::Error;
 use crate::error::Result;
@@ -146,8 +148,11 @@ impl ModelPlan {
         let mut devices: Vec<(&Bank, DeviceMemory)> = Vec::new();
         for (Planned { bank, stage }, dry) in planned.iter().zip(dry) {
             if !devices.iter().any(|(known, _)| known.is(bank)) {
-                let mut memory = DeviceMemory::new(bank.device().name(), Bytes::ZERO);
-                memory.context = context_of(bank);
+                #[cfg(feature = "cuda")]
+                let context = context_of(bank)?;
+                #[cfg(not(feature = "cuda"))]
+                let context = None;
+                let memory = DeviceMemory { context, ..DeviceMemory::new(bank.device().name(), Bytes::ZERO) };
                 devices.push((bank, memory));
             }
             let Some((_, memory)) = devices.iter_mut().find(|(known, _)| known.is(bank)) else { continue };
@@ -360,16 +365,4 @@ impl ModelPlan {
     fn on_device(&self, _: &Bank, _: &Span, _: KvLayout) -> Result<Stage> {
         Err(Error::Unsupported { what: "a GPU in a build without the feature `cuda`".into() })
     }
-}
-
-/// What a CUDA context takes of a bank's device for itself, where that can be told.
-#[cfg(feature = "cuda")]
-fn context_of(bank: &Bank) -> Option<Bytes> {
-    bank.device().context_bytes().ok()
-}
-
-/// There are none.
-#[cfg(not(feature = "cuda"))]
-fn context_of(_: &Bank) -> Option<Bytes> {
-    None
 }

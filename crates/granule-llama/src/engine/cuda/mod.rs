@@ -30,7 +30,7 @@ use self::decode::Decodes;
 use self::folds::Folds;
 use self::layers::{Inputs, Layers, Start, Tables, floats, floats_mut};
 use self::memory::{Buffers, Heaps, Leased, Shuttle, not_pinned};
-pub(crate) use self::weights::CudaModel;
+pub(crate) use self::weights::{CudaModel, context_of};
 use super::{Batch, EngineMemory, Hidden, How, Observer, Part, Staged, is_capture, rows_of};
 use crate::cancel::CancelToken;
 use crate::config::Config;

@@ -133,13 +133,7 @@ impl CudaModel {
             output = Some(CudaOutput { norm, matrix });
         }
         // While there is room for another one.
-        let context = patiently(|| match bank.device().context_bytes() {
-            // That it cannot be told is no reason not to load: what else is to lie there may fit.
-            Err(granule_device::Error::OutOfMemory { .. } | granule_device::Error::Unsupported { .. }) => {
-                Ok(None)
-            }
-            measured => Ok(Some(measured?)),
-        })?;
+        let context = context_of(bank)?;
         let size = plan.places.bytes();
         let mut memory = patiently(|| Ok(bank.growable(&Owner::new(WEIGHTS), size)?))?;
         patiently(|| Ok(memory.grow_to(size)?))?;
@@ -240,4 +234,15 @@ impl CudaModel {
 
 fn elsewhere(what: &str) -> Error {
     Error::Unsupported { what: format!("{what} on a device that it is not on") }
+}
+
+/// What a CUDA context takes of a bank's device for itself, where that can be told.
+pub(crate) fn context_of(bank: &Bank) -> Result<Option<Bytes>> {
+    patiently(|| match bank.device().context_bytes() {
+        // That it cannot be told is no reason not to load: what is to lie there may fit.
+        Err(granule_device::Error::OutOfMemory { .. } | granule_device::Error::Unsupported { .. }) => {
+            Ok(None)
+        }
+        measured => Ok(Some(measured?)),
+    })
 }
