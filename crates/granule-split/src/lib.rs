@@ -1,0 +1,8 @@
+//! Weights that live on several devices at once, and the collectives that let a layer run on all of them.
+#![doc = include_str!("../README.md")]
+
+pub mod comm;
+mod error;
+
+pub use comm::{Communicator, Traffic};
+pub use error::{Error, Result};
