@@ -3,6 +3,7 @@
 use granule_kv::KvShape;
 use granule_plan::ModelShape;
 use granule_quant::DType;
+use granule_split::RankShape;
 
 use crate::error::{Error, Result, excerpt};
 use crate::gguf::Gguf;
@@ -144,6 +145,12 @@ impl Config {
             rope_dims: self.rope_dims,
             output,
         }
+    }
+
+    /// The shape of one rank's part.
+    pub(crate) fn part(&self, part: &RankShape) -> Self {
+        let (n_heads, n_kv_heads) = (part.heads.len(), part.kv_heads.len());
+        Self { n_heads, n_kv_heads, n_ff: part.ff.len(), n_vocab: part.vocab.len(), ..self.clone() }
     }
 
     /// Elements of all query heads of one token.

@@ -395,6 +395,14 @@ pub enum Error {
         /// Layers of the model.
         n_layers: usize,
     },
+    /// Layers are to be split, and there are not as many ranks as shares.
+    #[error("{shares} shares for {ranks} ranks: one for each is needed")]
+    SplitShares {
+        /// Shares that were given.
+        shares: usize,
+        /// Devices, or processes.
+        ranks: usize,
+    },
     /// A GPU cannot hold what it was to hold.
     #[error(
         "{device} would need {needed} and has {available} free: {missing} are missing. What would fit: {fits}"
@@ -476,6 +484,9 @@ pub enum Error {
     /// Sizes that nothing could have.
     #[error(transparent)]
     Plan(granule_plan::Error),
+    /// Layers that cannot be split so; or ranks that do not reach one another.
+    #[error(transparent)]
+    Split(#[from] granule_split::Error),
 
     // ---- quantizing ----
     /// The name is none of a type that files are quantized to.

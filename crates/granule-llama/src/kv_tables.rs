@@ -11,6 +11,8 @@
 //!
 //! The kind is what is done with the tables: 1 is [`granule_ops::KvTransform`], with 1 for the scale of values.
 
+use std::ops::Range;
+
 use granule_bank::{Bank, Charge, Owner};
 use granule_device::Bytes;
 use granule_kv::KvShape;
@@ -81,6 +83,26 @@ impl Tables {
             bytes,
             charge,
         })
+    }
+
+    /// Those of some of the heads; `shape` is that of all of them.
+    ///
+    /// # Errors
+    /// As [`Tables::new`].
+    pub(crate) fn part(&self, bank: &Bank, shape: KvShape, kv_heads: Range<usize>) -> Result<Self> {
+        let at = kv_heads.start * shape.head_dim..kv_heads.end * shape.head_dim;
+        let own = |table: &Vec<f32>| table[at.clone()].to_vec();
+        let layer = |layer: LayerTables| LayerTables {
+            keys: layer.keys.map(|KeyTables { constants, scales }| KeyTables {
+                constants: own(&constants),
+                scales: own(&scales),
+            }),
+            values: layer.values.map(|values| own(&values)),
+        };
+        // What was written is read.
+        let layers = read(shape, &self.bytes).unwrap_or_default().into_iter().map(layer);
+        let shape = KvShape { n_kv_heads: kv_heads.len(), ..shape };
+        Self::new(bank, shape, &layers.collect::<Vec<_>>())
     }
 
     /// What copies of them are known by.

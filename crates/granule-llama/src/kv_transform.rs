@@ -38,6 +38,7 @@ use granule_ops::rotate;
 
 use crate::cancel::CancelToken;
 use crate::config::Config;
+use crate::context::RANK_TIMEOUT;
 use crate::engine::{Batch, Engine, How, Observer, Part, patiently};
 use crate::error::Result;
 use crate::kv_tables::{KeyTables, LayerTables, Tables};
@@ -135,12 +136,13 @@ fn make(
     let options = KvOptions::new().ahead(0).parked(Bytes::ZERO);
     let (mut layouts, mut sequences) = (Vec::new(), Vec::new());
     for place in model.places() {
-        let shape = KvShape { n_layers: place.span.len(), ..config.kv_shape() };
+        let shape = KvShape { n_layers: place.span.len(), ..place.config.kv_shape() };
         let layout = KvLayout::new(shape, KvType::F32, KvType::F32, None, 0)?;
         sequences.push(KvCache::new(&place.bank, layout, options)?.sequence(tokens.len())?);
         layouts.push(layout);
     }
-    let mut engine = Engine::new(model, &layouts, How::default())?;
+    let how = How { graphs: false, cublas: None, timeout: RANK_TIMEOUT };
+    let mut engine = Engine::new(model, &layouts, how)?;
     let mut sums = vec![Sums::new(config); config.n_layers];
     let mut rest = &tokens[..];
     while !rest.is_empty() {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device, DeviceKind};
-use granule_kv::{Identity, KvType, PrefixCache};
+use granule_kv::{Identity, KvLayout, KvOptions, KvType, PrefixCache};
 use granule_ops::{Precision, Rope, Threads};
 use granule_plan::ModelShape;
+use granule_split::RankShape;
 
 use crate::cancel::CancelToken;
 use crate::chat::ChatTemplate;
@@ -21,8 +22,9 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::identity::identity;
 use crate::kv_tables::Tables;
 use crate::kv_transform::Kept;
-use crate::placement::{Placement, Span, Stage};
-use crate::shared::Caches;
+use crate::placement::{Group, Placement, Span, Stage, StageRank};
+use crate::ranks::{self, RankSplit};
+use crate::shared::{Caches, Shared};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Files, Source, Weights};
 
@@ -66,27 +68,37 @@ pub struct Model {
     config: Config,
     tokenizer: Tokenizer,
     rope: Rope,
-    weights: Weights,
+    /// All that is on the host, by who pays for it and what it is of: never empty, and what all is found in comes first.
+    weights: Vec<Arc<Weights>>,
     threads: Threads,
     threads_batch: Threads,
     caches: Caches,
+    placement: Placement,
     /// Never empty.
     places: Vec<Place>,
     tables: Kept,
     precision: Precision,
 }
 
-/// A stage of a model: a run of its layers, and whose memory they are in.
+/// A stage of a model, a run of its layers, or one rank's part of one: whose memory it is in, and what it is.
 pub(crate) struct Place {
     pub(crate) bank: Bank,
     pub(crate) span: Span,
+    /// The shape of what is here: the model's, or that of a rank's part.
+    pub(crate) config: Config,
+    /// Where it is a rank's part: which, among those of all ranks.
+    part: Option<RankSplit>,
+    /// What computes here reads these, where it is the host.
+    weights: Arc<Weights>,
+    threads: Threads,
+    threads_batch: Threads,
     /// Its weights on a CUDA device, where that computes.
     #[cfg(feature = "cuda")]
     pub(crate) cuda: Option<Arc<CudaModel>>,
 }
 
 impl Place {
-    fn is_host(&self) -> bool {
+    pub(crate) fn is_host(&self) -> bool {
         self.bank.device().kind() == DeviceKind::Host
     }
 
@@ -97,6 +109,29 @@ impl Place {
             return cuda.bytes();
         }
         Bytes::ZERO
+    }
+
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Which part of its layers is here, where they are split.
+    pub(crate) fn part(&self) -> Option<&RankShape> {
+        self.part.as_ref().map(RankSplit::own)
+    }
+
+    /// What all ranks have, where its layers are split.
+    pub(crate) fn all_ranks(&self) -> Option<&[RankShape]> {
+        self.part.as_ref().map(|part| &*part.all)
+    }
+
+    pub(crate) fn threads_for(&self, n_tokens: usize) -> &Threads {
+        if n_tokens > 1 { &self.threads_batch } else { &self.threads }
+    }
+
+    /// What the sizes of its steps follow from.
+    pub(crate) fn sizes(&self) -> ModelShape {
+        self.config.sizes(self.weights.output().dtype())
     }
 }
 
@@ -128,9 +163,10 @@ impl Model {
         let (threads, threads_batch) = pools(threads, threads_batch)?;
         let mut silent = |_, _| ControlFlow::Continue(());
         let progress = progress.unwrap_or(&mut silent);
+        let is_host = |bank: &Bank| bank.device().kind() == DeviceKind::Host;
         let host = match &placement {
-            Some(placement) => placement.host()?.cloned(),
-            None => (bank.device().kind() == DeviceKind::Host).then(|| bank.clone()),
+            Some(placement) => placement.banks().find(|bank| is_host(bank)).cloned(),
+            None => Some(bank.clone()).filter(is_host),
         };
         // A device's weights only pass through the file's mapping.
         let source = if host.is_some() {
@@ -154,39 +190,69 @@ impl Model {
         }
         let placement = placement.unwrap_or_else(|| Placement::new().layers(&bank, config.n_layers));
         let spans = placement.spans(config.n_layers)?;
-        let mut weights = Weights::new(files, &config)?;
+        let mut base = Weights::new(files, &config)?;
+        let splits = ranks::splits(&placement, &spans, &config, &base)?;
         let mut report = |added| loading.add(added, progress);
-        if let Some(host) = &host {
-            let here: Vec<_> =
-                spans.iter().filter(|(bank, _)| bank.is(host)).map(|(_, span)| span.clone()).collect();
-            weights.bring_in(host, &here, &threads_batch, &mut report)?;
+        // Ranks are given what tokens stand for.
+        let looks_up = spans.first().is_some_and(|(_, first)| !first.looks_up());
+        let whole = whole_on_host(&spans);
+        let first = whole.first().map(|(bank, here)| (bank, &here[..]));
+        if let Some((bank, here)) = first.or(host.as_ref().filter(|_| looks_up).map(|host| (host, &[][..]))) {
+            base.bring_in(bank, here, looks_up, &threads_batch, &mut report)?;
+        }
+        let mut weights = vec![Arc::new(base)];
+        for (bank, here) in whole.iter().skip(1) {
+            let mut again = weights[0].again();
+            again.bring_in(bank, here, false, &threads_batch, &mut report)?;
+            weights.push(Arc::new(again));
         }
         let mut places = Vec::with_capacity(spans.len());
-        for (bank, span) in spans {
-            let is_host = bank.device().kind() == DeviceKind::Host;
-            #[cfg(feature = "cuda")]
-            let cuda =
-                (!is_host).then(|| CudaModel::load(&bank, &span, &weights, &threads_batch, &mut report));
+        for ((bank, span), split) in spans.into_iter().zip(splits) {
+            let on_host = is_host(&bank);
             #[cfg(not(feature = "cuda"))]
-            if !is_host {
+            if !on_host {
                 return Err(Error::Unsupported {
                     what: "a GPU in a build without the feature `cuda`".into(),
                 });
             }
+            let (own, config, part, threads) = if let Some(split) = split {
+                let mut part = weights[0].part(&config, &split, span.layers.clone())?;
+                let threads = split.threads([&threads, &threads_batch])?;
+                if on_host {
+                    let here = std::slice::from_ref(&span);
+                    part.bring_in(&bank, here, false, &threads_batch, &mut report)?;
+                }
+                weights.push(Arc::new(part));
+                let own = Arc::clone(&weights[weights.len() - 1]);
+                let config = config.part(split.own());
+                (own, config, Some(split), threads)
+            } else {
+                let at = whole.iter().position(|(known, _)| known.is(&bank)).unwrap_or(0);
+                let threads = [threads.clone(), threads_batch.clone()];
+                (Arc::clone(&weights[at]), config.clone(), None, threads)
+            };
+            let [threads, threads_batch] = threads;
+            #[cfg(feature = "cuda")]
+            let cuda = (!on_host).then(|| CudaModel::load(&bank, &span, &own, &threads_batch, &mut report));
             places.push(Place {
                 #[cfg(feature = "cuda")]
                 cuda: cuda.transpose()?,
                 bank,
                 span,
+                config,
+                part,
+                weights: own,
+                threads,
+                threads_batch,
             });
         }
         let rope = Rope::new(
             config.rope_dims,
             config.rope_base,
             config.rope_linear,
-            weights.rope_factors.as_deref(),
+            weights[0].rope_factors.as_deref(),
         )?;
-        weights.check()?;
+        weights[0].check()?;
         let (caches, tables) = (Caches::default(), Kept::default());
         Ok(Arc::new(Self {
             config,
@@ -196,6 +262,7 @@ impl Model {
             threads,
             threads_batch,
             caches,
+            placement,
             places,
             tables,
             precision,
@@ -206,11 +273,6 @@ impl Model {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// What the sizes of its steps follow from.
-    pub(crate) fn sizes(&self) -> ModelShape {
-        self.config.sizes(self.weights.output().dtype())
     }
 
     /// The model's tokenizer.
@@ -232,12 +294,12 @@ impl Model {
     /// # Errors
     /// None in practice: a loaded model has a file.
     pub fn gguf(&self) -> Result<&Gguf> {
-        self.weights.files().main()
+        self.weights().files().main()
     }
 
     /// Every tensor of the model, in the files' order.
     pub fn tensors(&self) -> impl Iterator<Item = &TensorInfo> {
-        self.weights.files().tensors()
+        self.weights().files().tensors()
     }
 
     /// Bytes that the weights take: what is used of the files in place, mapped or read, and what is packed; on a GPU, the granules
@@ -249,33 +311,47 @@ impl Model {
 
     /// Of [`bytes`](Self::bytes): what is on the host.
     fn host_bytes(&self) -> Bytes {
-        self.weights.files().bytes().saturating_add(self.packed_bytes())
+        let own = self.weights.iter().map(|weights| weights.bytes());
+        own.fold(self.weights().files().read_bytes(), Bytes::saturating_add)
     }
 
     /// What the weights take in this bank.
     pub(crate) fn bytes_in(&self, bank: &Bank) -> Bytes {
-        let places = || self.places.iter().filter(|place| place.bank.is(bank));
-        let host = if places().any(Place::is_host) { self.host_bytes() } else { Bytes::ZERO };
-        places().map(Place::bytes_elsewhere).fold(host, Bytes::saturating_add)
+        let files = self.weights().files();
+        let read = files.read_bank().filter(|by| by.is(bank)).map_or(Bytes::ZERO, |_| files.read_bytes());
+        let is_here = |weights: &&Arc<Weights>| weights.bank().is_some_and(|by| by.is(bank));
+        let host = self.weights.iter().filter(is_here).map(|weights| weights.bytes());
+        let places = self.places.iter().filter(|place| place.bank.is(bank));
+        host.chain(places.map(Place::bytes_elsewhere)).fold(read, Bytes::saturating_add)
     }
 
-    /// Where its layers are, from the first to the last.
+    /// Where its layers are, from the first to the last; layers that are split come once for each rank that is here.
     pub fn stages(&self) -> impl ExactSizeIterator<Item = Stage<'_>> {
-        self.places
-            .iter()
-            .map(|place| Stage { device: place.bank.device().name(), layers: place.span.layers.clone() })
+        self.places.iter().map(|place| Stage {
+            device: place.bank.device().name(),
+            layers: place.span.layers.clone(),
+            rank: place.part().zip(place.span.rank).map(|(part, (rank, ranks))| StageRank {
+                rank,
+                ranks,
+                heads: part.heads.clone(),
+                kv_heads: part.kv_heads.clone(),
+                ff: part.ff.clone(),
+                vocab: part.vocab.clone(),
+            }),
+        })
     }
 
     /// Of [`bytes`](Self::bytes): the weights that are packed for the CPU at hand.
     #[must_use]
     pub fn packed_bytes(&self) -> Bytes {
-        self.weights.packed_bytes()
+        let packed = self.weights.iter().map(|weights| weights.packed_bytes());
+        packed.fold(Bytes::ZERO, Bytes::saturating_add)
     }
 
     /// Whether the embedding table is also the output layer.
     #[must_use]
     pub fn is_tied(&self) -> bool {
-        self.weights.is_tied()
+        self.weights().is_tied()
     }
 
     /// Who pays for the model's memory and its contexts'; where layers are in several banks, for that of the first ones, and for what
@@ -298,7 +374,24 @@ impl Model {
         self.places.iter().find(|place| place.is_host()).map_or_else(|| self.bank(), |place| &place.bank)
     }
 
-    /// The bank of each stage.
+    /// Caches of these layouts, one for each place, and what each has of the tables.
+    pub(crate) fn shared(
+        &self,
+        layouts: &[KvLayout],
+        options: KvOptions,
+        tables: Option<Arc<Tables>>,
+    ) -> Result<Arc<Shared>> {
+        let (bank, shape) = (self.tables_bank(), self.config.kv_shape());
+        self.caches.get(self.place_banks(), layouts, options, tables, |tables| {
+            let part = |place: &Place| match place.part() {
+                Some(part) => Ok(Arc::new(tables.part(bank, shape, part.kv_heads.clone())?)),
+                None => Ok(Arc::clone(tables)),
+            };
+            self.places.iter().map(part).collect()
+        })
+    }
+
+    /// The bank of each place.
     pub(crate) fn place_banks(&self) -> impl Iterator<Item = &Bank> {
         self.places.iter().map(|place| &place.bank)
     }
@@ -319,10 +412,6 @@ impl Model {
         &self.threads_batch
     }
 
-    pub(crate) fn threads_for(&self, n_tokens: usize) -> &Threads {
-        if n_tokens > 1 { &self.threads_batch } else { &self.threads }
-    }
-
     /// What the model's keys and values can be told apart by from another model's: shapes, weights and rotation. The digest of
     /// the weights is made when it is first asked for, from a sample of each tensor: other trainings, fine-tunes and
     /// quantizations are told apart; a flipped bit, or an edit of a few numbers, may not be. Texts of the vocabulary, the chat
@@ -331,7 +420,7 @@ impl Model {
     /// # Errors
     /// None in practice: a loaded model has its weights.
     pub fn identity(&self) -> Result<&Identity> {
-        self.caches.identity(|| identity(&self.config, &self.weights))
+        self.caches.identity(|| identity(&self.config, self.weights()))
     }
 
     /// The prompts that contexts with [`ContextOptions::prefix_cache`](crate::ContextOptions) have left: how many there are, what
@@ -373,13 +462,34 @@ impl Model {
         self.precision
     }
 
+    /// What all tensors are found in; on the host it has the table that tokens are looked up in.
     pub(crate) fn weights(&self) -> &Weights {
-        &self.weights
+        &self.weights[0]
+    }
+
+    /// Who shares a stage's layers, where they are split.
+    pub(crate) fn group(&self, stage: usize) -> Option<&Group> {
+        self.placement.group(stage)
     }
 
     pub(crate) fn rope(&self) -> &Rope {
         &self.rope
     }
+}
+
+/// Of the parts that are not split and on the host: which are in each bank.
+fn whole_on_host(spans: &[(Bank, Span)]) -> Vec<(Bank, Vec<Span>)> {
+    let mut all: Vec<(Bank, Vec<Span>)> = Vec::new();
+    for (bank, span) in spans {
+        if bank.device().kind() != DeviceKind::Host || span.rank.is_some() {
+            continue;
+        }
+        match all.iter_mut().find(|(known, _)| known.is(bank)) {
+            Some((_, here)) => here.push(span.clone()),
+            None => all.push((bank.clone(), vec![span.clone()])),
+        }
+    }
+    all
 }
 
 /// Handles for steps of one token and of more, of one pool: the process's where it has enough threads and nobody asked for

@@ -55,8 +55,8 @@ impl Packed {
         };
         for (tensor, place) in tensors.iter_mut().zip(places) {
             let out = memory.bytes_mut()?.get_mut(place.clone()).unwrap_or_default();
-            let bytes = files.tensor(tensor)?;
-            pack(tensor, bytes, out, threads)?;
+            let bytes = files.bytes_of(tensor)?;
+            pack(tensor, &bytes, out, threads)?;
             tensor.set_packed(place);
             packed(tensor, bytes.len())?;
         }

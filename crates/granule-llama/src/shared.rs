@@ -6,23 +6,38 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use granule_bank::Bank;
+use granule_device::Bytes;
 use granule_kv::{Identity, KvCache, KvLayout, KvOptions, PrefixCache, PrefixOptions, Sequence};
 
 use crate::error::Result;
 use crate::kv_tables::Tables;
 
-/// A cache for each stage of a model, and what their bytes were made with.
+/// A cache for each place of a model, and what their bytes were made with.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    /// Of one layout but for the number of layers; never empty.
+    /// Of one layout but for the number of layers and heads; never empty.
     pub(crate) caches: Vec<KvCache>,
     pub(crate) tables: Option<Arc<Tables>>,
+    /// What each place has of the tables: all, or those of its heads. Empty where there are none.
+    parts: Vec<Arc<Tables>>,
 }
 
 impl Shared {
     /// The layouts of the caches, stage by stage.
     pub(crate) fn layouts(&self) -> Vec<KvLayout> {
         self.caches.iter().map(|cache| *cache.layout()).collect()
+    }
+
+    /// What each place has of the tables, if there are some.
+    pub(crate) fn parts(&self) -> Option<&[Arc<Tables>]> {
+        Some(&self.parts[..]).filter(|parts| !parts.is_empty())
+    }
+
+    /// Memory of all tables, of the whole and of parts.
+    pub(crate) fn held_by_tables(&self) -> Bytes {
+        let Some(whole) = &self.tables else { return Bytes::ZERO };
+        let parts = self.parts.iter().filter(|part| !Arc::ptr_eq(part, whole));
+        parts.map(|part| part.held()).fold(whole.held(), Bytes::saturating_add)
     }
 
     /// An empty sequence of each cache.
@@ -43,13 +58,15 @@ pub(crate) struct Caches {
 }
 
 impl Caches {
-    /// The caches of these layouts, one in each bank, these options and these tables; new ones where no context uses them.
+    /// The caches of these layouts, one in each bank, these options and these tables, of which `parts` says what each place has; new
+    /// ones where no context uses them.
     pub(crate) fn get<'a>(
         &self,
         banks: impl Iterator<Item = &'a Bank>,
         layouts: &[KvLayout],
         options: KvOptions,
         tables: Option<Arc<Tables>>,
+        parts: impl FnOnce(&Arc<Tables>) -> Result<Vec<Arc<Tables>>>,
     ) -> Result<Arc<Shared>> {
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         used.retain(|shared| shared.strong_count() > 0);
@@ -63,7 +80,9 @@ impl Caches {
             return Ok(shared);
         }
         let caches = banks.zip(layouts).map(|(bank, &layout)| KvCache::new(bank, layout, options));
-        let shared = Arc::new(Shared { caches: caches.collect::<Result<_, _>>()?, tables });
+        let caches = caches.collect::<Result<_, _>>()?;
+        let parts = tables.as_ref().map(parts).transpose()?.unwrap_or_default();
+        let shared = Arc::new(Shared { caches, tables, parts });
         used.push(Arc::downgrade(&shared));
         Ok(shared)
     }

@@ -31,7 +31,7 @@ impl Context {
         let drawn = match self.begin(&items).and_then(|()| self.plan(&items)) {
             Err(error) => Err(error),
             Ok(_) => {
-                let (parts, tokens, tables) = (&self.parts, &self.batch, self.shared.tables.as_deref());
+                let (parts, tokens, tables) = (&self.parts, &self.batch, self.shared.parts());
                 let batch = Batch { sequences: &mut self.slots, parts, tokens, tables };
                 self.engine.draw(&self.model, batch, &self.cancel, (&draw, n))
             }

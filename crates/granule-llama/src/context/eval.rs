@@ -209,7 +209,11 @@ impl Context {
             first.get_or_insert(index);
             // Fewer than asked for where the cache's free rows are cut up.
             let slot = &mut self.slots[lane.slot];
-            let n = patiently(|| slot.prepare(wanted))?;
+            let mut n = patiently(|| slot.prepare(wanted))?;
+            if slot.first().position() != slot.first().len() {
+                // How rows are cut up, after tokens were removed, depends on a rank's own memory.
+                n = self.engine.agree(n)?;
+            }
             self.batch.extend_from_slice(&tokens[lane.done..lane.done + n]);
             self.parts.push(Part { sequence: lane.slot, n });
             lane.done += n;
@@ -226,7 +230,7 @@ impl Context {
             sequences: &mut self.slots,
             parts: &self.parts,
             tokens: &self.batch,
-            tables: self.shared.tables.as_deref(),
+            tables: self.shared.parts(),
         };
         self.engine.step(&self.model, batch, &self.cancel, None)?;
         self.commit()
@@ -273,6 +277,7 @@ impl Context {
 
     /// Takes back what a call appended before it failed.
     pub(super) fn undo(&mut self, error: Error) -> Error {
+        self.engine.abort(&error);
         // All of them first: nothing of what follows may keep a sequence from being what it was.
         for lane in &self.lanes {
             // Tokens at the end, which are there, can always be taken back.

@@ -53,7 +53,7 @@ impl Context {
         let mut named = 0;
         let mut memory = DeviceMemory::new(bank.device().name(), self.model.bytes_in(bank));
         if bank.is(self.model.tables_bank()) {
-            memory.kv_transform = self.shared.tables.as_ref().map_or(Bytes::ZERO, |tables| tables.held());
+            memory.kv_transform = self.shared.held_by_tables();
         }
         let places = || self.model.places().iter().filter(|place| place.bank.is(bank));
         for place in places() {

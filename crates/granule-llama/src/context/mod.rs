@@ -28,6 +28,7 @@ use crate::shared::Shared;
 use crate::tokenizer::TokenId;
 
 pub use options::ContextOptions;
+pub(crate) use options::RANK_TIMEOUT;
 pub use slot::SequenceId;
 
 /// Sequences of tokens over a shared model: one, until more are [added](Context::add_sequence). What names no sequence acts on
@@ -96,9 +97,9 @@ impl Context {
             KvTransformMode::None => None,
         };
         let sinks = if tables.is_some() { SINKS } else { 0 };
-        let layout = |place: &Place| options.layout(shape, place.span.len(), sinks);
+        let layout = |place: &Place| options.layout(place.config.kv_shape(), place.span.len(), sinks);
         let layouts = model.places().iter().map(layout).collect::<Result<Vec<_>>>()?;
-        let shared = model.caches().get(model.place_banks(), &layouts, options.kv, tables)?;
+        let shared = model.shared(&layouts, options.kv, tables)?;
         let first = Slot::new(patiently(|| shared.sequences(n_ctx))?, &[]);
         Self::over(model, options, shared, first, cancel)
     }
@@ -110,7 +111,11 @@ impl Context {
         first: Slot,
         cancel: CancelToken,
     ) -> Result<Self> {
-        let how = How { graphs: options.graphs, cublas: options.cublas.then_some(options.n_batch) };
+        let how = How {
+            graphs: options.graphs,
+            cublas: options.cublas.then_some(options.n_batch),
+            timeout: options.rank_timeout,
+        };
         let engine = patiently(|| Engine::new(&model, &shared.layouts(), how))?;
         let row = || patiently(|| engine.room_for_logits(model.config().n_vocab));
         let (rows, last) = (row()?, row()?);

@@ -1,9 +1,14 @@
 //! `ContextOptions`: how to make a context.
 
+use std::time::Duration;
+
 use granule_kv::{KvLayout, KvOptions, KvShape, KvType};
 
 use crate::error::Result;
 use crate::kv_transform::KvTransformMode;
+
+/// How long ranks wait for one another where nothing else is said: a step of a few hundred tokens takes seconds at most.
+pub(crate) const RANK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How to make a context.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +35,9 @@ pub struct ContextOptions {
     /// On a GPU: whether products of many tokens are NVIDIA's cuBLAS's, where it is installed, instead of this project's kernels'. It takes
     /// some 40 to 100 MiB of scratch, and its handle memory that no bank counts. Which is faster, nobody has measured yet.
     pub cublas: bool,
+    /// Where layers are split over ranks of one process: how long one waits for another before the step fails. Between processes it is
+    /// their communicator's time.
+    pub rank_timeout: Duration,
     /// Whether prompts are remembered by the model, for all its contexts of these types, and found again by
     /// [`Context::eval_prompt`](crate::Context::eval_prompt) and generation.
     ///
@@ -51,6 +59,7 @@ impl Default for ContextOptions {
             kv: KvOptions::new(),
             graphs: true,
             cublas: false,
+            rank_timeout: RANK_TIMEOUT,
             prefix_cache: false,
         }
     }

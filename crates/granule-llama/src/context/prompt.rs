@@ -45,14 +45,16 @@ impl Context {
             return Ok(0);
         };
         let wanted: Vec<u32> = wanted.iter().copied().map(TokenId::get).collect();
-        let mut found = Vec::with_capacity(self.shared.caches.len());
-        for (prefixes, key) in self.model.all_prefixes().iter().zip(self.prefix_keys()?) {
-            // Every stage has a part of it, or it is of no use.
-            let Ok(Some(hit)) = prefixes.lookup(&key, &wanted) else { return Ok(0) };
-            found.push(hit);
+        let places = self.model.all_prefixes().iter().zip(self.prefix_keys()?);
+        // Every place has a part of it, or it is of no use.
+        let found: Option<Vec<Hit>> =
+            places.map(|(prefixes, key)| prefixes.lookup(&key, &wanted).ok().flatten()).collect();
+        let found = found.unwrap_or_default();
+        // One may have forgotten what another remembers, also in another process.
+        let matched = self.engine.agree(found.iter().map(|hit| hit.matched).min().unwrap_or(0))?;
+        if matched == 0 {
+            return Ok(0);
         }
-        // One stage may have forgotten what another remembers.
-        let matched = found.iter().map(|hit| hit.matched).min().unwrap_or(0);
         let cut = |hit: Hit| {
             let mut sequence = hit.sequence;
             sequence.truncate(matched).map(|()| sequence)

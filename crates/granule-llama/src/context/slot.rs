@@ -119,4 +119,8 @@ impl Staged for Slot {
     fn stage_mut(&mut self, index: usize) -> &mut Sequence {
         &mut self.stages[index]
     }
+
+    fn stages_mut(&mut self, places: Range<usize>) -> &mut [Sequence] {
+        &mut self.stages[places]
+    }
 }

@@ -21,6 +21,7 @@ impl Context {
     /// # Errors
     /// [`Error::State`](crate::Error::State): a file of that name that is no state file, a full disk.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<Bytes> {
+        self.check_whole()?;
         let tokens: Vec<Vec<u32>> = self.slots.iter().map(Slot::numbers).collect();
         let further: Vec<Vec<&Sequence>> =
             self.slots.iter().map(|slot| slot.stages.iter().skip(1).collect()).collect();
@@ -48,6 +49,7 @@ impl Context {
     /// another transform than the context's, or with more tokens than it holds; [`Error::TokenOutOfRange`] for a token that the
     /// model does not have; [`Error::Bank`](crate::Error::Bank) where there is no memory for the tables. The context is then as it was.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
+        self.check_whole()?;
         let file = StateFile::open(path)?;
         let shared = self.shared_for(&file)?;
         let identity = self.identity_over(&shared)?;
@@ -98,7 +100,15 @@ impl Context {
             return Err(StateError::WrongTransform.into());
         }
         let (layouts, options) = (self.shared.layouts(), self.shared.caches[0].options());
-        self.model.caches().get(self.model.place_banks(), &layouts, options, Some(Arc::new(tables)))
+        self.model.shared(&layouts, options, Some(Arc::new(tables)))
+    }
+
+    /// Refuses what files do not have: rows whose heads are in several places.
+    fn check_whole(&self) -> Result<()> {
+        if self.model.places().iter().any(|place| place.part().is_some()) {
+            return Err(Error::Unsupported { what: "a state file of layers that are split".into() });
+        }
+        Ok(())
     }
 
     /// The layout that all of the model's layers would have in one cache.

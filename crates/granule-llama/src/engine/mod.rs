@@ -5,19 +5,24 @@
 
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod group;
 mod host;
 pub(crate) mod spans;
 
-#[cfg(feature = "cuda")]
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use granule_device::Bytes;
 use granule_kv::state::StateError;
 use granule_kv::{KvLayout, Sequence};
 #[cfg(feature = "cuda")]
 use granule_ops::sample::{Draw, Drawn};
+use granule_ops::embed;
 use granule_pool::PoolSlice;
+use granule_split::Communicator;
 
+use self::group::Group;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::kv_tables::Tables;
@@ -25,7 +30,7 @@ use crate::model::{Model, Place};
 use crate::tokenizer::TokenId;
 
 /// Is shown each layer's queries, rotated, and its keys and values, as the projections gave them: of steps of one sequence.
-pub(crate) type Observer<'a> = &'a mut dyn FnMut(usize, &[f32], &[f32], &[f32]) -> Result<()>;
+pub(crate) type Observer<'a> = &'a mut (dyn FnMut(usize, &[f32], &[f32], &[f32]) -> Result<()> + Send);
 
 /// What a step adds to one sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +41,14 @@ pub(crate) struct Part {
     pub(crate) n: usize,
 }
 
-/// One token stream's rows, by stage of the model: as many sequences of a cache, of the same tokens.
+/// One token stream's rows, by the model's places: as many sequences of a cache, of the same tokens.
 pub(crate) trait Staged {
     fn stage(&self, index: usize) -> &Sequence;
 
     fn stage_mut(&mut self, index: usize) -> &mut Sequence;
+
+    /// Those of several places, each to be written by another thread.
+    fn stages_mut(&mut self, places: Range<usize>) -> &mut [Sequence];
 }
 
 impl Staged for Vec<Sequence> {
@@ -51,6 +59,10 @@ impl Staged for Vec<Sequence> {
     fn stage_mut(&mut self, index: usize) -> &mut Sequence {
         &mut self[index]
     }
+
+    fn stages_mut(&mut self, places: Range<usize>) -> &mut [Sequence] {
+        &mut self[places]
+    }
 }
 
 /// What a step computes.
@@ -60,8 +72,15 @@ pub(crate) struct Batch<'a, S> {
     pub(crate) parts: &'a [Part],
     /// The tokens, those of each part one after the other.
     pub(crate) tokens: &'a [TokenId],
-    /// What keys and values go through before they are stored.
-    pub(crate) tables: Option<&'a Tables>,
+    /// What keys and values go through before they are stored, for each place of the model.
+    pub(crate) tables: Option<&'a [Arc<Tables>]>,
+}
+
+impl<'a, S> Batch<'a, S> {
+    /// What a place's keys and values go through.
+    fn tables_of(&self, place: usize) -> Option<&'a Tables> {
+        self.tables.and_then(|tables| tables.get(place)).map(|tables| &**tables)
+    }
 }
 
 /// What a step left at the end of a stage, for the next one: n_embd numbers a token.
@@ -91,12 +110,14 @@ pub(crate) struct Engine {
 }
 
 /// How devices other than the host compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct How {
     /// Whether steps of one token of each sequence are replayed from graphs.
     pub(crate) graphs: bool,
     /// Where products of many tokens are cuBLAS's: how many tokens a step has at most.
     pub(crate) cublas: Option<usize>,
+    /// How long a rank waits for another.
+    pub(crate) timeout: Duration,
 }
 
 /// What computes one stage's layers.
@@ -105,14 +126,42 @@ enum Stage {
     Host(Box<host::HostEngine>),
     #[cfg(feature = "cuda")]
     Cuda(Box<cuda::CudaEngine>),
+    /// Ranks, each with some of every layer.
+    Group(Box<Group>),
 }
 
+/// A rank's end of its group, as its engine has it: `None` where layers are whole.
+pub(crate) type Link = Option<Arc<dyn Communicator>>;
+
 impl Engine {
-    /// What computes where the model's weights are, over caches of these layouts, one for each stage.
+    /// What computes where the model's weights are, over caches of these layouts, one for each place.
     pub(crate) fn new(model: &Model, layouts: &[KvLayout], how: How) -> Result<Self> {
-        let stages = model.places().iter().zip(layouts);
-        let stages = stages.map(|(place, layout)| Stage::new(place, layout, how));
+        let places: Vec<(&Place, &KvLayout)> = model.places().iter().zip(layouts).collect();
+        let stages = places.chunk_by(|(a, _), (b, _)| a.span.stage == b.span.stage);
+        let stages = stages.map(|stage| match (stage, model.group(stage[0].0.span.stage)) {
+            ([(place, layout)], None) => Stage::new(place, layout, how, None),
+            (ranks, Some(group)) => Ok(Stage::Group(Box::new(Group::new(group, ranks, how)?))),
+            // A stage that is not split is in one place.
+            (_, None) => Err(Error::NoLogits),
+        });
         Ok(Self { stages: stages.collect::<Result<_>>()? })
+    }
+
+    /// Has ranks in other processes fail, too, if there are any: this one gives up its step.
+    pub(crate) fn abort(&self, why: &Error) {
+        for stage in &self.stages {
+            if let Stage::Group(group) = stage {
+                group.abort(why);
+            }
+        }
+    }
+
+    /// The least of what all ranks say, where some are in other processes: what depends on a rank's own memory has to be the same for all.
+    pub(crate) fn agree(&self, own: usize) -> Result<usize> {
+        self.stages.iter().try_fold(own, |own, stage| match stage {
+            Stage::Group(group) => group.agree(own),
+            _ => Ok(own),
+        })
     }
 
     /// Runs a batch through all layers; the caller commits its rows. The hidden states are kept until the next step, or until
@@ -158,7 +207,7 @@ impl Engine {
         let hidden = before.map(Stage::hidden).transpose()?;
         match stage {
             Stage::Cuda(cuda) => patiently(|| cuda.draw(model, &mut batch, hidden, cancel, how)),
-            Stage::Host(_) => Err(Error::NoLogits),
+            Stage::Host(_) | Stage::Group(_) => Err(Error::NoLogits),
         }
     }
 
@@ -173,7 +222,7 @@ impl Engine {
     pub(crate) fn drawn_from(&self) -> Result<PoolSlice<f32>> {
         match self.last() {
             Stage::Cuda(cuda) => cuda.drawn_from(),
-            Stage::Host(_) => Err(Error::NoLogits),
+            Stage::Host(_) | Stage::Group(_) => Err(Error::NoLogits),
         }
     }
 
@@ -185,50 +234,33 @@ impl Engine {
         logits: &mut PoolSlice<f32>,
         first: usize,
     ) -> Result<()> {
+        let n_vocab = model.config().n_vocab;
+        let elements = logits.as_slice()?.len();
         match self.stages.last_mut() {
-            Some(Stage::Host(host)) => host.logits(model, tokens, logits, first),
-            #[cfg(feature = "cuda")]
-            Some(Stage::Cuda(cuda)) => cuda.logits(model, tokens, logits, first),
-            None => Err(Error::NoLogits),
+            Some(Stage::Group(group)) => group.logits(model, tokens, &mut logits.as_mut_slice()?[first * n_vocab..]),
+            Some(stage) if first * n_vocab <= elements => stage.logits(model, tokens, logits, first),
+            _ => Err(Error::NoLogits),
         }
     }
 
     /// Gives back what the last step computed with.
     pub(crate) fn rest(&mut self) {
-        for stage in &mut self.stages {
-            match stage {
-                Stage::Host(host) => host.rest(),
-                #[cfg(feature = "cuda")]
-                Stage::Cuda(cuda) => cuda.rest(),
-            }
-        }
+        self.stages.iter_mut().for_each(Stage::rest);
     }
 
     /// Memory that the host reads and [`Engine::logits`] writes.
     pub(crate) fn room_for_logits(&self, elements: usize) -> Result<PoolSlice<f32>> {
-        match self.last() {
-            Stage::Host(host) => host.room_for_logits(elements),
-            #[cfg(feature = "cuda")]
-            Stage::Cuda(cuda) => cuda.room_for_logits(elements),
-        }
+        self.last().room_for_logits(elements)
     }
 
     /// Gives what is not in use back to the banks.
     pub(crate) fn trim(&mut self) -> Result<()> {
-        self.stages.iter_mut().try_for_each(|stage| match stage {
-            Stage::Host(host) => host.trim(),
-            #[cfg(feature = "cuda")]
-            Stage::Cuda(cuda) => cuda.trim(),
-        })
+        self.stages.iter_mut().try_for_each(Stage::trim)
     }
 
-    /// What each stage holds.
+    /// What each place holds.
     pub(crate) fn memory(&self) -> impl Iterator<Item = EngineMemory> {
-        self.stages.iter().map(|stage| match stage {
-            Stage::Host(host) => host.memory(),
-            #[cfg(feature = "cuda")]
-            Stage::Cuda(cuda) => cuda.memory(),
-        })
+        self.stages.iter().flat_map(Stage::memory)
     }
 
     /// A stage, and the one before it.
@@ -243,14 +275,15 @@ impl Engine {
 }
 
 impl Stage {
-    fn new(place: &Place, layout: &KvLayout, how: How) -> Result<Self> {
+    /// What computes in a place; where that is one rank's, `link` reaches the others.
+    fn new(place: &Place, layout: &KvLayout, how: How, link: Link) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if let Some(device) = &place.cuda {
-            return Ok(Self::Cuda(Box::new(cuda::CudaEngine::new(place, device, layout, how)?)));
+            return Ok(Self::Cuda(Box::new(cuda::CudaEngine::new(place, device, layout, how, link)?)));
         }
         // The host has one way.
         let _ = how;
-        Ok(Self::Host(Box::new(host::HostEngine::new(place, layout)?)))
+        Ok(Self::Host(Box::new(host::HostEngine::new(place, layout, link)?)))
     }
 
     /// Runs a batch through this stage's layers, from the hidden states that the one before it left, or from the tokens.
@@ -266,6 +299,7 @@ impl Stage {
             Self::Host(host) => host.step(model, batch, hidden, cancel, observe),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.step(model, batch, hidden, cancel, observe),
+            Self::Group(group) => group.step(model, batch, hidden, cancel, observe),
         }
     }
 
@@ -275,12 +309,79 @@ impl Stage {
             Self::Host(host) => host.hidden(),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.hidden(),
+            Self::Group(group) => group.hidden(),
+        }
+    }
+
+    /// The logits of these tokens of the last step, as many each as its place has: into `logits` from row `first` on.
+    fn logits(
+        &mut self,
+        model: &Model,
+        tokens: impl Iterator<Item = usize>,
+        logits: &mut PoolSlice<f32>,
+        first: usize,
+    ) -> Result<()> {
+        match self {
+            Self::Host(host) => host.logits(model, tokens, logits, first),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.logits(model, tokens, logits, first),
+            Self::Group(_) => Err(Error::NoLogits),
+        }
+    }
+
+    /// Has its end of a group be as new, after a step that failed.
+    fn recover(&self) -> Result<()> {
+        match self {
+            Self::Host(_) | Self::Group(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.recover(),
+        }
+    }
+
+    fn rest(&mut self) {
+        match self {
+            Self::Host(host) => host.rest(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.rest(),
+            Self::Group(group) => group.rest(),
+        }
+    }
+
+    fn room_for_logits(&self, elements: usize) -> Result<PoolSlice<f32>> {
+        match self {
+            Self::Host(host) => host.room_for_logits(elements),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.room_for_logits(elements),
+            Self::Group(group) => group.room_for_logits(elements),
+        }
+    }
+
+    fn trim(&mut self) -> Result<()> {
+        match self {
+            Self::Host(host) => host.trim(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.trim(),
+            Self::Group(group) => group.trim(),
+        }
+    }
+
+    fn memory(&self) -> Vec<EngineMemory> {
+        match self {
+            Self::Host(host) => vec![host.memory()],
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => vec![cuda.memory()],
+            Self::Group(group) => group.memory(),
         }
     }
 }
 
+/// What tokens stand for, from the table on the host.
+fn look_up(model: &Model, tokens: impl ExactSizeIterator<Item = TokenId> + Clone, x: &mut [f32]) -> Result<()> {
+    let weights = model.weights();
+    Ok(embed(&weights.matrix(&weights.embedding)?, tokens.map(TokenId::get), x)?)
+}
+
 /// The rows that a batch's tokens have, of a list with `n` a token.
-#[cfg(feature = "cuda")]
 fn rows_of(tokens: Range<usize>, n: usize) -> Range<usize> {
     tokens.start * n..tokens.end * n
 }
@@ -293,7 +394,7 @@ const PATIENCE: u32 = 2000;
 pub(crate) fn patiently<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
     for _ in 0..PATIENCE {
         match call() {
-            Err(error) if is_capture(&error) => std::thread::sleep(std::time::Duration::from_millis(1)),
+            Err(error) if is_capture(&error) => std::thread::sleep(Duration::from_millis(1)),
             done => return done,
         }
     }
@@ -309,6 +410,8 @@ pub(crate) fn is_capture(error: &Error) -> bool {
         | Error::Pool(granule_pool::Error::Bank(granule_bank::Error::Device(device)))
         | Error::Ops(granule_ops::Error::Device(device))
         | Error::Kv(granule_kv::Error::Device(device))
+        | Error::Split(granule_split::Error::Device(device))
+        | Error::Split(granule_split::Error::Ops(granule_ops::Error::Device(device)))
         | Error::State(StateError::Kv(granule_kv::Error::Device(device)))
         | Error::Kv(granule_kv::Error::Bank(granule_bank::Error::Device(device)))
         | Error::State(StateError::Kv(granule_kv::Error::Bank(granule_bank::Error::Device(device)))) => {

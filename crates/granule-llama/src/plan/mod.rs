@@ -247,7 +247,6 @@ impl ModelPlan {
         let on_host = |bank: &Bank| bank.device().kind() == DeviceKind::Host;
         let host: Vec<Span> =
             spans.iter().filter(|(bank, _)| on_host(bank)).map(|(_, span)| span.clone()).collect();
-        placement.host()?;
         let shape = self.config.kv_shape();
         let (keys, values) = self.gains(options);
         let sinks = if keys || values { SINKS } else { 0 };
@@ -263,7 +262,7 @@ impl ModelPlan {
                 // The first of the host's stages stands for all of them.
                 let is_first = host.first().is_some_and(|first| *first == span);
                 let weights =
-                    if is_first { self.weights.host_bytes(load.source, &host)? } else { Bytes::ZERO };
+                    if is_first { self.weights.host_bytes(load.source, &host, false)? } else { Bytes::ZERO };
                 self.on_host(&bank, kv, load, weights)
             } else {
                 let mut stage = self.on_device(&bank, &span, kv)?;
@@ -298,7 +297,7 @@ impl ModelPlan {
     fn on_device(&self, bank: &Bank, span: &Span, kv: KvLayout) -> Result<Stage> {
         let (layers, n_embd) = (&self.weights.layers[span.layers.clone()], self.config.n_embd);
         let (mut places, mut matrices) = (Places::default(), Vec::new());
-        if span.is_first() {
+        if span.looks_up() {
             matrices.push(self.weights.embedding.shape());
         }
         for layer in layers {
@@ -308,7 +307,7 @@ impl ModelPlan {
         }
         if span.is_last() {
             places.vector(n_embd)?;
-            if !(span.is_first() && self.weights.is_tied()) {
+            if !(span.looks_up() && self.weights.is_tied()) {
                 matrices.push(self.weights.output().shape());
             }
         }

@@ -1,5 +1,6 @@
 //! The files of a model: mapped or read, and what of them stays in memory.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::ops::{ControlFlow, Range};
@@ -59,12 +60,26 @@ impl Shard {
 /// All files of a model, opened.
 pub(crate) struct Files {
     pub(super) shards: Vec<Shard>,
-    /// What the bank counts for them.
-    charges: Vec<Charge>,
+    /// Who paid for those that were read, and what.
+    read: Option<(Bank, Vec<Charge>)>,
     directories: Vec<Gguf>,
     pub(super) source: Source,
-    /// Of mapped files, what is used in place: of which, and where.
-    kept: Vec<(usize, Range<usize>)>,
+}
+
+/// Where in which file something lies.
+pub(super) type Part = (usize, Range<usize>);
+
+/// What somebody uses in place of mapped files, and pays for.
+#[derive(Default)]
+pub(super) struct Claim {
+    charge: Option<Charge>,
+    parts: Vec<Part>,
+}
+
+impl Claim {
+    pub(super) fn bytes(&self) -> Bytes {
+        self.charge.as_ref().map_or(Bytes::ZERO, Charge::size)
+    }
 }
 
 impl Files {
@@ -91,10 +106,9 @@ impl Files {
         }
         let mut files = Self {
             shards: Vec::new(),
-            charges: Vec::new(),
+            read: bank.filter(|_| source.reads_all()).map(|bank| (bank.clone(), Vec::new())),
             directories: Vec::new(),
             source,
-            kept: Vec::new(),
         };
         for path in &paths {
             // The directory comes first: what is no model is refused before it is paid for or read.
@@ -103,10 +117,10 @@ impl Files {
             // A file that shrinks under the parser shows as zeros: say that, not what the zeros look like.
             file.check()?;
             files.directories.push(directory?);
-            files.shards.push(match bank.filter(|_| source.reads_all()) {
+            files.shards.push(match &mut files.read {
                 None => Shard::Mapped(file),
-                Some(bank) => {
-                    files.charges.push(bank.charge(&Owner::new(WEIGHTS), file.len())?);
+                Some((bank, charges)) => {
+                    charges.push(bank.charge(&Owner::new(WEIGHTS), file.len())?);
                     read(&file, bank, source, &mut |added| loading.add(added, progress))?
                 }
             });
@@ -115,27 +129,39 @@ impl Files {
         Ok((files, loading))
     }
 
-    /// Pays for what stays in place of mapped files, everything but the ranges of these tensors, and brings it into memory.
-    pub(super) fn bring_in(&mut self, bank: &Bank, elsewhere: &[&Tensor], report: Report<'_>) -> Result<()> {
+    /// All of the mapped files but the ranges of these tensors.
+    pub(super) fn all_but(&self, elsewhere: &[&Tensor]) -> Result<Vec<Part>> {
+        let mut parts = Vec::new();
         for (index, shard) in self.shards.iter().enumerate() {
-            let Shard::Mapped(file) = shard else { continue };
-            let stays = stays(file.bytes().len(), elsewhere.iter().filter(|tensor| tensor.shard == index));
-            self.charges.push(bank.charge(&Owner::new(WEIGHTS), size_of_all(&stays))?);
-            self.kept.extend(stays.iter().map(|range| (index, range.clone())));
-            for range in stays {
-                if self.source.mlock && self.source.use_mmap && !range.is_empty() {
-                    file.lock(range.clone())?;
-                }
-                for part in file.bytes().get(range).unwrap_or_default().chunks(STEP) {
-                    // One byte of each page: what is not in the page cache is read now, not at the first token.
-                    let touched: u8 = part.iter().step_by(PAGE).fold(0, |sum, &byte| sum.wrapping_add(byte));
-                    std::hint::black_box(touched);
-                    report(part.len())?;
-                }
-            }
-            file.check()?;
+            let stays = stays(shard.bytes()?.len(), elsewhere.iter().filter(|tensor| tensor.shard == index));
+            parts.extend(stays.into_iter().map(|range| (index, range)));
         }
-        Ok(())
+        Ok(parts)
+    }
+
+    /// Pays for what is used in place of mapped files, and brings it into memory. What was read is there, and paid for.
+    pub(super) fn claim(&self, bank: &Bank, parts: Vec<Part>, report: Report<'_>) -> Result<Claim> {
+        let is_mapped = |&(shard, _): &Part| matches!(self.shards.get(shard), Some(Shard::Mapped(_)));
+        let parts: Vec<Part> = parts.into_iter().filter(is_mapped).collect();
+        let charge = bank.charge(&Owner::new(WEIGHTS), size_of_all(parts.iter().map(|(_, range)| range)))?;
+        for (shard, range) in &parts {
+            let Some(Shard::Mapped(file)) = self.shards.get(*shard) else { continue };
+            if self.source.mlock && self.source.use_mmap && !range.is_empty() {
+                file.lock(range.clone())?;
+            }
+            for part in file.bytes().get(range.clone()).unwrap_or_default().chunks(STEP) {
+                // One byte of each page: what is not in the page cache is read now, not at the first token.
+                let touched: u8 = part.iter().step_by(PAGE).fold(0, |sum, &byte| sum.wrapping_add(byte));
+                std::hint::black_box(touched);
+                report(part.len())?;
+            }
+        }
+        for shard in &self.shards {
+            if let Shard::Mapped(file) = shard {
+                file.check()?;
+            }
+        }
+        Ok(Claim { charge: Some(charge), parts })
     }
 
     /// The directory of the first file, which holds the model's metadata.
@@ -165,16 +191,26 @@ impl Files {
         Ok(all)
     }
 
-    /// The bytes of a tensor, where they lie in its file.
+    /// The bytes of a tensor, where they lie in its file; of one that is cut by its columns, those of all columns.
     pub(crate) fn tensor(&self, tensor: &Tensor) -> Result<&[u8]> {
         let bytes = self.shards.get(tensor.shard).map(Shard::bytes).transpose()?;
         Ok(bytes.and_then(|bytes| bytes.get(tensor.range.clone())).unwrap_or_default())
     }
 
-    /// Gives back the memory behind a tensor's bytes, if they are mapped and nobody uses them in place; they can be read again.
-    pub(crate) fn let_go(&self, tensor: &Tensor) {
+    /// The bytes of a tensor: in place, or its own columns put together.
+    pub(crate) fn bytes_of(&self, tensor: &Tensor) -> Result<Cow<'_, [u8]>> {
+        let bytes = self.tensor(tensor)?;
+        let Some(cut) = &tensor.cut else { return Ok(Cow::Borrowed(bytes)) };
+        let own = tensor.dtype.row_bytes(tensor.cols).map_err(granule_ops::Error::from)?;
+        let mut out = vec![0; own * tensor.rows];
+        cut.copy_shard(tensor.rank, 0..tensor.rows, bytes, &mut out)?;
+        Ok(Cow::Owned(out))
+    }
+
+    /// Gives back the memory behind a tensor's bytes, if they are mapped and are no part of the claim; they can be read again.
+    pub(super) fn let_go(&self, tensor: &Tensor, claim: &Claim) {
         let is_in = |kept: &Range<usize>| kept.start < tensor.range.end && tensor.range.start < kept.end;
-        if self.kept.iter().any(|(shard, kept)| *shard == tensor.shard && is_in(kept)) {
+        if claim.parts.iter().any(|(shard, kept)| *shard == tensor.shard && is_in(kept)) {
             return;
         }
         if let Some(Shard::Mapped(file)) = self.shards.get(tensor.shard) {
@@ -182,9 +218,15 @@ impl Files {
         }
     }
 
-    /// Bytes of what is used in place: of files that were read all, of mapped ones all but what is packed elsewhere.
-    pub(crate) fn bytes(&self) -> Bytes {
-        self.charges.iter().map(Charge::size).fold(Bytes::ZERO, |a, b| a.saturating_add(b))
+    /// Bytes of files that were read into memory, all of them.
+    pub(crate) fn read_bytes(&self) -> Bytes {
+        let charges = self.read.iter().flat_map(|(_, charges)| charges);
+        charges.map(Charge::size).fold(Bytes::ZERO, |a, b| a.saturating_add(b))
+    }
+
+    /// Who paid for them.
+    pub(crate) fn read_bank(&self) -> Option<&Bank> {
+        self.read.as_ref().map(|(bank, _)| bank)
     }
 }
 
@@ -197,8 +239,8 @@ pub(super) fn stays<'t>(len: usize, elsewhere: impl Iterator<Item = &'t &'t Tens
     gone.iter().map(|gone| std::mem::replace(&mut at, gone.end)..gone.start).collect()
 }
 
-pub(super) fn size_of_all(ranges: &[Range<usize>]) -> Bytes {
-    ranges.iter().map(|range| Bytes::from_usize(range.len())).fold(Bytes::ZERO, Bytes::saturating_add)
+pub(super) fn size_of_all<'r>(ranges: impl Iterator<Item = &'r Range<usize>>) -> Bytes {
+    ranges.map(|range| Bytes::from_usize(range.len())).fold(Bytes::ZERO, Bytes::saturating_add)
 }
 
 fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {

@@ -4,6 +4,7 @@ mod files;
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use granule_bank::Bank;
 use granule_device::{Bytes, DeviceSlice};
@@ -11,16 +12,18 @@ use granule_ops::{Matrix, Threads};
 #[cfg(feature = "cuda")]
 use granule_plan::MatrixShape;
 use granule_quant::{DType, Isa, Packing};
+use granule_split::{Split, TensorSplit};
 
 use crate::config::Config;
 use crate::error::{Error, Result, excerpt};
 use crate::packed::{self, Packed, Place};
 use crate::placement::Span;
+use crate::ranks::RankSplit;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::files::WEIGHTS;
 pub(crate) use self::files::{Files, Report, Source};
-use self::files::{Shard, size_of_all, stays};
+use self::files::{Claim, Part, Shard, size_of_all};
 
 /// Where one tensor lies.
 #[derive(Clone, Debug)]
@@ -32,6 +35,9 @@ pub(crate) struct Tensor {
     cols: usize,
     /// Whether its rows are looked up, so that it is never packed.
     in_rows: bool,
+    /// Where some of its columns are one rank's: how all of them are cut, and which are these. A rank's rows are a range by themselves.
+    cut: Option<Arc<TensorSplit>>,
+    rank: usize,
     /// Where it lies packed, or copied, if it does.
     packed: Option<Place>,
 }
@@ -64,6 +70,20 @@ impl Tensor {
         self.packing().is_some() || !self.dtype.is_quantized()
     }
 
+    /// These rows of it, as a tensor.
+    fn of_rows(&self, rows: Range<usize>) -> Result<Self> {
+        let row = self.dtype.row_bytes(self.cols).map_err(granule_ops::Error::from)?;
+        let start = self.range.start;
+        let range = start + rows.start * row..start + rows.end * row;
+        Ok(Self { range, rows: rows.len(), ..self.clone() })
+    }
+
+    /// A rank's columns of it, as a tensor.
+    fn of_cols(&self, cut: TensorSplit, rank: usize) -> Result<Self> {
+        let cols = cut.shard(rank)?.cols.len();
+        Ok(Self { cols, cut: Some(Arc::new(cut)), rank, ..self.clone() })
+    }
+
     /// What it takes there: the bytes of `rows` of its rows.
     pub(crate) fn packed_bytes(&self, rows: usize) -> Result<usize> {
         let bytes = match self.packing() {
@@ -92,9 +112,15 @@ pub(crate) struct Layer {
     pub(crate) ffn_down: Tensor,
 }
 
-/// The weights of a model.
+/// The weights of a model, or one rank's part of them.
 pub(crate) struct Weights {
-    files: Files,
+    files: Arc<Files>,
+    /// Who pays for what is on the host.
+    bank: Option<Bank>,
+    /// What is used in place of mapped files.
+    claim: Claim,
+    /// Whether it is one rank's part.
+    is_part: bool,
     pub(crate) embedding: Tensor,
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: Vec<f32>,
@@ -116,7 +142,27 @@ struct Moves {
     is_shared: bool,
 }
 
+fn scaled(range: &Range<usize>, by: usize) -> Range<usize> {
+    range.start * by..range.end * by
+}
+
 impl Layer {
+    /// The same, of which nothing is packed.
+    fn again(&self) -> Self {
+        let tensor = |tensor: &Tensor| Tensor { packed: None, ..tensor.clone() };
+        Self {
+            attn_norm: self.attn_norm.clone(),
+            attn_q: tensor(&self.attn_q),
+            attn_k: tensor(&self.attn_k),
+            attn_v: tensor(&self.attn_v),
+            attn_output: tensor(&self.attn_output),
+            ffn_norm: self.ffn_norm.clone(),
+            ffn_gate: tensor(&self.ffn_gate),
+            ffn_up: tensor(&self.ffn_up),
+            ffn_down: tensor(&self.ffn_down),
+        }
+    }
+
     pub(crate) fn matrices(&self) -> [&Tensor; 7] {
         let Layer { attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, .. } = self;
         [attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down]
@@ -131,6 +177,7 @@ impl Layer {
 impl Weights {
     /// Finds every tensor of a model of this shape, and refuses files that hold others.
     pub(crate) fn new(files: Files, config: &Config) -> Result<Self> {
+        let files = Arc::new(files);
         let mut finder = Finder { files: &files, seen: HashSet::new() };
         let (n_embd, n_ff, n_vocab) = (config.n_embd, config.n_ff, config.n_vocab);
         let (q_width, kv_width) = (config.q_width(), config.kv_width());
@@ -164,24 +211,81 @@ impl Weights {
         }
         let is_tied = output.is_none();
         let output = output.unwrap_or_else(|| Tensor { in_rows: false, ..embedding.clone() });
-        let packed = None;
-        Ok(Self { embedding, layers, output_norm, output, is_tied, packed, rope_factors, files })
+        let (packed, bank, claim, is_part) = (None, None, Claim::default(), false);
+        Ok(Self {
+            embedding,
+            layers,
+            output_norm,
+            output,
+            is_tied,
+            packed,
+            rope_factors,
+            files,
+            bank,
+            claim,
+            is_part,
+        })
+    }
+
+    /// The same, of which nothing is in memory yet: for another bank.
+    pub(crate) fn again(&self) -> Self {
+        Self {
+            files: Arc::clone(&self.files),
+            bank: None,
+            claim: Claim::default(),
+            is_part: true,
+            embedding: Tensor { packed: None, ..self.embedding.clone() },
+            layers: self.layers.iter().map(|layer| layer.again()).collect(),
+            output_norm: self.output_norm.clone(),
+            output: Tensor { packed: None, ..self.output.clone() },
+            is_tied: self.is_tied,
+            packed: None,
+            rope_factors: None,
+        }
+    }
+
+    /// What one rank has of these layers and of the output layer. What rows are looked up in is nobody's part.
+    pub(crate) fn part(&self, config: &Config, split: &RankSplit, layers: Range<usize>) -> Result<Self> {
+        let (dim, own) = (config.head_dim, split.own());
+        let (q, kv) = (scaled(&own.heads, dim), scaled(&own.kv_heads, dim));
+        let mut part = self.again();
+        for layer in part.layers.get_mut(layers).unwrap_or_default() {
+            layer.attn_q = layer.attn_q.of_rows(q.clone())?;
+            layer.attn_k = layer.attn_k.of_rows(kv.clone())?;
+            layer.attn_v = layer.attn_v.of_rows(kv.clone())?;
+            layer.ffn_gate = layer.ffn_gate.of_rows(own.ff.clone())?;
+            layer.ffn_up = layer.ffn_up.of_rows(own.ff.clone())?;
+            let of_cols = |tensor: &Tensor, cols: Vec<Range<usize>>| -> Result<Tensor> {
+                let cut = TensorSplit::new(tensor.dtype, tensor.rows, tensor.cols, Split::Row, cols)?;
+                tensor.of_cols(cut, split.rank)
+            };
+            let heads = split.all.iter().map(|rank| scaled(&rank.heads, dim)).collect();
+            layer.attn_output = of_cols(&layer.attn_output, heads)?;
+            let ff = split.all.iter().map(|rank| rank.ff.clone()).collect();
+            layer.ffn_down = of_cols(&layer.ffn_down, ff)?;
+        }
+        part.output = part.output.of_rows(own.vocab.clone())?;
+        part.is_tied = false;
+        Ok(part)
     }
 
     /// Brings what these stages need into memory: packs the weights of all products, where that pays and is wanted, and reads what stays
-    /// in place.
+    /// in place. `looks_up` where tokens are looked up here though the first layer is elsewhere.
     pub(crate) fn bring_in(
         &mut self,
         bank: &Bank,
         here: &[Span],
+        looks_up: bool,
         threads: &Threads,
         report: Report<'_>,
     ) -> Result<()> {
         let source = self.files.source;
-        let moves = self.moves(source, here);
+        let moves = self.moves(source, here, looks_up);
         let elsewhere: Vec<Tensor> = self.those(&moves.leaves).cloned().collect();
-        self.files.bring_in(bank, &elsewhere.iter().collect::<Vec<_>>(), report)?;
-        let Self { files, embedding, layers, output, .. } = self;
+        let stays = self.stays(&moves, &elsewhere)?;
+        self.claim = self.files.claim(bank, stays, report)?;
+        self.bank = Some(bank.clone());
+        let Self { files, claim, embedding, layers, output, .. } = self;
         let layers = layers.iter_mut().flat_map(Layer::matrices_mut);
         let all = layers.chain([&mut *output, &mut *embedding]).zip(&moves.packed);
         let mut tensors: Vec<_> = all.filter(|(_, packed)| **packed).map(|(tensor, _)| tensor).collect();
@@ -190,7 +294,7 @@ impl Weights {
         };
         self.packed = Packed::new(files, bank, threads, &mut tensors, source.mlock, &mut |tensor, bytes| {
             if leaves(tensor) {
-                files.let_go(tensor);
+                files.let_go(tensor, claim);
             }
             report(bytes)
         })?;
@@ -200,22 +304,36 @@ impl Weights {
         Ok(())
     }
 
+    /// What is used in place: of all of a model everything in its files that is not elsewhere, of a part of it its own tensors.
+    fn stays(&self, moves: &Moves, elsewhere: &[Tensor]) -> Result<Vec<Part>> {
+        if !self.is_part {
+            return self.files.all_but(&elsewhere.iter().collect::<Vec<_>>());
+        }
+        let stays: Vec<bool> = moves.leaves.iter().map(|leaves| !leaves).collect();
+        let mut parts: Vec<Part> =
+            self.those(&stays).map(|tensor| (tensor.shard, tensor.range.clone())).collect();
+        parts.sort_by_key(|(shard, range)| (*shard, range.start));
+        // A tied table is the output layer, too.
+        parts.dedup();
+        Ok(parts)
+    }
+
     /// What the weights of these stages take on the host, in place and packed: what [`Weights::bring_in`] would have the bank pay
     /// for, of files that are only mapped.
-    pub(crate) fn host_bytes(&self, source: Source, here: &[Span]) -> Result<Bytes> {
+    pub(crate) fn host_bytes(&self, source: Source, here: &[Span], looks_up: bool) -> Result<Bytes> {
         let lens = || self.files.shards.iter().map(|shard| Ok(shard.bytes()?.len()));
         if source.reads_all() {
-            let all = lens().sum::<Result<usize>>()?;
-            return Ok(Bytes::from_usize(all));
+            // A part is read with all of it; what has to be put together is there once more.
+            let all = if self.is_part { 0 } else { lens().sum::<Result<usize>>()? };
+            let moves = self.moves(source, here, looks_up);
+            let (_, packed) = packed::places(self.those(&moves.packed))?;
+            return Ok(packed.saturating_add(Bytes::from_usize(all)));
         }
-        let moves = self.moves(source, here);
-        let elsewhere: Vec<_> = self.those(&moves.leaves).collect();
-        let (_, mut bytes) = packed::places(self.those(&moves.packed))?;
-        for (index, len) in lens().enumerate() {
-            let stays = stays(len?, elsewhere.iter().filter(|tensor| tensor.shard == index));
-            bytes = bytes.saturating_add(size_of_all(&stays));
-        }
-        Ok(bytes)
+        let moves = self.moves(source, here, looks_up);
+        let elsewhere: Vec<_> = self.those(&moves.leaves).cloned().collect();
+        let (_, packed) = packed::places(self.those(&moves.packed))?;
+        let stays = self.stays(&moves, &elsewhere)?;
+        Ok(packed.saturating_add(size_of_all(stays.iter().map(|(_, range)| range))))
     }
 
     /// All matrices: those of the layers, the output layer, the embedding table.
@@ -229,12 +347,15 @@ impl Weights {
     }
 
     /// What becomes of each of them where these stages are on the host.
-    fn moves(&self, source: Source, here: &[Span]) -> Moves {
+    fn moves(&self, source: Source, here: &[Span], looks_up: bool) -> Moves {
         let Self { layers, embedding, output, is_tied, .. } = self;
         // Whether nothing that is used later may lie in the mapped files.
         let whole = source.repack && !source.use_mmap;
-        let packs = |tensor: &Tensor| whole || source.repack && tensor.is_better_packed();
-        let (looks_up, has_output) = (here.iter().any(Span::is_first), here.iter().any(Span::is_last));
+        let packs = |tensor: &Tensor| {
+            whole || tensor.cut.is_some() || source.repack && tensor.is_better_packed()
+        };
+        let looks_up = looks_up || here.iter().any(Span::looks_up);
+        let has_output = here.iter().any(Span::is_last);
         let (mut packed, mut others) = (Vec::new(), Vec::new());
         for (index, layer) in layers.iter().enumerate() {
             let is_here = here.iter().any(|span| span.layers.contains(&index));
@@ -283,6 +404,22 @@ impl Weights {
         self.is_tied
     }
 
+    /// What is on the host, in place of mapped files and packed.
+    pub(crate) fn bytes(&self) -> Bytes {
+        self.claim.bytes().saturating_add(self.packed_bytes())
+    }
+
+    /// Who pays for it, if anything is.
+    pub(crate) fn bank(&self) -> Option<&Bank> {
+        self.bank.as_ref()
+    }
+
+    /// Gives back the memory behind a tensor that nobody here uses in place.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn let_go(&self, tensor: &Tensor) {
+        self.files.let_go(tensor, &self.claim);
+    }
+
     /// Bytes of the packed weights.
     pub(crate) fn packed_bytes(&self) -> Bytes {
         self.packed.as_ref().map_or(Bytes::ZERO, Packed::size)
@@ -327,7 +464,7 @@ impl<'a> Finder<'a> {
             .dtype()
             .ok_or_else(|| Error::UnsupportedWeight { name: name.to_owned(), ty: info.ty.name() })?;
         let size = |i: usize| expected.get(i).map_or(1, |&n| n as usize);
-        Ok(Tensor { shard, range, dtype, rows: size(1), cols: size(0), in_rows: false, packed: None })
+        Ok(Tensor { shard, range, dtype, rows: size(1), cols: size(0), in_rows: false, cut: None, rank: 0, packed: None })
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {

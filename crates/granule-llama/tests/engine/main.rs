@@ -19,6 +19,7 @@ mod prompts;
 mod quantize;
 mod same_result;
 mod sequences;
+mod split;
 mod states;
 mod transform;
 mod twin;

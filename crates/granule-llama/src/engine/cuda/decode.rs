@@ -12,9 +12,9 @@ use granule_plan::cuda::{Capacity, CudaBuffers, CudaLogits, DRAWING, KEPT, Parce
 
 use super::layers::{Inputs, Start, Tables, floats, floats_mut};
 use super::memory::{Buffers, Leased, PartOfParcel, Shuttle, not_pinned};
-use super::{CudaEngine, Last, wait};
+use super::{CudaEngine, Last, enter, wait};
 use crate::cancel::CancelToken;
-use crate::engine::{Batch, Hidden, Staged, rows_of};
+use crate::engine::{Batch, Hidden, Staged};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -114,7 +114,8 @@ impl CudaEngine {
     }
 
     fn new_decode(&self, model: &Model, capacity: Capacity) -> Result<Decode> {
-        let (config, sizes, n) = (model.config(), model.sizes(), capacity.sequences);
+        let place = self.place(model)?;
+        let (config, sizes, n) = (&place.config, place.sizes(), capacity.sequences);
         let counts = capacity.counts(config.rope_dims);
         let tables: Vec<KvTable> =
             (0..self.layout.groups()).map(|_| KvTable::with_capacity(counts)).collect();
@@ -147,8 +148,8 @@ impl CudaEngine {
             ids_at,
             angles_at,
             shuttle: Shuttle::new(&self.heaps, bytes)?,
-            entering: (!self.span.is_first()).then(|| pinned(hidden)).transpose()?,
-            buffers: Buffers::new(&self.heaps, n, &buffers)?,
+            entering: (!self.span.looks_up()).then(|| pinned(hidden)).transpose()?,
+            buffers: Buffers::new(&self.heaps, n, &buffers, self.sum_bytes(n, config.n_embd))?,
             answer: match (&draws, &output) {
                 (Some(_), _) => pinned(Drawn::BYTES)?,
                 (None, Some(_)) => pinned(logits.logits)?,
@@ -191,11 +192,9 @@ impl CudaEngine {
         for (table, at) in decode.tables.iter().zip(&decode.tables_at) {
             table.write(&mut bytes[at.clone()])?;
         }
-        if let (Some(entering), Some(hidden)) = (&mut decode.entering, hidden) {
-            let (all, n_embd) = (floats_mut(entering)?, model.config().n_embd);
-            for token in 0..batch.tokens.len() {
-                all[rows_of(token..token + 1, n_embd)].copy_from_slice(hidden.of(token, n_embd)?);
-            }
+        if let Some(entering) = &mut decode.entering {
+            let tokens = batch.tokens.iter().enumerate().map(|(row, token)| (*token, row));
+            enter(model, hidden, tokens, floats_mut(entering)?)?;
         }
         if let (Some((at, ..)), Some(draw)) = (&decode.draws, draw) {
             bytes[at.clone()].copy_from_slice(&draw.to_bytes());
@@ -251,7 +250,7 @@ impl CudaEngine {
             None => Start::Ids(shuttle.part(ids_at)?),
         };
         let inputs = Inputs { start, angles: shuttle.part(angles_at)?, tables: &views };
-        let layers = self.layers(model.config());
+        let layers = self.layers(&self.place(model)?.config);
         layers.run(buffers, &inputs, cancel, None)?;
         if let Some((formed, logits)) = output {
             layers.output(&buffers.x, None, buffers.n, formed, logits)?;

@@ -10,6 +10,7 @@ use granule_ops::attention::{self, CudaAttention, CudaStepView};
 use granule_ops::kv_append::{self, CudaAppend};
 use granule_ops::product::{self, Product};
 use granule_ops::{Kernels, KvTableView, KvTransformTables, embed, rope};
+use granule_split::Communicator;
 
 #[cfg(feature = "cublas")]
 use super::blas::EngineBlas;
@@ -62,6 +63,8 @@ pub(super) struct Layers<'a> {
     /// What multiplies many tokens in place of the kernels.
     #[cfg(feature = "cublas")]
     pub(super) blas: Option<&'a EngineBlas>,
+    /// Where the layers are split: what reaches the other ranks.
+    pub(super) link: Option<&'a dyn Communicator>,
     pub(super) stream: &'a Stream,
 }
 
@@ -156,9 +159,11 @@ impl Layers<'_> {
                 }
             }
         }?;
+        self.begin_sum(b)?;
         let attended = Source::Plain { x: b.attended.read() };
         let products = [(&layer.attn_output, &mut b.x)];
-        self.project(&attended, b.n, config.q_width(), &mut b.formed, products, true)
+        self.project(&attended, b.n, config.q_width(), &mut b.formed, products, true)?;
+        self.sum(b)
     }
 
     fn feed_forward(&self, layer: &CudaLayer, b: &mut Buffers) -> Result<()> {
@@ -166,8 +171,31 @@ impl Layers<'_> {
         let norm = self.norm(&b.x, self.model.vector(&layer.ffn_norm)?, None);
         let products = [(&layer.ffn_gate, &mut b.gate), (&layer.ffn_up, &mut b.up)];
         self.project(&norm, b.n, n_embd, &mut b.formed, products, false)?;
+        self.begin_sum(b)?;
         let gated = Source::Swiglu { gate: b.gate.read(), up: b.up.read() };
-        self.project(&gated, b.n, n_ff, &mut b.formed, [(&layer.ffn_down, &mut b.x)], true)
+        self.project(&gated, b.n, n_ff, &mut b.formed, [(&layer.ffn_down, &mut b.x)], true)?;
+        self.sum(b)
+    }
+
+    /// Of all ranks only the first has the hidden states in what it adds to.
+    fn begin_sum(&self, b: &mut Buffers) -> Result<()> {
+        match self.link {
+            // SAFETY: the module's promise.
+            Some(link) if link.rank() > 0 => Ok(unsafe { self.stream.fill_slice(b.x.write(), 0) }?),
+            _ => Ok(()),
+        }
+    }
+
+    /// The sum of what all ranks have, where the layers are split.
+    fn sum(&self, b: &mut Buffers) -> Result<()> {
+        let Some(link) = self.link else { return Ok(()) };
+        let Buffers { x, formed, sum, .. } = b;
+        let scratch = match sum {
+            Some(sum) => sum.write(),
+            None => formed.write().subslice(..0)?,
+        };
+        // SAFETY: the module's promise.
+        Ok(unsafe { link.all_reduce_on(self.stream, x.write(), scratch) }?)
     }
 
     /// The logits of `n` tokens of the hidden states, those that `rows` (u32) names, or the first.

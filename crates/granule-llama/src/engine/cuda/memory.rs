@@ -81,11 +81,13 @@ pub(super) struct Buffers {
     pub(super) formed: Leased,
     /// Attention's own memory.
     pub(super) attention: Leased,
+    /// What sums over all ranks need, where they need something.
+    pub(super) sum: Option<Leased>,
 }
 
 impl Buffers {
-    /// For `n` tokens, in these sizes.
-    pub(super) fn new(heaps: &Heaps, n: usize, sizes: &CudaBuffers) -> Result<Self> {
+    /// For `n` tokens, in these sizes; and `sum` bytes for sums over all ranks.
+    pub(super) fn new(heaps: &Heaps, n: usize, sizes: &CudaBuffers, sum: usize) -> Result<Self> {
         let take = |bytes: usize| Leased::bytes(&heaps.activations, bytes);
         Ok(Self {
             n,
@@ -98,6 +100,7 @@ impl Buffers {
             up: take(sizes.up)?,
             formed: Leased::bytes(&heaps.scratch, sizes.formed)?,
             attention: Leased::bytes(&heaps.scratch, sizes.attention)?,
+            sum: (sum > 0).then(|| Leased::bytes(&heaps.scratch, sum)).transpose()?,
         })
     }
 }

@@ -31,12 +31,13 @@ use self::folds::Folds;
 use self::layers::{Inputs, Layers, Start, Tables, floats, floats_mut};
 use self::memory::{Buffers, Heaps, Leased, Shuttle, not_pinned};
 pub(crate) use self::weights::{CudaModel, context_of};
-use super::{Batch, EngineMemory, Hidden, How, Observer, Part, Staged, is_capture, rows_of};
+use super::{Batch, EngineMemory, Hidden, How, Link, Observer, Part, Staged, is_capture, look_up, rows_of};
 use crate::cancel::CancelToken;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::model::{Model, Place};
 use crate::placement::Span;
+use crate::tokenizer::TokenId;
 
 /// What computes a context's steps on a CUDA device.
 #[derive(Debug)]
@@ -57,6 +58,8 @@ pub(crate) struct CudaEngine {
     model: Arc<CudaModel>,
     span: Span,
     how: How,
+    /// Where its layers are split: what reaches the other ranks.
+    link: Link,
     bank: Bank,
     stream: Arc<Stream>,
 }
@@ -71,7 +74,13 @@ enum Last {
 }
 
 impl CudaEngine {
-    pub(crate) fn new(place: &Place, device: &Arc<CudaModel>, layout: &KvLayout, how: How) -> Result<Self> {
+    pub(crate) fn new(
+        place: &Place,
+        device: &Arc<CudaModel>,
+        layout: &KvLayout,
+        how: How,
+        link: Link,
+    ) -> Result<Self> {
         let bank = place.bank.clone();
         let stream = Arc::new(bank.device().stream()?);
         let heaps = Heaps::new(&bank, &stream)?;
@@ -89,9 +98,33 @@ impl CudaEngine {
             model: Arc::clone(device),
             span: place.span.clone(),
             how,
+            link,
             bank,
             stream,
         })
+    }
+
+    /// What it computes a part of.
+    fn place<'m>(&self, model: &'m Model) -> Result<&'m Place> {
+        model.places().get(self.span.index).ok_or(Error::NoLogits)
+    }
+
+    /// Has its end of a group be as new, after a step that failed.
+    pub(crate) fn recover(&self) -> Result<()> {
+        Ok(self.link.as_ref().map_or(Ok(()), |link| link.recover())?)
+    }
+
+    /// Scratch for the sums over all ranks of so many tokens' hidden states.
+    fn sum_bytes(&self, tokens: usize, n_embd: usize) -> usize {
+        self.link.as_ref().map_or(0, |link| link.scratch_bytes(tokens * n_embd))
+    }
+
+    /// Waits for all that the stream was given, no longer than ranks wait for one another.
+    fn wait(&self) -> Result<()> {
+        // What a group gives up after a while comes to its end then.
+        let group = self.link.as_ref().map_or(Ok(()), |link| link.wait_on(&self.stream));
+        wait(&self.stream)?;
+        Ok(group?)
     }
 
     /// Another stream and other memory, where the old stream is of no use any more: it takes what it was given along.
@@ -182,7 +215,7 @@ impl CudaEngine {
             self.heaps.trim()?;
             done = give(self);
         }
-        let end = wait(&self.stream);
+        let end = self.wait();
         if done.is_err() {
             // What it has raised is nobody's.
             let _ = self.collect();
@@ -219,7 +252,8 @@ impl CudaEngine {
 
     /// A transform's tables on the device, if the batch has one.
     fn bring_folds<S>(&mut self, batch: &Batch<'_, S>) -> Result<()> {
-        match (batch.tables, &self.folds) {
+        let tables = batch.tables_of(self.span.index);
+        match (tables, &self.folds) {
             (None, None) => return Ok(()),
             (Some(tables), Some(folds)) if folds.are_of(tables) => return Ok(()),
             _ => {}
@@ -227,7 +261,7 @@ impl CudaEngine {
         // Graphs have the old ones' addresses.
         self.decodes.clear();
         self.folds = None;
-        if let Some(tables) = batch.tables {
+        if let Some(tables) = tables {
             self.folds = Some(Folds::new(&self.bank, tables, self.span.layers.clone())?);
         }
         Ok(())
@@ -245,6 +279,7 @@ impl CudaEngine {
             folds,
             #[cfg(feature = "cublas")]
             blas: self.blas.as_ref(),
+            link: self.link.as_deref(),
             stream,
         }
     }
@@ -258,14 +293,15 @@ impl CudaEngine {
         cancel: &CancelToken,
         observe: Option<Observer<'_>>,
     ) -> Result<Last> {
-        let (config, n) = (model.config(), batch.tokens.len());
+        let place = self.place(model)?;
+        let (config, n) = (&place.config, batch.tokens.len());
         let mut steps = std::mem::take(&mut self.steps);
-        let filled = self.fill(model, batch, &mut steps);
+        let filled = self.fill((model, place), batch, &mut steps);
         self.steps = steps;
         filled?;
         // Parts in the order in which kernels want them, the same in all groups, and where each one's tokens are.
         let order = self.steps.first().map_or(&[][..], CudaStep::order);
-        let sizes = model.sizes();
+        let sizes = place.sizes();
         let parcel = Parcel::of(&sizes, n, self.steps.iter().map(CudaStep::bytes), false);
         let mut shuttle = Shuttle::new(&self.heaps, parcel.bytes())?;
         let Parcel { ids: ids_at, angles: angles_at, tables: tables_at, .. } = parcel;
@@ -298,17 +334,15 @@ impl CudaEngine {
             attention = attention.max(step.scratch_len(&self.kernels, &shape)?);
         }
         let crossed = || Leased::bytes(&self.heaps.pinned, hidden_bytes(&sizes, n));
-        let mut entering = hidden.map(|_| crossed()).transpose()?;
-        if let (Some(entering), Some(hidden)) = (&mut entering, hidden) {
-            let all = floats_mut(entering)?;
-            for (token, &row) in row_of.iter().enumerate() {
-                let row = row as usize;
-                all[rows_of(row..row + 1, config.n_embd)].copy_from_slice(hidden.of(token, config.n_embd)?);
-            }
+        let mut entering = (!self.span.looks_up()).then(crossed).transpose()?;
+        if let Some(entering) = &mut entering {
+            let rows = batch.tokens.iter().zip(&row_of);
+            enter(model, hidden, rows.map(|(token, &row)| (*token, row as usize)), floats_mut(entering)?)?;
         }
         let mut crossing = (!self.span.is_last()).then(crossed).transpose()?;
         let buffers = CudaBuffers::of(&sizes, self.model.inputs(), n, attention)?;
-        let mut buffers = Buffers::new(&self.heaps, n, &buffers)?;
+        let mut buffers =
+            Buffers::new(&self.heaps, n, &buffers, self.sum_bytes(n, config.n_embd))?;
         let given = (|| {
             shuttle.send(&self.stream)?;
             let mut tables = Vec::with_capacity(self.steps.len());
@@ -330,14 +364,19 @@ impl CudaEngine {
         })();
         let done = given.and_then(|()| self.collect());
         // The parcel's pinned side goes back behind this.
-        let end = wait(&self.stream);
+        let end = self.wait();
         done?;
         end?;
         Ok(Last::Hidden { buffers: Box::new(buffers), row_of, crossing })
     }
 
     /// Tells each group's step the sequences that take part.
-    fn fill<S: Staged>(&self, model: &Model, batch: &Batch<'_, S>, steps: &mut [CudaStep]) -> Result<()> {
+    fn fill<S: Staged>(
+        &self,
+        (model, place): (&Model, &Place),
+        batch: &Batch<'_, S>,
+        steps: &mut [CudaStep],
+    ) -> Result<()> {
         for (group, step) in steps.iter_mut().enumerate() {
             let layer = group * self.layout.layers_per_row();
             let mut items = Vec::with_capacity(batch.parts.len());
@@ -346,7 +385,7 @@ impl CudaEngine {
                 let cache = sequence.view(layer, sequence.len() + part.n)?;
                 items.push(AttentionItem { cache, n_tokens: part.n });
             }
-            step.fill(&self.kernels, model.config().n_heads, &items, Some(model.rope()))?;
+            step.fill(&self.kernels, place.config.n_heads, &items, Some(model.rope()))?;
         }
         Ok(())
     }
@@ -367,7 +406,8 @@ impl CudaEngine {
         logits: &mut PoolSlice<f32>,
         first: usize,
     ) -> Result<()> {
-        let (config, n_vocab) = (model.config(), model.config().n_vocab);
+        let place = self.place(model)?;
+        let (config, n_vocab) = (&place.config, place.config.n_vocab);
         let (buffers, row_of) = match &self.last {
             None => return Err(Error::NoLogits),
             Some(Last::Decoded) => {
@@ -386,7 +426,7 @@ impl CudaEngine {
             return Ok(());
         }
         let n = rows.len();
-        let sizes = CudaLogits::of(&model.sizes(), n)?;
+        let sizes = CudaLogits::of(&place.sizes(), n)?;
         let mut shuttle = Shuttle::new(&self.heaps, sizes.rows)?;
         let mut formed = Leased::bytes(&self.heaps.scratch, sizes.formed)?;
         let mut there = Leased::bytes(&self.heaps.activations, sizes.logits)?;
@@ -454,6 +494,25 @@ impl Drop for CudaEngine {
         // Every step was waited for; where that failed, or somebody panicked, this is before any memory goes.
         let _ = wait(&self.stream);
     }
+}
+
+/// What a stage begins with, on the host's side: the hidden states that the one before it left, or what tokens stand for; of each
+/// token, into its row.
+fn enter(
+    model: &Model,
+    hidden: Option<&Hidden<'_>>,
+    tokens: impl Iterator<Item = (TokenId, usize)>,
+    all: &mut [f32],
+) -> Result<()> {
+    let n_embd = model.config().n_embd;
+    for (at, (token, row)) in tokens.enumerate() {
+        let to = all.get_mut(rows_of(row..row + 1, n_embd)).ok_or(Error::NoLogits)?;
+        match hidden {
+            Some(hidden) => to.copy_from_slice(hidden.of(at, n_embd)?),
+            None => look_up(model, std::iter::once(token), to)?,
+        }
+    }
+    Ok(())
 }
 
 /// Where each part's tokens begin in the batch.

@@ -107,7 +107,7 @@ impl CudaModel {
         report: Report<'_>,
     ) -> Result<Arc<Self>> {
         let mut plan = Plan::default();
-        let embedding = span.is_first().then(|| plan.matrix(&weights.embedding)).transpose()?;
+        let embedding = span.looks_up().then(|| plan.matrix(&weights.embedding)).transpose()?;
         let mut layers = Vec::with_capacity(span.len());
         for layer in &weights.layers[span.layers.clone()] {
             layers.push(CudaLayer {
@@ -143,8 +143,8 @@ impl CudaModel {
         loader.clear(memory.slice_mut(..)?)?;
         for (tensor, placed) in &plan.matrices {
             let to = memory.slice_mut(placed.at.clone())?;
-            loader.load(tensor, weights.files().tensor(tensor)?, to, threads, report)?;
-            weights.files().let_go(tensor);
+            loader.load(tensor, &weights.files().bytes_of(tensor)?, to, threads, report)?;
+            weights.let_go(tensor);
         }
         loader.finish()?;
         for (numbers, placed) in &plan.vectors {

@@ -3,15 +3,15 @@
 use granule_ops::kv_append::{self, AppendShape};
 use granule_ops::{
     Activations, AttentionItem, AttentionShape, Matrix, Precision, QuantScratch, Threads, add, attention,
-    embed, matmul, rms_norm, rotate, swiglu,
+    matmul, rms_norm, rotate, swiglu,
 };
+use granule_split::Communicator;
 
 use super::activations::Step;
 use crate::cancel::CancelToken;
-use crate::engine::{Batch, Hidden, Observer, Staged, spans};
+use crate::engine::{Batch, Hidden, Observer, Staged, look_up, spans};
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::placement::Span;
+use crate::model::{Model, Place};
 
 /// Tokens of one sequence that a step computes precisely in any case: the prompt of a short question takes some hundredths of a
 /// second longer for it, and its answer does not turn on rounding.
@@ -24,9 +24,9 @@ pub(super) fn begin<S>(
     hidden: Option<Hidden<'_>>,
     x: &mut [f32],
 ) -> Result<()> {
-    let (weights, n_embd) = (model.weights(), model.config().n_embd);
+    let n_embd = model.config().n_embd;
     let Some(hidden) = hidden else {
-        return Ok(embed(&weights.matrix(&weights.embedding)?, batch.tokens.iter().map(|t| t.get()), x)?);
+        return look_up(model, batch.tokens.iter().copied(), x);
     };
     for (token, x) in x.chunks_exact_mut(n_embd).enumerate() {
         x.copy_from_slice(hidden.of(token, n_embd)?);
@@ -37,18 +37,18 @@ pub(super) fn begin<S>(
 /// Runs a batch, whose hidden states are in `step.x`, through a stage's layers, and stores its keys and values. The new hidden states
 /// are left there. `items` is room for a list, empty before and after.
 pub(super) fn forward<S: Staged>(
-    model: &Model,
-    span: &Span,
+    (model, place): (&Model, &Place),
+    link: Option<&dyn Communicator>,
     batch: &mut Batch<'_, S>,
     step: &mut Step<'_>,
     items: &mut Vec<AttentionItem<'static>>,
     cancel: &CancelToken,
     mut observe: Option<Observer<'_>>,
 ) -> Result<()> {
-    let Batch { sequences, parts, tokens, tables } = batch;
-    let stage = span.index;
-    let transforms = tables.map(|tables| tables.transforms());
-    let (config, weights, threads) = (model.config(), model.weights(), model.threads_for(tokens.len()));
+    let (span, stage) = (&place.span, place.span.index);
+    let transforms = batch.tables_of(stage).map(|tables| tables.transforms());
+    let Batch { sequences, parts, tokens, .. } = batch;
+    let (config, weights, threads) = (&place.config, place.weights(), place.threads_for(tokens.len()));
     let (n, kv_width, dims) = (tokens.len(), config.kv_width(), config.rope_dims);
     let Step { x, h, q, k, v, attended, gate, up, angles, attention: scratch, quant } = step;
     let is_short = parts.len() == 1 && n <= SHORT;
@@ -66,7 +66,7 @@ pub(super) fn forward<S: Staged>(
         if cancel.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        let _layer = spans::layer(index, model.places()[stage].bank.device().name());
+        let _layer = spans::layer(index, place.bank.device().name());
         rms_norm(threads, x, &layer.attn_norm, config.rms_eps, h)?;
         let [wq, wk, wv] =
             [weights.matrix(&layer.attn_q)?, weights.matrix(&layer.attn_k)?, weights.matrix(&layer.attn_v)?];
@@ -96,14 +96,14 @@ pub(super) fn forward<S: Staged>(
         attention::cpu(threads, &shape, q, &attend, attended, scratch)?;
         *items = recycled(attend);
         project(threads, precision, attended, n, quant, &mut [(weights.matrix(&layer.attn_output)?, h)])?;
-        add(threads, x, h)?;
+        add_all(threads, link, x, h)?;
 
         rms_norm(threads, x, &layer.ffn_norm, config.rms_eps, h)?;
         let [wgate, wup] = [weights.matrix(&layer.ffn_gate)?, weights.matrix(&layer.ffn_up)?];
         project(threads, precision, h, n, quant, &mut [(wgate, gate), (wup, up)])?;
         swiglu(threads, gate, up)?;
         project(threads, precision, gate, n, quant, &mut [(weights.matrix(&layer.ffn_down)?, h)])?;
-        add(threads, x, h)?;
+        add_all(threads, link, x, h)?;
     }
     Ok(())
 }
@@ -112,13 +112,14 @@ pub(super) fn forward<S: Staged>(
 /// them, and maybe for more.
 pub(super) fn output(
     model: &Model,
+    place: &Place,
     step: &mut Step<'_>,
     rows: impl Iterator<Item = usize>,
     logits: &mut [f32],
 ) -> Result<()> {
-    let (config, weights) = (model.config(), model.weights());
+    let (config, weights) = (&place.config, place.weights());
     let n_embd = config.n_embd;
-    let threads = model.threads_for(step.x.len() / n_embd);
+    let threads = place.threads_for(step.x.len() / n_embd);
     let mut n = 0;
     for (row, h) in rows.zip(step.h.chunks_exact_mut(n_embd)) {
         let x = &step.x[row * n_embd..(row + 1) * n_embd];
@@ -130,6 +131,16 @@ pub(super) fn output(
     }
     let products = &mut [(weights.output_matrix()?, &mut logits[..n * config.n_vocab])];
     project(threads, model.precision(), &step.h[..n * n_embd], n, &mut step.quant, products)
+}
+
+/// Adds to the hidden states what a layer's part makes of them: on all ranks, where it is split, of which only the first has them in
+/// its summand.
+fn add_all(threads: &Threads, link: Option<&dyn Communicator>, x: &mut [f32], h: &[f32]) -> Result<()> {
+    match link {
+        Some(link) if link.rank() > 0 => x.copy_from_slice(h),
+        _ => add(threads, x, h)?,
+    }
+    Ok(link.map_or(Ok(()), |link| link.all_reduce(x))?)
 }
 
 /// An empty list for items of another lifetime, in the memory of this one: collecting into the same layout takes none.

@@ -10,7 +10,7 @@ use granule_pool::PoolSlice;
 
 use self::activations::{Activations, Heaps};
 use self::forward::{begin, forward, output};
-use super::{Batch, EngineMemory, Hidden, Observer, Staged};
+use super::{Batch, EngineMemory, Hidden, Link, Observer, Staged};
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::model::{Model, Place};
@@ -27,13 +27,14 @@ pub(crate) struct HostEngine {
     step: Option<Activations>,
     /// Room for a list, kept so that a step takes no memory.
     items: Vec<AttentionItem<'static>>,
+    link: Link,
 }
 
 impl HostEngine {
-    pub(crate) fn new(place: &Place, layout: &KvLayout) -> Result<Self> {
+    pub(crate) fn new(place: &Place, layout: &KvLayout, link: Link) -> Result<Self> {
         let (_, row) = layout.layer(0)?;
         let heaps = Heaps::new(&place.bank)?;
-        Ok(Self { span: place.span.clone(), row, heaps, step: None, items: Vec::new() })
+        Ok(Self { span: place.span.clone(), row, heaps, step: None, items: Vec::new(), link })
     }
 
     pub(crate) fn step<S: Staged>(
@@ -47,11 +48,13 @@ impl HostEngine {
         let n = batch.tokens.len();
         // What the last one had goes back first.
         self.rest();
-        let sizes = HostStep::of(&model.sizes(), &self.row, model.threads_for(n).count(), n);
+        let place = self.place(model)?;
+        let sizes = HostStep::of(&place.sizes(), &self.row, place.threads_for(n).count(), n);
         let mut activations = Activations::new(&self.heaps, &sizes)?;
         let mut step = activations.step()?;
         begin(model, batch, hidden, step.x)?;
-        forward(model, &self.span, batch, &mut step, &mut self.items, cancel, observe)?;
+        let link = self.link.as_deref();
+        forward((model, place), link, batch, &mut step, &mut self.items, cancel, observe)?;
         self.step = Some(activations);
         Ok(())
     }
@@ -69,9 +72,13 @@ impl HostEngine {
         first: usize,
     ) -> Result<()> {
         let step = self.step.as_mut().ok_or(Error::NoLogits)?;
-        let n_vocab = model.config().n_vocab;
-        let logits = &mut logits.as_mut_slice()?[first * n_vocab..];
-        output(model, &mut step.step()?, tokens, logits)
+        let place = model.places().get(self.span.index).ok_or(Error::NoLogits)?;
+        let logits = &mut logits.as_mut_slice()?[first * place.config.n_vocab..];
+        output(model, place, &mut step.step()?, tokens, logits)
+    }
+
+    fn place<'m>(&self, model: &'m Model) -> Result<&'m Place> {
+        model.places().get(self.span.index).ok_or(Error::NoLogits)
     }
 
     pub(crate) fn rest(&mut self) {
