@@ -15,6 +15,56 @@ pub enum Error {
     /// An operation refused.
     #[error(transparent)]
     Ops(#[from] granule_ops::Error),
+    /// A block format refused a shape.
+    #[error(transparent)]
+    Quant(#[from] granule_quant::Error),
+    /// Fewer ranks than one, or more than a group may have.
+    #[error("a split over {ranks} ranks: from 1 to {most} are possible")]
+    Ranks {
+        /// How many were asked for.
+        ranks: usize,
+        /// How many there may be.
+        most: usize,
+    },
+    /// A rank that is to hold nothing.
+    #[error("rank {rank} of {ranks} has a share of nothing: every rank holds a part")]
+    NoShare {
+        /// Which.
+        rank: usize,
+        /// Of how many.
+        ranks: usize,
+    },
+    /// A rank that is not there.
+    #[error("there is no rank {rank}: ranks are numbered from 0, and there are {ranks}")]
+    NoRank {
+        /// Which.
+        rank: usize,
+        /// How many there are.
+        ranks: usize,
+    },
+    /// A dimension that cannot be divided among so many.
+    #[error(
+        "{dimension} cannot be split over {ranks} ranks: {size}, in pieces of {unit}; possible: {}",
+        counts(legal)
+    )]
+    Indivisible {
+        /// Which: "key-value heads", "query heads of a key-value head", "feed-forward elements", "the vocabulary".
+        dimension: &'static str,
+        /// How many elements (heads, rows) it has.
+        size: usize,
+        /// How many of them stay together.
+        unit: usize,
+        /// Over how many ranks it was to be split.
+        ranks: usize,
+        /// The numbers of ranks that it can be split over, ascending.
+        legal: Vec<usize>,
+    },
+    /// A shape that no model or tensor has, or parts that do not make up one.
+    #[error("{what}")]
+    Shape {
+        /// What is wrong with it.
+        what: String,
+    },
     /// Another rank gave up, and said why.
     #[error("rank {rank} of {ranks} gave up: {why}")]
     Aborted {
@@ -59,3 +109,13 @@ pub enum Error {
 
 /// A result with this crate's error.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Numbers of ranks as a person reads them: "1 to 4", "1, 2, 4".
+fn counts(legal: &[usize]) -> String {
+    match legal {
+        [] => "none".to_owned(),
+        [one] => one.to_string(),
+        [first, .., last] if last - first + 1 == legal.len() => format!("{first} to {last}"),
+        _ => legal.iter().map(usize::to_string).collect::<Vec<_>>().join(", "),
+    }
+}

@@ -3,6 +3,8 @@
 
 pub mod comm;
 mod error;
+pub mod plan;
 
 pub use comm::{Communicator, Traffic};
 pub use error::{Error, Result};
+pub use plan::{MAX_RANKS, RankShape, Role, Shard, Shares, Split, SplitShape, TensorSplit, TransformerSplit};
