@@ -1,4 +1,5 @@
 //! Ranks that are threads: the bits of a naive twin, whoever comes first, and errors instead of waiting where somebody stays away.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 #[path = "support/naive.rs"]
 mod naive;
@@ -276,7 +277,7 @@ fn failures_at_any_moment_leave_a_group_that_can_be_used_again() {
                     for turn in 0..200_u64 {
                         let mut failed = false;
                         for _ in 0..8 {
-                            if random.next() % 24 == 0 {
+                            if random.next().is_multiple_of(24) {
                                 rank.abort("as planned");
                             }
                             // On the heap, and gone at once.
