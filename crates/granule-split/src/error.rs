@@ -99,6 +99,18 @@ pub enum Error {
         /// How many it must have.
         expected: usize,
     },
+    /// Ranks that are in different collectives.
+    #[error("rank {rank} is in {own} while rank {other_rank} is in {other}")]
+    Calls {
+        /// Who found out.
+        rank: usize,
+        /// Where it is.
+        own: &'static str,
+        /// The other.
+        other_rank: usize,
+        /// Where that is.
+        other: &'static str,
+    },
     /// What this communicator, or this build, does not do.
     #[error("not supported: {what}")]
     Unsupported {

@@ -3,11 +3,19 @@
 //! All ranks of a group make the same calls in the same order, with sizes that go together. Sums are of f32, element by element in
 //! the order of the ranks, `((r0 + r1) + r2) + …`: the same bits on every rank and in every run, whichever rank comes first.
 
+mod host;
+mod slices;
+mod wire;
+
 use std::fmt;
 
 use granule_device::{DeviceSlice, DeviceSliceMut, Stream};
 
 use crate::error::{Error, Result};
+
+pub use host::{GroupOptions, HostRank, MAX_RANKS, host_group};
+pub use slices::{all_reduce_elements, slice};
+pub use wire::Wire;
 
 /// What a rank has sent so far, in bytes of payload, and in how many calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
