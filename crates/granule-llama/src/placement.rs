@@ -132,8 +132,7 @@ impl Placement {
     ) -> Self {
         if n > 0 {
             let first_rank = communicator.rank();
-            let group =
-                Group { banks: vec![bank.clone()], first_rank, shares, remote: Some(communicator) };
+            let group = Group { banks: vec![bank.clone()], first_rank, shares, remote: Some(communicator) };
             self.runs.push((Run::Split(group), n));
         }
         self

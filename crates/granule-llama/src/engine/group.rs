@@ -68,12 +68,9 @@ impl Staged for Alone<'_> {
 
 impl Group {
     /// Of the ranks in these places, each over a cache of its layout.
-    pub(super) fn new(
-        group: &placement::Group,
-        ranks: &[(&Place, &KvLayout)],
-        how: How,
-    ) -> Result<Self> {
-        let (Some((first, _)), Some(all)) = (ranks.first(), ranks.first().and_then(|(place, _)| place.all_ranks()))
+    pub(super) fn new(group: &placement::Group, ranks: &[(&Place, &KvLayout)], how: How) -> Result<Self> {
+        let (Some((first, _)), Some(all)) =
+            (ranks.first(), ranks.first().and_then(|(place, _)| place.all_ranks()))
         else {
             return Err(Error::NoLogits);
         };
@@ -258,9 +255,9 @@ fn links(group: &placement::Group, ranks: &[(&Place, &KvLayout)], how: How) -> R
     if let Some(remote) = &group.remote {
         return Ok(ranks.iter().map(|_| [Arc::clone(remote), Arc::clone(remote)]).collect());
     }
-    let options = GroupOptions::new().timeout(how.timeout);
+    let options = GroupOptions { timeout: how.timeout, ..GroupOptions::default() };
     let hosts: Vec<Arc<dyn Communicator>> =
-        comm::host_group(ranks.len(), options).into_iter().map(|rank| Arc::new(rank) as _).collect();
+        comm::host_group(ranks.len(), options)?.into_iter().map(|rank| Arc::new(rank) as _).collect();
     Ok(hosts.iter().map(|host| [Arc::clone(host), Arc::clone(host)]).collect())
 }
 

@@ -16,9 +16,9 @@ use std::time::Duration;
 use granule_device::Bytes;
 use granule_kv::state::StateError;
 use granule_kv::{KvLayout, Sequence};
+use granule_ops::embed;
 #[cfg(feature = "cuda")]
 use granule_ops::sample::{Draw, Drawn};
-use granule_ops::embed;
 use granule_pool::PoolSlice;
 use granule_split::Communicator;
 
@@ -237,7 +237,9 @@ impl Engine {
         let n_vocab = model.config().n_vocab;
         let elements = logits.as_slice()?.len();
         match self.stages.last_mut() {
-            Some(Stage::Group(group)) => group.logits(model, tokens, &mut logits.as_mut_slice()?[first * n_vocab..]),
+            Some(Stage::Group(group)) => {
+                group.logits(model, tokens, &mut logits.as_mut_slice()?[first * n_vocab..])
+            }
             Some(stage) if first * n_vocab <= elements => stage.logits(model, tokens, logits, first),
             _ => Err(Error::NoLogits),
         }
@@ -376,7 +378,11 @@ impl Stage {
 }
 
 /// What tokens stand for, from the table on the host.
-fn look_up(model: &Model, tokens: impl ExactSizeIterator<Item = TokenId> + Clone, x: &mut [f32]) -> Result<()> {
+fn look_up(
+    model: &Model,
+    tokens: impl ExactSizeIterator<Item = TokenId> + Clone,
+    x: &mut [f32],
+) -> Result<()> {
     let weights = model.weights();
     Ok(embed(&weights.matrix(&weights.embedding)?, tokens.map(TokenId::get), x)?)
 }

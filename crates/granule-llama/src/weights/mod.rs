@@ -22,8 +22,8 @@ use crate::ranks::RankSplit;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::files::WEIGHTS;
-pub(crate) use self::files::{Files, Report, Source};
 use self::files::{Claim, Part, Shard, size_of_all};
+pub(crate) use self::files::{Files, Report, Source};
 
 /// Where one tensor lies.
 #[derive(Clone, Debug)]
@@ -351,9 +351,8 @@ impl Weights {
         let Self { layers, embedding, output, is_tied, .. } = self;
         // Whether nothing that is used later may lie in the mapped files.
         let whole = source.repack && !source.use_mmap;
-        let packs = |tensor: &Tensor| {
-            whole || tensor.cut.is_some() || source.repack && tensor.is_better_packed()
-        };
+        let packs =
+            |tensor: &Tensor| whole || tensor.cut.is_some() || source.repack && tensor.is_better_packed();
         let looks_up = looks_up || here.iter().any(Span::looks_up);
         let has_output = here.iter().any(Span::is_last);
         let (mut packed, mut others) = (Vec::new(), Vec::new());
@@ -464,7 +463,17 @@ impl<'a> Finder<'a> {
             .dtype()
             .ok_or_else(|| Error::UnsupportedWeight { name: name.to_owned(), ty: info.ty.name() })?;
         let size = |i: usize| expected.get(i).map_or(1, |&n| n as usize);
-        Ok(Tensor { shard, range, dtype, rows: size(1), cols: size(0), in_rows: false, cut: None, rank: 0, packed: None })
+        Ok(Tensor {
+            shard,
+            range,
+            dtype,
+            rows: size(1),
+            cols: size(0),
+            in_rows: false,
+            cut: None,
+            rank: 0,
+            packed: None,
+        })
     }
 
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Tensor> {

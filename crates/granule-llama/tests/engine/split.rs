@@ -168,10 +168,7 @@ fn what_cannot_be_split_is_refused_by_name() {
     assert!(matches!(five, Error::Split(granule_split::Error::Indivisible { ranks: 5, .. })), "{five}");
     let two_for_three = Placement::new().split(&banks(2), Shares::equal(3).unwrap(), 6);
     let load = LoadOptions { placement: Some(two_for_three), ..precise() };
-    assert!(matches!(
-        Model::load(tales(), load).unwrap_err(),
-        Error::SplitShares { shares: 3, ranks: 2 }
-    ));
+    assert!(matches!(Model::load(tales(), load).unwrap_err(), Error::SplitShares { shares: 3, ranks: 2 }));
 }
 
 #[test]
@@ -182,7 +179,8 @@ fn a_step_that_is_stopped_or_has_no_memory_leaves_the_context_as_it_was() {
         BankOptions::new(),
     )
     .unwrap();
-    let placement = Placement::new().split(&[host_bank(), small.clone()], Shares::equal(2).unwrap(), n_layers);
+    let placement =
+        Placement::new().split(&[host_bank(), small.clone()], Shares::equal(2).unwrap(), n_layers);
     let model = Model::load(tales(), LoadOptions { placement: Some(placement), ..precise() }).unwrap();
     let prompt = encode(&model, PROMPT);
     let mut ranks = context(&model, 4096, 512, KvType::F16);

@@ -341,8 +341,7 @@ impl CudaEngine {
         }
         let mut crossing = (!self.span.is_last()).then(crossed).transpose()?;
         let buffers = CudaBuffers::of(&sizes, self.model.inputs(), n, attention)?;
-        let mut buffers =
-            Buffers::new(&self.heaps, n, &buffers, self.sum_bytes(n, config.n_embd))?;
+        let mut buffers = Buffers::new(&self.heaps, n, &buffers, self.sum_bytes(n, config.n_embd))?;
         let given = (|| {
             shuttle.send(&self.stream)?;
             let mut tables = Vec::with_capacity(self.steps.len());
