@@ -114,7 +114,7 @@ pub use generate::{Finish, GenerateOptions, Generation, GenerationStats, Piece, 
 pub use granule_kv::{KvOptions, KvType};
 pub use granule_ops::Precision;
 pub use kv_transform::KvTransformMode;
-pub use memory::{DeviceMemory, MemoryInfo, SequenceMemory};
+pub use memory::{DeviceMemory, MemoryInfo, RankTraffic, SequenceMemory};
 pub use model::{LoadOptions, Model, Progress};
 pub use perplexity::{Perplexity, perplexity};
 pub use placement::{Placement, Stage, StageRank};

@@ -113,3 +113,15 @@ pub struct SequenceMemory {
     /// Its keys and values.
     pub kv: KvMemory,
 }
+
+/// What a rank of a context has sent to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RankTraffic {
+    /// Which rank.
+    pub rank: usize,
+    /// Collectives that it took part in.
+    pub calls: u64,
+    /// Bytes that it sent, or that others read of its memory. Of ranks in one process logits are put together without any.
+    pub sent: Bytes,
+}

@@ -7,7 +7,7 @@ use granule_device::Bytes;
 use granule_kv::{KvMemory, Sequence};
 
 use super::Context;
-use crate::memory::{DeviceMemory, MemoryInfo, SequenceMemory};
+use crate::memory::{DeviceMemory, MemoryInfo, RankTraffic, SequenceMemory};
 
 impl Context {
     /// Where this context's memory and its model's went.
@@ -42,6 +42,13 @@ impl Context {
             sequences: sequences.collect(),
             devices,
         }
+    }
+
+    /// What ranks of this process have sent to others for this context, stage by stage of those that are split. Where other ranks are
+    /// other processes, one communicator serves all contexts, and counts for all.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<RankTraffic> {
+        self.engine.traffic().collect()
     }
 
     /// What is in one of the model's banks.

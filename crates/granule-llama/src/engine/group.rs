@@ -10,15 +10,17 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use granule_device::Bytes;
 use granule_kv::{KvLayout, Sequence};
 use granule_pool::PoolSlice;
 use granule_split::comm::{self, GroupOptions};
 use granule_split::{Communicator, RankShape};
 use rayon_core::{ThreadPool, ThreadPoolBuilder};
 
-use super::{Batch, EngineMemory, Hidden, How, Observer, Stage, Staged, rows_of};
+use super::{Batch, EngineMemory, Hidden, How, Link, Observer, Stage, Staged, rows_of};
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
+use crate::memory::RankTraffic;
 use crate::model::{Model, Place};
 use crate::placement;
 
@@ -43,6 +45,8 @@ struct Member {
     engine: Stage,
     /// What reaches the others, in the host's memory.
     link: Arc<dyn Communicator>,
+    /// In its device's memory, where that is another one.
+    device: Link,
     /// Its own logits of the last call.
     logits: Option<PoolSlice<f32>>,
     /// Tokens of the vocabulary that it has.
@@ -78,9 +82,10 @@ impl Group {
         let how = How { graphs: false, ..how };
         let links = links(group, ranks, how)?;
         let mut members = Vec::with_capacity(ranks.len());
-        for ((place, layout), [link, own]) in ranks.iter().zip(links) {
-            let engine = Stage::new(place, layout, how, Some(own))?;
-            members.push(Member { engine, link, logits: None, n_vocab: place.config.n_vocab });
+        for ((place, layout), Ends { host: link, device }) in ranks.iter().zip(links) {
+            let own = device.as_ref().unwrap_or(&link);
+            let engine = Stage::new(place, layout, how, Some(Arc::clone(own)))?;
+            members.push(Member { engine, link, device, logits: None, n_vocab: place.config.n_vocab });
         }
         let pool = (members.len() > 1).then(|| {
             let named = ThreadPoolBuilder::new().thread_name(|rank| format!("granule rank {rank}"));
@@ -193,6 +198,16 @@ impl Group {
         self.members.iter().flat_map(|member| member.engine.memory()).collect()
     }
 
+    /// What each rank here has sent so far.
+    pub(super) fn traffic(&self) -> impl Iterator<Item = RankTraffic> {
+        self.members.iter().map(|Member { link, device, .. }| {
+            let ends = [Some(link), device.as_ref()];
+            let all = ends.into_iter().flatten().map(|end| end.traffic());
+            let (calls, sent) = all.fold((0, 0), |(calls, sent), end| (calls + end.calls, sent + end.sent));
+            RankTraffic { rank: link.rank(), calls, sent: Bytes::new(sent) }
+        })
+    }
+
     /// Tells ranks in other processes that this one gives up.
     pub(super) fn abort(&self, why: &Error) {
         // One that failed because of another has nothing to tell.
@@ -248,17 +263,21 @@ impl Whole<'_> {
     }
 }
 
-/// A rank's end of its group, for the host's memory; and the one for the memory that its engine computes in.
-type Ends = [Arc<dyn Communicator>; 2];
+/// A rank's ends of its group.
+struct Ends {
+    /// For the host's memory.
+    host: Arc<dyn Communicator>,
+    /// For the memory that its engine computes in, where that is not done by the same.
+    device: Link,
+}
 
 fn links(group: &placement::Group, ranks: &[(&Place, &KvLayout)], how: How) -> Result<Vec<Ends>> {
     if let Some(remote) = &group.remote {
-        return Ok(ranks.iter().map(|_| [Arc::clone(remote), Arc::clone(remote)]).collect());
+        return Ok(ranks.iter().map(|_| Ends { host: Arc::clone(remote), device: None }).collect());
     }
     let options = GroupOptions { timeout: how.timeout, ..GroupOptions::default() };
-    let hosts: Vec<Arc<dyn Communicator>> =
-        comm::host_group(ranks.len(), options)?.into_iter().map(|rank| Arc::new(rank) as _).collect();
-    Ok(hosts.iter().map(|host| [Arc::clone(host), Arc::clone(host)]).collect())
+    let hosts = comm::host_group(ranks.len(), options)?.into_iter();
+    Ok(hosts.map(|host| Ends { host: Arc::new(host), device: None }).collect())
 }
 
 /// Whether an error only says that another rank has failed.

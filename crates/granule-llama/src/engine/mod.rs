@@ -26,6 +26,7 @@ use self::group::Group;
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::kv_tables::Tables;
+use crate::memory::RankTraffic;
 use crate::model::{Model, Place};
 use crate::tokenizer::TokenId;
 
@@ -263,6 +264,15 @@ impl Engine {
     /// What each place holds.
     pub(crate) fn memory(&self) -> impl Iterator<Item = EngineMemory> {
         self.stages.iter().flat_map(Stage::memory)
+    }
+
+    /// What ranks here have sent, where layers are split.
+    pub(crate) fn traffic(&self) -> impl Iterator<Item = RankTraffic> {
+        let groups = self.stages.iter().filter_map(|stage| match stage {
+            Stage::Group(group) => Some(group),
+            _ => None,
+        });
+        groups.flat_map(|group| group.traffic())
     }
 
     /// A stage, and the one before it.

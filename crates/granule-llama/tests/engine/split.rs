@@ -236,3 +236,23 @@ fn state_files_of_ranks_are_refused() {
     let ranks = context(&model, 64, 32, KvType::F16);
     assert!(matches!(ranks.save_state(dir.path().join("state")), Err(Error::Unsupported { .. })));
 }
+
+/// Two sums of n_embd numbers a layer and token, each rank sending its part to all others twice over: 2 (N - 1) / N of the numbers.
+#[test]
+fn a_token_sends_what_the_formula_says() {
+    for n in [2, 3, 4] {
+        let model = split(tales(), &vec![1; n], 2).unwrap();
+        let prompt = encode(&model, PROMPT);
+        let mut ranks = context(&model, 128, 128, KvType::F16);
+        let mut sent = 0;
+        for tokens in [&prompt[..], &prompt[..1]] {
+            ranks.eval(tokens).unwrap();
+            let now: u64 = ranks.traffic().iter().map(|rank| rank.sent.get()).sum();
+            let (layers, n_embd) = (model.config().n_layers, model.config().n_embd);
+            let all = tokens.len() * layers * 2 * 2 * (n - 1) * n_embd * size_of::<f32>();
+            assert_eq!(now - sent, all as u64, "{n} ranks, {} tokens", tokens.len());
+            sent = now;
+        }
+        assert_eq!(ranks.traffic().len(), n);
+    }
+}
