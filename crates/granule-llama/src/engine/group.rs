@@ -201,10 +201,8 @@ impl Group {
     /// What each rank here has sent so far.
     pub(super) fn traffic(&self) -> impl Iterator<Item = RankTraffic> {
         self.members.iter().map(|Member { link, device, .. }| {
-            let ends = [Some(link), device.as_ref()];
-            let all = ends.into_iter().flatten().map(|end| end.traffic());
-            let (calls, sent) = all.fold((0, 0), |(calls, sent), end| (calls + end.calls, sent + end.sent));
-            RankTraffic { rank: link.rank(), calls, sent: Bytes::new(sent) }
+            let traffic = device.as_ref().unwrap_or(link).traffic();
+            RankTraffic { rank: link.rank(), calls: traffic.calls, sent: Bytes::new(traffic.sent) }
         })
     }
 
@@ -277,7 +275,15 @@ fn links(group: &placement::Group, ranks: &[(&Place, &KvLayout)], how: How) -> R
     }
     let options = GroupOptions { timeout: how.timeout, ..GroupOptions::default() };
     let hosts = comm::host_group(ranks.len(), options)?.into_iter();
-    Ok(hosts.map(|host| Ends { host: Arc::new(host), device: None }).collect())
+    let ends = hosts.zip(ranks).map(|(host, (place, _))| {
+        let host: Arc<dyn Communicator> = Arc::new(host);
+        let device: Link = match place.is_host() {
+            true => None,
+            false => Some(Arc::new(comm::Staged::new(Arc::clone(&host), place.bank.device())?)),
+        };
+        Ok(Ends { host, device })
+    });
+    ends.collect()
 }
 
 /// Whether an error only says that another rank has failed.

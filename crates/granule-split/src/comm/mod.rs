@@ -5,6 +5,7 @@
 
 mod host;
 mod slices;
+mod staged;
 mod wire;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::error::{Error, Result};
 
 pub use host::{GroupOptions, HostRank, MAX_RANKS, host_group};
 pub use slices::{all_reduce_elements, slice};
+pub use staged::Staged;
 pub use wire::Wire;
 
 /// What a rank has sent so far, in bytes of payload, and in how many calls.

@@ -1,9 +1,10 @@
 //! Logits and texts: beside the naive twin for every type of weights, beside the host for what a context can do.
 
-#[cfg(feature = "cublas")]
 mod cublas;
 mod faults;
 mod placement;
+#[cfg(feature = "cublas")]
+mod split;
 
 use std::sync::Arc;
 
