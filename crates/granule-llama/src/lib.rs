@@ -61,6 +61,24 @@
 //! # Ok::<(), granule_llama::Error>(())
 //! ```
 //!
+//! # On several devices at once
+//!
+//! Layers may be split over banks, each of which is then a rank with some of every layer's heads, and all of them compute at the same
+//! time: GPUs, or virtual devices of the host, which this example has two of.
+//!
+//! ```no_run
+//! use granule_bank::{Bank, BankOptions};
+//! use granule_device::Device;
+//! use granule_llama::{LoadOptions, Model, ModelPlan, Placement};
+//! use granule_split::Shares;
+//!
+//! let bank = || Ok::<_, Box<dyn std::error::Error>>(Bank::new(Device::host()?, BankOptions::new())?);
+//! let n_layers = ModelPlan::open("model.gguf")?.config().n_layers;
+//! let placement = Placement::new().split(&[bank()?, bank()?], Shares::equal(2)?, n_layers);
+//! let model = Model::load("model.gguf", LoadOptions { placement: Some(placement), ..LoadOptions::default() })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # Looking at it
 //!
 //! Whoever subscribes to [`tracing`] hears of steps and their layers, by the target `granule`; a profiler that is attached shows NVTX
