@@ -72,6 +72,8 @@ pub struct HostOptions {
     pub capacity: Option<Bytes>,
     /// The size of a granule: a power of two and a multiple of the system's page; by default 2 MiB.
     pub granule: Option<Bytes>,
+    /// Which one it is of several in a process: "host:0", "host:1", … in messages and reports. By default it is "host".
+    pub number: Option<usize>,
 }
 
 impl HostOptions {
@@ -88,6 +90,11 @@ impl HostOptions {
     /// With granules of this size.
     pub fn granule(self, granule: Bytes) -> HostOptions {
         HostOptions { granule: Some(granule), ..self }
+    }
+
+    /// As one of several, which messages and reports tell apart.
+    pub fn number(self, number: usize) -> HostOptions {
+        HostOptions { number: Some(number), ..self }
     }
 }
 
@@ -143,7 +150,7 @@ impl Device {
         Device { inner: Arc::new(inner) }
     }
 
-    /// What to call it in messages: "host", "cuda:0".
+    /// What to call it in messages: "host", "host:1", "cuda:0".
     pub fn name(&self) -> &str {
         self.inner.backend.name()
     }

@@ -15,6 +15,22 @@ fn place(index: usize) -> std::ops::Range<usize> {
 }
 
 #[test]
+fn several_hosts_are_told_apart() {
+    let named = |options: HostOptions| Device::host_with(options.capacity(Bytes::mib(4))).unwrap();
+    assert_eq!(named(HostOptions::new()).name(), "host");
+    let second = named(HostOptions::new().number(1));
+    assert_eq!(second.name(), "host:1");
+    let refused = [second.alloc(Bytes::mib(8)).unwrap_err(), {
+        let held = second.alloc(Bytes::mib(3)).unwrap();
+        let refused = second.alloc(Bytes::mib(3)).unwrap_err();
+        drop(held);
+        refused
+    }];
+    assert!(matches!(&refused[0], Error::TooLarge { device, .. } if device == "host:1"), "{refused:?}");
+    assert!(matches!(&refused[1], Error::OutOfMemory { device, .. } if device == "host:1"), "{refused:?}");
+}
+
+#[test]
 fn a_place_holds_what_was_written() {
     let device = device(4);
     let mut range = device.reserve(Bytes::from_usize(3 * GRANULE - 5)).unwrap();

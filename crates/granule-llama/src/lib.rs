@@ -136,7 +136,7 @@ pub use memory::{DeviceMemory, MemoryInfo, RankTraffic, SequenceMemory};
 pub use model::{LoadOptions, Model, Progress};
 pub use perplexity::{Perplexity, perplexity};
 pub use placement::{Placement, Stage, StageRank};
-pub use plan::{Fits, GpuLayers, ModelPlan, PlannedText};
+pub use plan::{Fits, GpuLayers, ModelPlan, PlannedText, Team};
 pub use quantize::{QuantizeOptions, QuantizeTarget, Quantized, QuantizedTensor, quantize, unfinished_path};
 pub use sample::{Sampler, SamplingOptions};
 pub use tokenizer::{EncodeOptions, TextStream, TokenId, Tokenizer};

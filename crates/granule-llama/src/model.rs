@@ -22,7 +22,7 @@ use crate::gguf::{Gguf, TensorInfo};
 use crate::identity::identity;
 use crate::kv_tables::Tables;
 use crate::kv_transform::Kept;
-use crate::placement::{Group, Placement, Span, Stage, StageRank};
+use crate::placement::{Group, Placement, Span, Stage};
 use crate::ranks::{self, RankSplit};
 use crate::shared::{Caches, Shared};
 use crate::tokenizer::Tokenizer;
@@ -330,14 +330,7 @@ impl Model {
         self.places.iter().map(|place| Stage {
             device: place.bank.device().name(),
             layers: place.span.layers.clone(),
-            rank: place.part().zip(place.span.rank).map(|(part, (rank, ranks))| StageRank {
-                rank,
-                ranks,
-                heads: part.heads.clone(),
-                kv_heads: part.kv_heads.clone(),
-                ff: part.ff.clone(),
-                vocab: part.vocab.clone(),
-            }),
+            rank: place.part.as_ref().map(RankSplit::told),
         })
     }
 

@@ -10,7 +10,7 @@ use granule_split::{RankShape, SplitShape, TransformerSplit};
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::placement::{Placement, Span};
+use crate::placement::{Placement, Span, StageRank};
 use crate::weights::{Layer, Tensor, Weights};
 
 /// A rank's part of some layers, among those of all ranks.
@@ -32,12 +32,37 @@ impl RankSplit {
         if self.sharing < 2 {
             return Ok(all.map(Threads::clone));
         }
-        let each = |threads: &Threads| {
-            NonZeroUsize::new(threads.count() / self.sharing).unwrap_or(NonZeroUsize::MIN)
-        };
-        let [one, many] = all.map(each);
+        let counts = self.thread_counts(all.map(Threads::count));
+        let [one, many] = counts.map(|count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN));
         let pool = Threads::new(one.max(many))?;
         Ok([pool.limited(one), pool.limited(many)])
+    }
+
+    /// Its share of so many threads.
+    pub(crate) fn thread_counts(&self, all: [usize; 2]) -> [usize; 2] {
+        all.map(|count| if self.sharing < 2 { count } else { (count / self.sharing).max(1) })
+    }
+
+    /// The part as others are told of it.
+    pub(crate) fn told(&self) -> StageRank {
+        let RankShape { heads, kv_heads, ff, vocab } = self.own().clone();
+        StageRank { rank: self.rank, ranks: self.all.len(), heads, kv_heads, ff, vocab }
+    }
+}
+
+/// What of some layers their split depends on.
+pub(crate) fn shape(config: &Config, layers: &[Layer]) -> SplitShape {
+    let block = |of: fn(&Layer) -> &Tensor| {
+        layers.iter().map(|layer| of(layer).dtype().block_len()).max().unwrap_or(1)
+    };
+    SplitShape {
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        n_ff: config.n_ff,
+        n_vocab: config.n_vocab,
+        heads_block: block(|layer| &layer.attn_output),
+        ff_block: block(|layer| &layer.ffn_down),
     }
 }
 
@@ -63,19 +88,7 @@ pub(crate) fn splits(
             splits.push(Some(RankSplit { rank, ..before }));
             continue;
         }
-        let layers = &weights.layers[span.layers.clone()];
-        let block = |of: fn(&Layer) -> &Tensor| {
-            layers.iter().map(|layer| of(layer).dtype().block_len()).max().unwrap_or(1)
-        };
-        let shape = SplitShape {
-            n_heads: config.n_heads,
-            n_kv_heads: config.n_kv_heads,
-            head_dim: config.head_dim,
-            n_ff: config.n_ff,
-            n_vocab: config.n_vocab,
-            heads_block: block(|layer| &layer.attn_output),
-            ff_block: block(|layer| &layer.ffn_down),
-        };
+        let shape = shape(config, &weights.layers[span.layers.clone()]);
         let all = TransformerSplit::new(&shape, &group.shares)?.ranks().into();
         let on_host = group.banks.iter().filter(|bank| bank.device().kind() == DeviceKind::Host);
         let sharing = if group.remote.is_some() { 1 } else { on_host.count() };

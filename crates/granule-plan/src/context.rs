@@ -32,6 +32,8 @@ pub struct DryContext {
     shape: ModelShape,
     options: ContextShape,
     stages: Vec<Run>,
+    /// Of the stages, the first that has logits: the last one, or the first rank there is of the last run.
+    tail: usize,
     /// Tokens of each sequence.
     lens: Vec<usize>,
     /// Logits that a call computes: how many rows there is room for, and that room.
@@ -43,8 +45,12 @@ pub struct DryContext {
 #[derive(Debug)]
 struct Run {
     stage: Stage,
+    /// What its steps are sized by: the model's shape, or its part's.
+    shape: ModelShape,
     heaps: Heaps,
     engine: Engine,
+    /// Of a rank's part, what its own logits are in: how many rows there is room for, and that room.
+    own_logits: Option<(usize, Leased)>,
 }
 
 #[derive(Debug)]
@@ -55,9 +61,9 @@ enum Engine {
 }
 
 impl Run {
-    fn new(stage: &Stage, index: usize, stages: usize) -> Result<Run, Error> {
+    fn new(shape: &ModelShape, stage: &Stage, is_first: bool, is_last: bool) -> Result<Run, Error> {
         // The host's steps are the same wherever the stage stands.
-        let _ = (index, stages);
+        let _ = (is_first, is_last);
         let heaps = Heaps::new(stage.granule);
         let (engine, heaps) = match stage.compute {
             Compute::Host { threads, threads_batch } => {
@@ -67,13 +73,15 @@ impl Run {
             #[cfg(feature = "cuda")]
             Compute::Cuda(facts) => {
                 let mut heaps = heaps;
-                let ends = Ends { is_first: index == 0, is_last: index + 1 == stages };
+                // Ranks are given what tokens stand for.
+                let ends = Ends { looks_up: is_first && stage.part.is_none(), is_last };
                 let scratch = stage.engine_scratch.to_usize().unwrap_or(usize::MAX);
                 let run = CudaRun::new(facts, ends, &stage.kv, &stage.products, scratch, &mut heaps)?;
                 (Engine::Cuda(run), heaps)
             }
         };
-        Ok(Run { stage: stage.clone(), heaps, engine })
+        let shape = stage.part.map_or(*shape, |part| part.shape);
+        Ok(Run { stage: stage.clone(), shape, heaps, engine, own_logits: None })
     }
 
     fn room_for_logits(&mut self, elements: usize) -> Result<Leased, Error> {
@@ -86,19 +94,26 @@ impl Run {
     }
 
     /// A step of sequences with so many tokens and, with those, rows.
-    fn step(&mut self, shape: &ModelShape, parts: &[(usize, usize)], draws_of: usize) -> Result<(), Error> {
+    fn step(&mut self, parts: &[(usize, usize)], draws_of: usize) -> Result<(), Error> {
         match &mut self.engine {
-            Engine::Host(host) => host.step(shape, &mut self.heaps, parts, draws_of),
+            Engine::Host(host) => host.step(&self.shape, &mut self.heaps, parts, draws_of),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(cuda) => cuda.step(shape, &mut self.heaps, parts, draws_of),
+            Engine::Cuda(cuda) => cuda.step(&self.shape, &mut self.heaps, parts, draws_of),
         }
     }
 
-    fn logits(&mut self, shape: &ModelShape, n: usize) -> Result<(), Error> {
+    /// The logits of `n` tokens of the last step; a rank's go to memory of its own, from where all ranks' are put together.
+    fn logits(&mut self, n: usize) -> Result<(), Error> {
+        if self.stage.part.is_some() && self.own_logits.as_ref().is_none_or(|(rows, _)| *rows < n) {
+            let room = self.room_for_logits(n * self.shape.n_vocab)?;
+            if let Some((_, old)) = self.own_logits.replace((n, room)) {
+                self.heaps.give(old);
+            }
+        }
         match &mut self.engine {
-            Engine::Host(host) => host.logits(shape, &mut self.heaps, n),
+            Engine::Host(host) => host.logits(&self.shape, &mut self.heaps, n),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(cuda) => cuda.logits(shape, &mut self.heaps, n),
+            Engine::Cuda(cuda) => cuda.logits(&self.shape, &mut self.heaps, n),
         }
     }
 
@@ -127,6 +142,7 @@ impl Run {
         let (kept, own) = stage.kv_transform;
         Ok(StageMemory {
             device: stage.device.clone(),
+            rank: stage.part.map(|part| part.rank),
             layers: stage.kv.shape().n_layers,
             weights: stage.weights,
             loading: stage.loading,
@@ -151,13 +167,21 @@ impl DryContext {
                 return Err(Error::Nothing { what });
             }
         }
-        let runs = stages.iter().enumerate().map(|(index, stage)| Run::new(stage, index, stages.len()));
+        let run_of = |stage: &Stage| stage.part.map(|part| part.run);
+        let last = stages.last().ok_or(Error::Nothing { what: "stages" })?;
+        let is_tail = |stage: &&Stage| run_of(stage).is_some() && run_of(stage) == run_of(last);
+        let tail = stages.len() - stages.iter().rev().take_while(is_tail).count().max(1);
+        let is_first = |stage: &Stage| stage.part.is_some() && run_of(stage) == run_of(&stages[0]);
+        let runs = stages
+            .iter()
+            .enumerate()
+            .map(|(index, stage)| Run::new(shape, stage, index == 0 || is_first(stage), index >= tail));
         let mut stages: Vec<Run> = runs.collect::<Result<_, _>>()?;
-        let last = stages.last_mut().ok_or(Error::Nothing { what: "stages" })?;
-        let rows = last.room_for_logits(shape.n_vocab)?;
+        let rows = stages[tail].room_for_logits(shape.n_vocab)?;
         // Those that the last call left are kept apart, for good.
-        let _ = last.room_for_logits(shape.n_vocab)?;
-        Ok(DryContext { shape: *shape, options, stages, lens: vec![0], rows: (1, rows), has_stepped: false })
+        let _ = stages[tail].room_for_logits(shape.n_vocab)?;
+        let (lens, has_stepped) = (vec![0], false);
+        Ok(DryContext { shape: *shape, options, stages, tail, lens, rows: (1, rows), has_stepped })
     }
 
     /// One more sequence, which is empty; answers its number, from 1.
@@ -188,8 +212,8 @@ impl DryContext {
         while !left.is_empty() {
             let ended = self.step(&mut left, draws_of)?;
             // Of steps that are replayed there are logits already.
-            if let Some(last) = self.stages.last_mut() {
-                last.logits(&self.shape, ended)?;
+            for last in &mut self.stages[self.tail..] {
+                last.logits(ended)?;
             }
         }
         self.stages.iter_mut().for_each(Run::rest);
@@ -211,8 +235,11 @@ impl DryContext {
     pub fn go_on(&mut self, len: usize) -> Result<(), Error> {
         let len = len.min(self.options.n_ctx);
         let all: Vec<(usize, usize)> = (0..self.lens.len()).map(|of| (of, 1)).collect();
-        let on_host = matches!(self.stages.last(), Some(Run { engine: Engine::Host(_), .. }));
-        let draws_of = if all.len() == 1 && !on_host { self.options.draws_of } else { 0 };
+        // The host draws for itself, and ranks have a part of the logits each.
+        let last = self.stages.last();
+        let draws =
+            last.is_some_and(|run| run.stage.part.is_none() && !matches!(run.engine, Engine::Host(_)));
+        let draws_of = if all.len() == 1 && draws { self.options.draws_of } else { 0 };
         let longest = |lens: &[usize]| lens.iter().copied().max().unwrap_or(0);
         while longest(&self.lens) < len {
             let (before, begun) = (self.looked_for(), self.lens.iter().all(|&len| len > 0));
@@ -252,7 +279,7 @@ impl DryContext {
             parts.push((taken, self.lens[*of]));
         }
         for stage in &mut self.stages {
-            stage.step(&self.shape, &parts, draws_of)?;
+            stage.step(&parts, draws_of)?;
         }
         self.has_stepped = true;
         let before = left.len();
@@ -261,10 +288,10 @@ impl DryContext {
     }
 
     fn room_for_logits(&mut self, rows: usize) -> Result<(), Error> {
-        if let Some(last) = self.stages.last_mut().filter(|_| self.rows.0 < rows) {
-            let room = last.room_for_logits(rows * self.shape.n_vocab)?;
+        if self.rows.0 < rows {
+            let room = self.stages[self.tail].room_for_logits(rows * self.shape.n_vocab)?;
             let (_, old) = std::mem::replace(&mut self.rows, (rows, room));
-            last.heaps.give(old);
+            self.stages[self.tail].heaps.give(old);
         }
         Ok(())
     }

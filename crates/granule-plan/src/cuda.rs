@@ -212,7 +212,7 @@ fn rows(kv: &KvLayout) -> Result<Vec<KvRowLayout>, Error> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ends {
     /// Whether tokens are looked up here.
-    pub(crate) is_first: bool,
+    pub(crate) looks_up: bool,
     /// Whether logits are computed here.
     pub(crate) is_last: bool,
 }
@@ -291,7 +291,7 @@ impl CudaRun {
         let parcel = Parcel::of(shape, n, tables, false).bytes();
         let shuttle = take_all(heaps, [(Which::Pinned, parcel), (Which::Scratch, parcel)])?;
         let hidden = (Which::Pinned, hidden_bytes(shape, n));
-        let entering = take_all(heaps, (!self.ends.is_first).then_some(hidden))?;
+        let entering = take_all(heaps, (!self.ends.looks_up).then_some(hidden))?;
         let crossing = take_all(heaps, (!self.ends.is_last).then_some(hidden))?;
         let mut left = take_all(heaps, CudaBuffers::of(shape, &self.products, n, attention)?.parts())?;
         heaps.give_all(entering.into_iter().chain(shuttle));
@@ -321,7 +321,7 @@ impl CudaRun {
         let parcel = Parcel::of(shape, n, self.groups.iter().map(|_| counts.bytes()), draws).bytes();
         let mut all = take_all(heaps, [(Which::Pinned, parcel), (Which::Scratch, parcel)])?;
         let hidden = hidden_bytes(shape, n);
-        all.extend(take_all(heaps, (!self.ends.is_first).then_some((Which::Pinned, hidden)))?);
+        all.extend(take_all(heaps, (!self.ends.looks_up).then_some((Which::Pinned, hidden)))?);
         all.extend(take_all(heaps, CudaBuffers::of(shape, &self.products, n, attention)?.parts())?);
         let answer = match (draws, self.ends.is_last) {
             (true, _) => Drawn::BYTES,

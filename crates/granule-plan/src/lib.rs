@@ -16,5 +16,5 @@ pub use context::{ContextShape, DryContext};
 pub use error::Error;
 pub use fit::{most, shares};
 pub use shape::{MatrixShape, ModelShape};
-pub use stage::{Compute, Stage, StageMemory};
+pub use stage::{Compute, Part, Stage, StageMemory};
 pub use weights::{LOADING_PIECES, Places, loading_piece};

@@ -1,10 +1,12 @@
-//! A stage: a run of a model's layers on one device, and what it holds.
+//! A stage: a run of a model's layers on one device, or one rank's part of it; and what it holds.
 
 use granule_device::Bytes;
 use granule_kv::KvLayout;
 #[cfg(feature = "cuda")]
 use granule_ops::DeviceFacts;
 use granule_quant::DType;
+
+use crate::ModelShape;
 
 /// What computes a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +23,19 @@ pub enum Compute {
     Cuda(DeviceFacts),
 }
 
-/// A run of layers on one device, to be planned for.
+/// One rank's part of layers that are split: it has some of every layer's heads and of its feed-forward part, and of the last
+/// layers' run some of the vocabulary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// What tells a run of layers from the one behind it: equal for its ranks, which follow one another.
+    pub run: usize,
+    /// Which of the run's ranks.
+    pub rank: usize,
+    /// The shape of what it computes: its own heads, feed-forward elements and vocabulary.
+    pub shape: ModelShape,
+}
+
+/// A run of layers on one device, or one rank's part of it, to be planned for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stage {
     /// The device's name: "host", "cuda:0", …
@@ -30,9 +44,11 @@ pub struct Stage {
     pub granule: Bytes,
     /// What computes there.
     pub compute: Compute,
-    /// How its layers' keys and values lie; their number is the stage's.
+    /// Where its layers are split: which part it is. All of a run's parts that are in this process follow one another.
+    pub part: Option<Part>,
+    /// How its layers' keys and values lie, of its own heads; their number is the stage's.
     pub kv: KvLayout,
-    /// Type and columns of the weights of its layers, each pair once is enough.
+    /// Type and columns of the weights of its layers, as they are here, each pair once is enough.
     pub products: Vec<(DType, usize)>,
     /// Weights as the bank will count them: [`Places::bytes`](crate::Places::bytes) of a GPU's, rounded up by who plans.
     pub weights: Bytes,
@@ -51,6 +67,8 @@ pub struct Stage {
 pub struct StageMemory {
     /// The device's name.
     pub device: String,
+    /// Where its layers are split: which rank it is.
+    pub rank: Option<usize>,
     /// Layers.
     pub layers: usize,
     /// The weights.

@@ -4,7 +4,7 @@
 
 use granule_device::Bytes;
 use granule_kv::{KvLayout, KvShape, KvType};
-use granule_plan::{Compute, ContextShape, DryContext, ModelShape, Stage, StageMemory};
+use granule_plan::{Compute, ContextShape, DryContext, ModelShape, Part, Stage, StageMemory};
 use granule_quant::DType;
 use proptest::prelude::*;
 
@@ -45,6 +45,7 @@ fn stage(shape: &ModelShape, compute: Compute, types: [KvType; 2], n_layers: usi
         device: "a device".to_owned(),
         granule: Bytes::mib(2),
         compute,
+        part: None,
         kv: KvLayout::new(kv, types[0], types[1], None, 4).unwrap(),
         products: vec![(DType::Q4_0, shape.n_embd), (DType::BF16, shape.q_width()), (DType::F32, shape.n_ff)],
         weights: Bytes::mib(8),
@@ -53,6 +54,55 @@ fn stage(shape: &ModelShape, compute: Compute, types: [KvType; 2], n_layers: usi
         engine_scratch: Bytes::ZERO,
         context: None,
     }
+}
+
+/// Run `run`, split over ranks that have a KV head or two each, and what these compute with; the last rank has the most of the rest.
+fn ranks(
+    shape: &ModelShape,
+    run: usize,
+    computes: &[Compute],
+    types: [KvType; 2],
+    n_layers: usize,
+) -> Vec<Stage> {
+    let n = computes.len();
+    assert!(shape.n_kv_heads >= n);
+    let per_head = shape.n_heads / shape.n_kv_heads;
+    let part = |rank: usize| {
+        let is_last = rank + 1 == n;
+        let n_kv_heads = if is_last { shape.n_kv_heads - (n - 1) } else { 1 };
+        let cut = |all: usize, unit: usize| {
+            let each = all / n / unit * unit;
+            if is_last { all - each * (n - 1) } else { each }
+        };
+        let (n_ff, n_vocab) = (cut(shape.n_ff, 32), cut(shape.n_vocab, 1));
+        ModelShape { n_heads: n_kv_heads * per_head, n_kv_heads, n_ff, n_vocab, ..*shape }
+    };
+    let made = computes.iter().enumerate().map(|(rank, &compute)| {
+        let shape = part(rank);
+        Stage { part: Some(Part { run, rank, shape }), ..stage(&shape, compute, types, n_layers) }
+    });
+    made.collect()
+}
+
+/// Stages, some of them split, of so many layers each.
+fn placed(
+    shape: &ModelShape,
+    runs: &[(bool, Vec<Compute>)],
+    types: [KvType; 2],
+    n_layers: usize,
+) -> Vec<Stage> {
+    let runs = runs.iter().enumerate().flat_map(|(run, (is_split, computes))| {
+        let most = computes.len().min(shape.n_kv_heads);
+        match is_split {
+            true => ranks(shape, run, &computes[..most], types, n_layers),
+            false => computes.iter().map(|&compute| stage(shape, compute, types, n_layers)).collect(),
+        }
+    });
+    runs.collect()
+}
+
+fn runs() -> impl Strategy<Value = Vec<(bool, Vec<Compute>)>> {
+    prop::collection::vec((any::<bool>(), prop::collection::vec(computes(), 1..4)), 1..3)
 }
 
 fn types() -> impl Strategy<Value = [KvType; 2]> {
@@ -70,7 +120,7 @@ proptest! {
     #[test]
     fn going_on_by_leaps_is_going_on_token_by_token(
         shape in shapes(),
-        computes in prop::collection::vec(computes(), 1..4),
+        runs in runs(),
         types in types(),
         prompts in prop::collection::vec(0..600usize, 1..5),
         n_batch in 1..300usize,
@@ -78,7 +128,7 @@ proptest! {
         len in 1..1500usize,
     ) {
         let options = ContextShape { n_ctx: 1400, n_batch, ahead: 7, draws_of: if draws { shape.n_vocab } else { 0 } };
-        let stages: Vec<Stage> = computes.into_iter().map(|compute| stage(&shape, compute, types, 2)).collect();
+        let stages = placed(&shape, &runs, types, 2);
         let made = || {
             let mut context = DryContext::new(&shape, &stages, options).unwrap();
             (1..prompts.len()).for_each(|number| assert_eq!(context.add_sequence(), number));
@@ -96,24 +146,118 @@ proptest! {
     #[test]
     fn more_tokens_take_no_fewer_bytes(
         shape in shapes(),
-        compute in computes(),
+        runs in runs(),
         types in types(),
         prompt in 0..2000usize,
         n_batch in 1..600usize,
         lens in prop::collection::vec(0..70_000usize, 1..5),
     ) {
         let options = ContextShape { n_ctx: 65_536, n_batch, ahead: 64, draws_of: 0 };
-        let mut context = DryContext::new(&shape, &[stage(&shape, compute, types, 3)], options).unwrap();
-        let mut before = sizes(&context.memory().unwrap()[0]);
+        let mut context = DryContext::new(&shape, &placed(&shape, &runs, types, 3), options).unwrap();
+        let all = |context: &DryContext| context.memory().unwrap().iter().map(sizes).collect::<Vec<_>>();
+        let mut before = all(&context);
         context.eval(prompt).unwrap();
         let mut lens = lens;
         lens.sort_unstable();
         for len in lens {
             context.go_on(len).unwrap();
-            let now = sizes(&context.memory().unwrap()[0]);
-            prop_assert!(before.iter().zip(&now).all(|(before, now)| before <= now), "{:?} {:?}", before, now);
+            let now = all(&context);
+            let mut pairs = before.iter().flatten().zip(now.iter().flatten());
+            prop_assert!(pairs.all(|(before, now)| before <= now), "{:?} {:?}", before, now);
             before = now;
         }
+    }
+}
+
+/// What one rank takes of a layer that is split, beside what the whole takes: worked out by hand.
+#[test]
+fn a_rank_takes_its_own_heads_and_its_own_logits() {
+    let shape = ModelShape {
+        n_embd: 2048,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_dim: 64,
+        n_ff: 8192,
+        n_vocab: 128_256,
+        rope_dims: 64,
+        output: DType::Q8_0,
+    };
+    let host = Compute::Host { threads: 1, threads_batch: 1 };
+    let types = [KvType::F16, KvType::F16];
+    let options = ContextShape { n_ctx: 4096, n_batch: 512, ahead: 0, draws_of: 0 };
+    let memory = |stages: &[Stage]| {
+        let mut context = DryContext::new(&shape, stages, options).unwrap();
+        context.eval(512).unwrap();
+        context.go_on(1024).unwrap();
+        context.memory().unwrap()
+    };
+    let split = |parts: [ModelShape; 2]| {
+        let stage = |(rank, shape)| Stage {
+            part: Some(Part { run: 0, rank, shape }),
+            ..stage(&shape, host, types, 16)
+        };
+        memory(&parts.into_iter().enumerate().map(stage).collect::<Vec<_>>())
+    };
+    let whole = &memory(&[stage(&shape, host, types, 16)])[0];
+    // 1,024 rows of 32 KiB and 64 bytes, in whole granules.
+    assert_eq!((whole.rank, whole.kv), (None, Bytes::mib(34)));
+    let part = |n_kv_heads: usize, n_ff, n_vocab| ModelShape {
+        n_heads: 4 * n_kv_heads,
+        n_kv_heads,
+        n_ff,
+        n_vocab,
+        ..shape
+    };
+    let even = split([part(4, 4096, 64_128), part(4, 4096, 64_128)]);
+    assert_eq!([even[0].rank, even[1].rank], [Some(0), Some(1)]);
+    assert_eq!([even[0].kv, even[1].kv], [Bytes::mib(18); 2]);
+    // Two whole rows of logits are the first rank's alone.
+    let rows = even[0].activations.saturating_sub(even[1].activations);
+    assert!(rows >= Bytes::new(2 * 4 * 128_256) && rows <= Bytes::mib(4), "{rows}");
+    // Queries, keys, values, what is attended to and the feed-forward part are halves; the hidden states are whole.
+    let halves: u64 = 512 * 4 * (2048 + 512 + 512 + 2048 + 8192 + 8192) / 2;
+    let saved = whole.activations.saturating_sub(even[0].activations);
+    assert!(
+        saved >= Bytes::new(halves).saturating_sub(Bytes::mib(4)) && saved <= Bytes::new(halves),
+        "{saved}"
+    );
+    let uneven = split([part(6, 6144, 96_192), part(2, 2048, 32_064)]);
+    assert_eq!([uneven[0].kv, uneven[1].kv], [Bytes::mib(26), Bytes::mib(10)]);
+    assert!(uneven[0].scratch > uneven[1].scratch && uneven[0].activations > even[0].activations);
+}
+
+/// Ranks of the last run have logits, no other ones do; and a first run that is split looks no tokens up.
+#[test]
+fn which_ranks_have_logits() {
+    let shape = ModelShape {
+        n_embd: 128,
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 32,
+        n_ff: 256,
+        n_vocab: 4 << 20,
+        rope_dims: 32,
+        output: DType::F16,
+    };
+    let host = Compute::Host { threads: 1, threads_batch: 1 };
+    let types = [KvType::F16, KvType::F16];
+    let options = ContextShape { n_ctx: 64, n_batch: 8, ahead: 0, draws_of: 0 };
+    let two = |run| ranks(&shape, run, &[host; 2], types, 1);
+    let one = || vec![stage(&shape, host, types, 1)];
+    for (stages, has_logits) in [
+        ([two(0), two(1)].concat(), &[false, false, true, true][..]),
+        ([two(0), one()].concat(), &[false, false, true]),
+        ([one(), two(1)].concat(), &[false, true, true]),
+        ([one(), one()].concat(), &[false, true]),
+        // This process has one rank of each run.
+        (vec![two(0)[1].clone(), two(1)[1].clone()], &[false, true]),
+    ] {
+        let mut context = DryContext::new(&shape, &stages, options).unwrap();
+        context.eval(9).unwrap();
+        let memory = context.memory().unwrap();
+        // 2^22 logits are 16 MiB.
+        let found: Vec<bool> = memory.iter().map(|of| of.activations >= Bytes::mib(8)).collect();
+        assert_eq!(found, has_logits);
     }
 }
 

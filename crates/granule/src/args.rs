@@ -7,12 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result};
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use granule_device::Bytes;
 use granule_kv::KvType;
-use granule_llama::{ContextOptions, GpuLayers, KvTransformMode, QuantizeTarget};
+use granule_llama::{ContextOptions, KvTransformMode, QuantizeTarget};
 
-use crate::device_name::DeviceName;
-use crate::placement::gpu_layers;
+use crate::placement::PlaceArgs;
 use crate::session;
 
 /// Runs GGUF language models. Text goes to stdout, everything else to stderr.
@@ -48,16 +46,8 @@ pub(crate) enum Command {
 pub(crate) struct LoadArgs {
     /// The model: a GGUF file, the first one where it comes in several
     pub(crate) model: PathBuf,
-    /// What the model runs on: host, or one GPU or more, as in cuda:0,cuda:1 (granule devices lists them)
-    #[arg(long, value_name = "DEVICES", default_value = "host", value_delimiter = ',')]
-    pub(crate) device: Vec<DeviceName>,
-    /// How many of the model's layers are on the GPUs, the last ones; the others are on the host. auto: as many as fit with a
-    /// full context [default: all]
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N|all|auto", value_parser = gpu_layers)]
-    pub(crate) gpu_layers: Option<GpuLayers>,
-    /// Each GPU's share of these layers, as in 3,1 [default: by their free memory]
-    #[arg(long, value_name = "SHARES", value_delimiter = ',')]
-    pub(crate) layer_split: Vec<u64>,
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
     /// Threads that compute [default: one for each physical core that the program may use]
     #[arg(short = 't', long, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
@@ -77,9 +67,6 @@ pub(crate) struct LoadArgs {
     /// Compute long prompts as exactly as short ones, with 16 bits for each activation: about two thirds as fast (host only)
     #[arg(long)]
     pub(crate) precise: bool,
-    /// The most memory that weights, cache and activations may take together on each device, such as 512MiB or 4G
-    #[arg(long, value_name = "BYTES")]
-    pub(crate) memory_limit: Option<Bytes>,
 }
 
 /// How the context is made.
@@ -212,6 +199,14 @@ pub(crate) struct SamplingArgs {
 pub(crate) struct InfoArgs {
     /// The model: a GGUF file, the first one where it comes in several
     pub(crate) model: PathBuf,
+    /// Say what each device would hold with a full context, where the flags below name any
+    #[command(flatten)]
+    pub(crate) place: PlaceArgs,
+    /// Tokens that this context holds [default: as many as the model was trained for]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) ctx_size: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
     /// Write one JSON object instead of a table
     #[arg(long)]
     pub(crate) json: bool,

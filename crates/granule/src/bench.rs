@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::args::{BenchArgs, ContextArgs};
 use crate::table::{Align, Table};
-use crate::{interrupt, progress, session};
+use crate::{interrupt, placement, progress, session};
 
 /// One line of the result.
 #[derive(Serialize)]
@@ -26,8 +26,10 @@ struct Measurement {
     cache_type_k: String,
     cache_type_v: String,
     kv_transform: String,
-    /// What computes: "host", or a GPU's name.
+    /// What computes: "host", a GPU's name, "host ×2" for virtual devices.
     device: String,
+    /// Which layers are where, and which part of them.
+    placement: serde_json::Value,
     threads: usize,
     n_batch: usize,
     /// The median of `runs`.
@@ -98,6 +100,7 @@ fn measure(
                 cache_type_v: with.type_v().to_string(),
                 kv_transform: with.kv_transform().to_string(),
                 device: device.clone(),
+                placement: placement::json(model.stages()),
                 threads: threads.count(),
                 n_batch,
                 tokens_per_second: median(&runs),
@@ -195,7 +198,7 @@ fn device_of(model: &Model) -> Result<String> {
         }
         Ok(device.name().to_owned())
     };
-    Ok(model.banks().map(name).collect::<Result<Vec<_>>>()?.join(" + "))
+    Ok(placement::together(&model.banks().map(name).collect::<Result<Vec<_>>>()?))
 }
 
 pub(crate) fn median(runs: &[f64]) -> f64 {

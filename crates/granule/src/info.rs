@@ -5,13 +5,14 @@ use std::io::Write;
 use anyhow::Result;
 use granule_device::Bytes;
 use granule_kv::{KvLayout, KvType};
-use granule_llama::Config;
 use granule_llama::gguf::Value;
+use granule_llama::{Config, DeviceMemory, LoadOptions, ModelPlan, Placement, PlannedText};
 use serde_json::{Map, json};
 
 use crate::args::InfoArgs;
 use crate::directory::Directory;
 use crate::table::{Align, Table, count};
+use crate::{memory_table, placement, session};
 
 /// Tensors of one type: its name, how many there are, their elements and their bytes.
 struct Kind {
@@ -21,15 +22,68 @@ struct Kind {
     bytes: u64,
 }
 
+/// What it will take of each device where it is run, with a full context.
+struct Needs {
+    plan: ModelPlan,
+    placement: Placement,
+    devices: Vec<DeviceMemory>,
+    n_ctx: usize,
+}
+
+impl Needs {
+    fn of(args: &InfoArgs) -> Result<Needs> {
+        let plan = ModelPlan::open(&args.model)?;
+        let options = session::options(&args.context, args.ctx_size.map(usize::from));
+        let placement = placement::planned(&plan, &args.place, &options)?;
+        let n_ctx = options.n_ctx.unwrap_or(plan.config().n_ctx_train);
+        let load = LoadOptions { placement: Some(placement.clone()), ..LoadOptions::default() };
+        let text = PlannedText { prompt: options.n_batch.min(n_ctx), len: n_ctx, ..PlannedText::default() };
+        let devices = plan.memory(&load, &options, &text)?;
+        Ok(Needs { plan, placement, devices, n_ctx })
+    }
+
+    fn rows(&self, table: &mut Table) -> Result<()> {
+        let stages = self.plan.stages(&self.placement)?;
+        table.row(["would run".to_owned(), placement::describe(stages.iter().cloned())]);
+        for (i, device) in self.devices.iter().enumerate() {
+            let label = if i == 0 { "would need" } else { "" };
+            let what = memory_table::of(device, stages.iter().cloned());
+            let tokens = count(self.n_ctx);
+            let line = format!("{} on {} for {tokens} tokens; {what}", device.total, device.device);
+            table.row([label.to_owned(), line]);
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> Result<serde_json::Value> {
+        let stages = self.plan.stages(&self.placement)?;
+        Ok(json!({
+            "n_ctx": self.n_ctx,
+            "placement": placement::json(stages.into_iter()),
+            "devices": self.devices.iter().map(memory_table::of_device).collect::<Vec<_>>(),
+        }))
+    }
+}
+
 /// Prints what the file is.
 pub(crate) fn run(args: &InfoArgs) -> Result<()> {
     let directory = Directory::open(&args.model)?;
+    let is_asked = args.place.names_any() || args.ctx_size.is_some();
+    let needs = is_asked.then(|| Needs::of(args)).transpose()?;
     let mut out = std::io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&describe(&directory, args.verbose))?)?;
+        let mut all = describe(&directory, args);
+        if let Some(needs) = &needs {
+            all["needs"] = needs.json()?;
+        }
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?)?;
         return Ok(());
     }
-    write!(out, "{}", table(args, &directory))?;
+    let mut table = table(args, &directory);
+    if let Some(needs) = &needs {
+        needs.rows(&mut table)?;
+    }
+    write!(out, "{table}")?;
     if args.verbose {
         write!(out, "\n{}\n{}", metadata_table(&directory), tensor_table(&directory))?;
     }
@@ -62,6 +116,24 @@ fn obstacle(directory: &Directory) -> Option<String> {
     let weights = || strange().map(|t| format!("its weights are of type {}", t.ty.name()));
     let tokenizer = || directory.tokenizer().err().map(|error| format!("{error:#}"));
     problem.or_else(weights).or_else(tokenizer)
+}
+
+/// Over how many devices each layer can be split; none for a model that does not run here.
+fn tensor_parallel(args: &InfoArgs) -> Vec<usize> {
+    ModelPlan::open(&args.model).and_then(|plan| plan.legal_ranks()).unwrap_or_default()
+}
+
+/// "2 to 8 devices".
+fn devices(legal: &[usize]) -> Option<String> {
+    let many = legal.get(1..).filter(|many| !many.is_empty())?;
+    let follow = many.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    Some(match (follow, many) {
+        (true, [first, .., last]) => format!("over {first} to {last} devices"),
+        _ => {
+            let many: Vec<String> = many.iter().map(usize::to_string).collect();
+            format!("over {} devices", many.join(", "))
+        }
+    })
 }
 
 /// Bytes of one token in a cache of this type, or `None` where heads are no whole blocks of it.
@@ -145,6 +217,11 @@ fn table(args: &InfoArgs, directory: &Directory) -> Table {
             table.row([label.to_owned(), line]);
         }
     }
+    let legal = tensor_parallel(args);
+    if !legal.is_empty() {
+        let line = devices(&legal).unwrap_or_else(|| "not over several devices: no whole blocks".to_owned());
+        table.row(["layers split".to_owned(), line]);
+    }
     table.row([
         "runs here".to_owned(),
         obstacle(directory).map_or("yes".to_owned(), |why| format!("no: {why}")),
@@ -219,7 +296,8 @@ fn json_value(value: &Value) -> serde_json::Value {
     }
 }
 
-fn describe(directory: &Directory, verbose: bool) -> serde_json::Value {
+fn describe(directory: &Directory, args: &InfoArgs) -> serde_json::Value {
+    let verbose = args.verbose;
     let gguf = directory.gguf();
     let mut all = Map::new();
     let mut put = |key: &str, value: serde_json::Value| all.insert(key.to_owned(), value);
@@ -250,6 +328,7 @@ fn describe(directory: &Directory, verbose: bool) -> serde_json::Value {
     if let Ok(tokenizer) = directory.tokenizer() {
         put("n_vocab", json!(tokenizer.n_vocab()));
     }
+    put("tensor_parallel", json!(tensor_parallel(args)));
     put("chat_template", json!(gguf.metadata().find_str("tokenizer.chat_template").ok().flatten().is_some()));
     if verbose {
         let meta = gguf.metadata().iter().map(|(key, value)| (key.to_owned(), json_value(value)));

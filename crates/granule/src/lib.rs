@@ -32,3 +32,5 @@ pub use granule_plan as plan;
 pub use granule_pool as pool;
 #[doc(inline)]
 pub use granule_quant as quant;
+#[doc(inline)]
+pub use granule_split as split;

@@ -1,13 +1,15 @@
 //! Where the memory went, as a table and as JSON.
 
 use granule_device::Bytes;
-use granule_llama::{DeviceMemory, MemoryInfo};
+use granule_llama::{Context, DeviceMemory, MemoryInfo, Stage};
 use serde_json::{Value, json};
 
+use crate::placement;
 use crate::table::{Align, Table, count};
 
 /// The table that `run --verbose` ends with.
-pub(crate) fn table(info: &MemoryInfo) -> Table {
+pub(crate) fn table(context: &Context) -> Table {
+    let info = &context.memory_info();
     let mut table = Table::new([Align::Left, Align::Right, Align::Left]);
     table.row(["memory", "held", ""]);
     let kv = format!(
@@ -55,10 +57,7 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
     table.row(["total".to_owned(), info.total.to_string(), format!("on {}", info.device)]);
     if info.devices.len() > 1 {
         for device in &info.devices {
-            let what = format!(
-                "{} layers: weights {}, kv cache {}, activations {}, scratch {}",
-                device.layers, device.model, device.kv, device.activations, device.scratch
-            );
+            let what = of(device, context.model().stages());
             table.row([format!("  on {}", device.device), device.total.to_string(), what]);
         }
     }
@@ -74,6 +73,16 @@ pub(crate) fn table(info: &MemoryInfo) -> Table {
         }
     }
     table
+}
+
+/// What one device has of a model whose layers are there so, and what for.
+pub(crate) fn of<'a>(device: &DeviceMemory, stages: impl Iterator<Item = Stage<'a>>) -> String {
+    let DeviceMemory { layers, model, kv, activations, scratch, .. } = device;
+    let part = placement::part_on(stages, &device.device).map(|part| format!("{part} of "));
+    let (part, s) = (part.unwrap_or_default(), if *layers == 1 { "" } else { "s" });
+    format!(
+        "{part}{layers} layer{s}: weights {model}, kv cache {kv}, activations {activations}, scratch {scratch}"
+    )
 }
 
 /// The same in bytes.
@@ -99,7 +108,7 @@ pub(crate) fn json(info: &MemoryInfo) -> Value {
     })
 }
 
-fn of_device(device: &DeviceMemory) -> Value {
+pub(crate) fn of_device(device: &DeviceMemory) -> Value {
     json!({
         "device": device.device,
         "layers": device.layers,

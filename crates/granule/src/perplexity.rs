@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use granule_llama::{Perplexity, perplexity};
 
 use crate::args::PerplexityArgs;
-use crate::{interrupt, progress, session};
+use crate::{interrupt, placement, progress, session};
 
 /// Measures and prints.
 pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
@@ -37,6 +37,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
             "cache_type_k": args.context.type_k().to_string(),
             "cache_type_v": args.context.type_v().to_string(),
             "kv_transform": args.context.kv_transform().to_string(),
+            "placement": placement::json(model.stages()),
         });
         writeln!(out, "{json}")?;
     } else {

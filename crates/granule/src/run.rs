@@ -17,7 +17,7 @@ use crate::args::RunArgs;
 use crate::prompt_cache::{self, PromptCache};
 use crate::session::Recording;
 use crate::table::{Align, Table};
-use crate::{chat, interrupt, memory_table, progress, session};
+use crate::{chat, interrupt, memory_table, placement, progress, session};
 
 /// What one prompt gave.
 pub(crate) struct Answer {
@@ -87,7 +87,7 @@ fn write(
         }
     };
     if args.verbose {
-        eprint!("\n{}", memory_table::table(&context.memory_info()));
+        eprint!("\n{}", memory_table::table(&context));
     }
     match finish {
         Some(Finish::Cancelled) => Err(Error::Cancelled.into()),
@@ -204,6 +204,7 @@ pub(crate) fn finish_line(args: &RunArgs, context: &Context, answer: &Answer) ->
             "n_generated": stats.n_generated,
             "prompt_seconds": stats.prompt_time.as_secs_f64(),
             "decode_seconds": stats.decode_time.as_secs_f64(),
+            "placement": placement::json(context.model().stages()),
             "memory": memory_table::json(&context.memory_info()),
         });
         print(&format!("{json}\n"))?;

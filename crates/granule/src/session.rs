@@ -131,7 +131,7 @@ pub(crate) fn load_traced(
         bar.finish_and_clear();
     }
     let model = model?;
-    placement::tell(args, &model);
+    placement::tell(&args.place, &model);
     Ok(model)
 }
 

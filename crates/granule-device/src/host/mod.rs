@@ -25,7 +25,6 @@ use crate::{
 pub(crate) use sigbus::Guard;
 
 const DEFAULT_GRANULE: Bytes = Bytes::mib(2);
-const NAME: &str = "host";
 
 /// Opens the host device.
 pub(crate) fn open(options: HostOptions, faults: Arc<Faults>) -> Result<Box<dyn Backend>, Error> {
@@ -39,11 +38,13 @@ fn new(options: HostOptions, faults: Arc<Faults>) -> Result<Host, Error> {
         return Err(Error::GranuleSize { granule, page });
     }
     let capacity = options.capacity.unwrap_or_else(capacity::detect);
+    let name = options.number.map_or_else(|| "host".to_owned(), |number| format!("host:{number}"));
     faults.gate("memfd_create")?;
     let file = sys::memfd().map_err(|source| Error::Os { call: "memfd_create", source })?;
     let whole = |huge: &Bytes| granule.get().is_multiple_of(huge.get());
     let huge = sys::huge_page_size().map(Bytes::new).filter(whole);
     Ok(Host {
+        name,
         file,
         granule,
         page,
@@ -86,6 +87,7 @@ fn lock_refused(requested: Bytes, source: std::io::Error) -> Error {
 
 #[derive(Debug)]
 struct Host {
+    name: String,
     file: OwnedFd,
     granule: Bytes,
     page: Bytes,
@@ -135,12 +137,12 @@ impl Host {
     }
 
     fn too_large(&self, requested: Bytes) -> Error {
-        Error::TooLarge { device: NAME.to_owned(), requested, capacity: self.capacity }
+        Error::TooLarge { device: self.name.clone(), requested, capacity: self.capacity }
     }
 
     fn out_of_memory(&self, requested: Bytes, used: Bytes) -> Error {
         let free = self.capacity.saturating_sub(used);
-        Error::OutOfMemory { device: NAME.to_owned(), requested, free, capacity: self.capacity }
+        Error::OutOfMemory { device: self.name.clone(), requested, free, capacity: self.capacity }
     }
 
     /// Takes a share of the capacity.
@@ -219,7 +221,7 @@ unsafe impl Backend for Host {
     }
 
     fn name(&self) -> &str {
-        NAME
+        &self.name
     }
 
     fn granularity(&self) -> Bytes {

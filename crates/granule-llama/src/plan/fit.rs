@@ -6,6 +6,7 @@ use granule_bank::Bank;
 use granule_device::Bytes;
 use granule_kv::KvType;
 use granule_plan::{StageMemory, most, shares};
+use granule_split::Shares;
 
 use super::{Loaded, ModelPlan, Planned, PlannedText};
 use crate::context::ContextOptions;
@@ -57,6 +58,52 @@ impl fmt::Display for Fits {
     }
 }
 
+/// Devices that have runs of layers: one that has them whole, or several that each layer is split over.
+#[derive(Clone, Debug)]
+pub struct Team {
+    banks: Vec<Bank>,
+    /// None where it is one.
+    shares: Option<Shares>,
+}
+
+impl Team {
+    /// One device.
+    #[must_use]
+    pub fn one(bank: &Bank) -> Self {
+        Self { banks: vec![bank.clone()], shares: None }
+    }
+
+    /// Devices that each layer is split over in these shares, one a bank.
+    #[must_use]
+    pub fn split(banks: &[Bank], shares: Shares) -> Self {
+        Self { banks: banks.to_vec(), shares: Some(shares) }
+    }
+
+    /// Its banks, in the order of their ranks.
+    #[must_use]
+    pub fn banks(&self) -> &[Bank] {
+        &self.banks
+    }
+
+    /// Has it have the next `n` layers.
+    #[must_use]
+    pub fn add_to(&self, placement: Placement, n: usize) -> Placement {
+        match (&self.shares, self.banks.first()) {
+            (Some(shares), _) => placement.split(&self.banks, shares.clone(), n),
+            (None, Some(bank)) => placement.layers(bank, n),
+            (None, None) => placement,
+        }
+    }
+}
+
+/// The GPUs that layers may be on.
+#[derive(Clone, Copy)]
+struct Gpus<'a> {
+    teams: &'a [Team],
+    /// All of their banks, and what each may still give.
+    free: &'a [(&'a Bank, Bytes)],
+}
+
 /// A GPU that cannot hold what it would have to.
 struct Short<'a> {
     bank: &'a Bank,
@@ -91,9 +138,28 @@ impl ModelPlan {
         load: &LoadOptions<'_>,
         options: &ContextOptions,
     ) -> Result<Placement> {
+        let teams: Vec<Team> = gpus.iter().map(Team::one).collect();
+        self.place_on(host, &teams, layers, split, load, options)
+    }
+
+    /// As [`ModelPlan::place`], where GPUs have runs of layers together: shares of layers are each team's, and a team holds a layer
+    /// where every one of its devices holds its part.
+    ///
+    /// # Errors
+    /// As [`ModelPlan::place`]; [`Error::Split`] for layers that cannot be split so.
+    pub fn place_on(
+        &self,
+        host: &Bank,
+        gpus: &[Team],
+        layers: GpuLayers,
+        split: Option<&[u64]>,
+        load: &LoadOptions<'_>,
+        options: &ContextOptions,
+    ) -> Result<Placement> {
         let n_layers = self.config.n_layers;
-        let free = gpus.iter().map(available).collect::<Result<Vec<Bytes>>>()?;
-        let by_memory: Vec<u64> = free.iter().map(|free| free.get()).collect();
+        let banks = gpus.iter().flat_map(|team| &team.banks);
+        let free = banks.map(|bank| Ok((bank, available(bank)?))).collect::<Result<Vec<_>>>()?;
+        let gpus = Gpus { teams: gpus, free: &free };
         let n_ctx = self.n_ctx(options);
         let load = Loaded::by(load);
         let full = Purpose { load: &load, options, tokens: n_ctx };
@@ -103,24 +169,30 @@ impl ModelPlan {
             GpuLayers::Count(n) => (n.min(n_layers), first),
             GpuLayers::Auto => (n_layers, full),
         };
-        // Where nobody said how to share, no GPU gets more than it holds by itself.
+        // Where nobody said how to share, no team gets more than it holds by itself.
         let caps = match split {
-            Some(_) => vec![n_layers; gpus.len()],
-            None => (0..gpus.len())
-                .map(|index| self.cap(host, gpus, &free, index, &purpose))
+            Some(_) => vec![n_layers; gpus.teams.len()],
+            None => (0..gpus.teams.len())
+                .map(|index| self.cap(host, gpus, index, &purpose))
                 .collect::<Result<_>>()?,
         };
+        let by_memory = gpus.by_memory();
         let place = |n: usize, caps: &[usize]| {
             let counts = shares(n, split.unwrap_or(&by_memory), caps)?;
             let placement = Placement::new().layers(host, n_layers - n);
-            Some(gpus.iter().zip(counts).fold(placement, |placement, (gpu, n)| placement.layers(gpu, n)))
+            Some(
+                gpus.teams
+                    .iter()
+                    .zip(counts)
+                    .fold(placement, |placement, (team, n)| team.add_to(placement, n)),
+            )
         };
         let fits = |n: usize| -> Result<Option<Placement>> {
             let Some(placement) = place(n, &caps) else { return Ok(None) };
-            Ok(self.short(&placement, gpus, &free, &purpose)?.is_none().then_some(placement))
+            Ok(self.short(&placement, gpus, &purpose)?.is_none().then_some(placement))
         };
         let no_shares = || Error::Placement { placed: 0, n_layers };
-        let loosely = place(most, &vec![n_layers; gpus.len()]).ok_or_else(no_shares)?;
+        let loosely = place(most, &vec![n_layers; gpus.teams.len()]).ok_or_else(no_shares)?;
         let least = if layers == GpuLayers::Auto { 0 } else { most };
         for n in (least..=most).rev() {
             if let Some(placement) = fits(n)? {
@@ -128,7 +200,7 @@ impl ModelPlan {
             }
         }
         // What would have to be somewhere, and is not: on the GPU that lacks most.
-        let Some(short) = self.short(&loosely, gpus, &free, &purpose)? else { return Ok(loosely) };
+        let Some(short) = self.short(&loosely, gpus, &purpose)? else { return Ok(loosely) };
         let mut held = 0;
         for n in (0..most).rev() {
             if fits(n)?.is_some() {
@@ -146,30 +218,21 @@ impl ModelPlan {
                 wanted: most,
                 tokens: purpose.tokens,
                 layers: held,
-                contexts: self.contexts(&loosely, gpus, &free, &purpose)?,
+                contexts: self.contexts(&loosely, gpus, &purpose)?,
             }),
         })
     }
 
-    /// The most layers that one GPU holds by itself, where it stands among the others.
-    fn cap(
-        &self,
-        host: &Bank,
-        gpus: &[Bank],
-        free: &[Bytes],
-        index: usize,
-        purpose: &Purpose<'_>,
-    ) -> Result<usize> {
+    /// The most layers that one team holds by itself, where it stands among the others.
+    fn cap(&self, host: &Bank, gpus: Gpus<'_>, index: usize, purpose: &Purpose<'_>) -> Result<usize> {
         let n_layers = self.config.n_layers;
         // The last one has the output layer.
-        let is_last = index + 1 == gpus.len();
+        let is_last = index + 1 == gpus.teams.len();
         let (after, up_to) = if is_last { (0, n_layers) } else { (1, n_layers - 1) };
         let fits = |n: usize| -> Result<bool> {
-            let placement = Placement::new()
-                .layers(host, n_layers - n - after)
-                .layers(&gpus[index], n)
-                .layers(host, after);
-            Ok(self.short(&placement, gpus, free, purpose)?.is_none())
+            let placement = Placement::new().layers(host, n_layers - n - after);
+            let placement = gpus.teams[index].add_to(placement, n).layers(host, after);
+            Ok(self.short(&placement, gpus, purpose)?.is_none())
         };
         Ok(most(up_to, fits)?.unwrap_or(0))
     }
@@ -178,11 +241,10 @@ impl ModelPlan {
     fn short<'a>(
         &self,
         placement: &Placement,
-        gpus: &'a [Bank],
-        free: &[Bytes],
+        gpus: Gpus<'a>,
         purpose: &Purpose<'_>,
     ) -> Result<Option<Short<'a>>> {
-        let planned = self.stages(placement, purpose.load, purpose.options)?;
+        let planned = self.planned(placement, purpose.load, purpose.options)?;
         let options = ContextOptions { n_ctx: Some(purpose.tokens), ..*purpose.options };
         // A long prompt and a token behind it; and a text that grows token by token.
         let long = PlannedText {
@@ -196,7 +258,7 @@ impl ModelPlan {
             all.push(self.evaluate(&planned, &options, &text)?);
         }
         let mut short: Option<Short<'a>> = None;
-        for (bank, &available) in gpus.iter().zip(free) {
+        for &(bank, available) in gpus.free {
             let needed =
                 all.iter().map(|stages| needed_in(bank, &planned, stages)).max().unwrap_or(Bytes::ZERO);
             let lacks = |needed: Bytes, available: Bytes| needed.saturating_sub(available);
@@ -212,8 +274,7 @@ impl ModelPlan {
     fn contexts(
         &self,
         placement: &Placement,
-        gpus: &[Bank],
-        free: &[Bytes],
+        gpus: Gpus<'_>,
         purpose: &Purpose<'_>,
     ) -> Result<Vec<(usize, KvType, KvType)>> {
         let asked = (purpose.options.type_k, purpose.options.type_v);
@@ -226,7 +287,7 @@ impl ModelPlan {
             }
             let fits = |tokens: usize| -> Result<bool> {
                 let purpose = Purpose { tokens: tokens + 1, options: &options, load: purpose.load };
-                Ok(self.short(placement, gpus, free, &purpose)?.is_none())
+                Ok(self.short(placement, gpus, &purpose)?.is_none())
             };
             let tokens = most(purpose.tokens.saturating_sub(1), fits)?.map_or(0, |tokens| tokens + 1);
             if tokens > found.last().map_or(0, |(before, ..)| *before) {
@@ -234,6 +295,18 @@ impl ModelPlan {
             }
         }
         Ok(found)
+    }
+}
+
+impl Gpus<'_> {
+    /// What each team has free, all of its devices together.
+    fn by_memory(&self) -> Vec<u64> {
+        let mut free = self.free.iter();
+        let sum = |team: &Team| {
+            let own = free.by_ref().take(team.banks.len()).map(|(_, free)| *free);
+            own.fold(Bytes::ZERO, Bytes::saturating_add).get()
+        };
+        self.teams.iter().map(sum).collect()
     }
 }
 

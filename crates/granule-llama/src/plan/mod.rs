@@ -1,39 +1,30 @@
 //! What a model will need where, before it is loaded: from its files' directories, by the sizes that loading and computing go by.
 
 mod fit;
+mod places;
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
 use granule_bank::{Bank, BankOptions};
-use granule_device::{Bytes, Device, DeviceKind};
-use granule_kv::{KvLayout, KvShape, KvType};
+use granule_device::{Bytes, Device};
+use granule_kv::KvType;
 use granule_ops::Threads;
-use granule_plan::{Compute, ContextShape, DryContext, Stage, StageMemory};
-#[cfg(feature = "cuda")]
-use granule_plan::{LOADING_PIECES, Places, loading_piece};
-#[cfg(feature = "cuda")]
-use granule_quant::DType;
+use granule_plan::{ContextShape, DryContext, Stage, StageMemory};
 
 use crate::config::Config;
 use crate::context::ContextOptions;
-#[cfg(feature = "cublas")]
-use crate::engine::cuda::blas;
 #[cfg(feature = "cuda")]
 use crate::engine::cuda::context_of;
-#[cfg(not(feature = "cuda"))]
-use crate::error::Error;
 use crate::error::Result;
-use crate::kv_tables::{fold_bytes, held_bytes};
-use crate::kv_transform::{self, KvTransformMode, SINKS};
+use crate::kv_transform::{self, KvTransformMode};
 use crate::memory::DeviceMemory;
 use crate::model::LoadOptions;
-use crate::placement::{Placement, Span};
-#[cfg(feature = "cublas")]
-use crate::weights::Tensor;
+use crate::placement::{self, Placement};
+use crate::ranks;
 use crate::weights::{Files, Source, Weights};
 
-pub use fit::{Fits, GpuLayers};
+pub use fit::{Fits, GpuLayers, Team};
 
 /// A model's shape and tensors, read from its files' directories: what plans are made of. Nothing is loaded.
 ///
@@ -122,6 +113,31 @@ impl ModelPlan {
         &self.config
     }
 
+    /// Over how many ranks all of its layers can be split, ascending: 1 is among them.
+    ///
+    /// # Errors
+    /// [`Error::Split`](crate::Error::Split) for a shape that no model has.
+    pub fn legal_ranks(&self) -> Result<Vec<usize>> {
+        Ok(ranks::shape(&self.config, &self.weights.layers).legal_ranks()?)
+    }
+
+    /// Where its layers would be, as [`Model::stages`](crate::Model::stages) says it of a loaded model.
+    ///
+    /// # Errors
+    /// [`Error::Placement`](crate::Error::Placement) for other layers than the model's, [`Error::Split`](crate::Error::Split) for
+    /// layers that cannot be split so.
+    pub fn stages<'p>(&self, placement: &'p Placement) -> Result<Vec<placement::Stage<'p>>> {
+        let spans = placement.spans(self.config.n_layers)?;
+        let splits = ranks::splits(placement, &spans, &self.config, &self.weights)?;
+        let places = placement.banks().zip(spans).zip(splits);
+        let stage = places.map(|((bank, (_, span)), split)| placement::Stage {
+            device: bank.device().name(),
+            layers: span.layers,
+            rank: split.map(|split| split.told()),
+        });
+        Ok(stage.collect())
+    }
+
     /// What [`Context::memory_info`](crate::Context::memory_info) will say of each device when a model that was loaded so has evaluated
     /// this in a new context, to the byte: where the banks have what is asked for, no other context of the model is there, and what is
     /// mapped ahead by another thread has come.
@@ -143,7 +159,7 @@ impl ModelPlan {
                 Placement::new().layers(&bank, self.config.n_layers)
             }
         };
-        let planned = self.stages(&placement, &Loaded::by(load), options)?;
+        let planned = self.planned(&placement, &Loaded::by(load), options)?;
         let dry = self.evaluate(&planned, options, text)?;
         let mut devices: Vec<(&Bank, DeviceMemory)> = Vec::new();
         for (Planned { bank, stage }, dry) in planned.iter().zip(dry) {
@@ -220,8 +236,8 @@ impl ModelPlan {
             ..*options
         };
         let stages = planned.iter().map(|Planned { bank, stage }| {
-            let n_layers = stage.kv.shape().n_layers;
-            let kv = full.layout(self.config.kv_shape(), n_layers, 0)?;
+            let own = stage.kv.shape();
+            let kv = full.layout(own, own.n_layers, 0)?;
             let (kv_transform, engine_scratch) = Default::default();
             let stage = Stage { kv, kv_transform, engine_scratch, ..stage.clone() };
             Ok(Planned { bank: bank.clone(), stage })
@@ -239,129 +255,5 @@ impl ModelPlan {
 
     fn sizes(&self) -> granule_plan::ModelShape {
         self.config.sizes(self.weights.output().dtype())
-    }
-
-    /// The stages of a placement.
-    fn stages(&self, placement: &Placement, load: &Loaded, options: &ContextOptions) -> Result<Vec<Planned>> {
-        let spans = placement.spans(self.config.n_layers)?;
-        let on_host = |bank: &Bank| bank.device().kind() == DeviceKind::Host;
-        let host: Vec<Span> =
-            spans.iter().filter(|(bank, _)| on_host(bank)).map(|(_, span)| span.clone()).collect();
-        let shape = self.config.kv_shape();
-        let (keys, values) = self.gains(options);
-        let sinks = if keys || values { SINKS } else { 0 };
-        let mut planned = Vec::with_capacity(spans.len());
-        for (bank, span) in spans {
-            let own = KvShape { n_layers: span.len(), ..shape };
-            let kv = options.layout(shape, span.len(), sinks)?;
-            let is_host = on_host(&bank);
-            // The tables are with the host's first layers, and else with the first.
-            let has_tables = host.first().map_or(span.is_first(), |first| *first == span);
-            let kept = if has_tables { held_bytes(shape, keys, values) } else { 0 };
-            let mut stage = if is_host {
-                // The first of the host's stages stands for all of them.
-                let is_first = host.first().is_some_and(|first| *first == span);
-                let weights =
-                    if is_first { self.weights.host_bytes(load.source, &host, false)? } else { Bytes::ZERO };
-                self.on_host(&bank, kv, load, weights)
-            } else {
-                let mut stage = self.on_device(&bank, &span, kv)?;
-                stage.engine_scratch = self.blas_scratch(&bank, &span, options)?;
-                stage
-            };
-            let folds = if is_host || sinks == 0 { 0 } else { fold_bytes(own, keys, values).max(1) };
-            let kept = if sinks == 0 { 0 } else { kept };
-            stage.kv_transform = (Bytes::from_usize(kept), Bytes::from_usize(folds));
-            planned.push(Planned { bank, stage });
-        }
-        Ok(planned)
-    }
-
-    fn on_host(&self, bank: &Bank, kv: KvLayout, load: &Loaded, weights: Bytes) -> Stage {
-        let [threads, threads_batch] = load.threads;
-        Stage {
-            device: bank.device().name().to_owned(),
-            granule: bank.granule(),
-            compute: Compute::Host { threads, threads_batch },
-            kv,
-            products: Vec::new(),
-            weights,
-            loading: Bytes::ZERO,
-            kv_transform: Default::default(),
-            engine_scratch: Bytes::ZERO,
-            context: None,
-        }
-    }
-
-    #[cfg(feature = "cuda")]
-    fn on_device(&self, bank: &Bank, span: &Span, kv: KvLayout) -> Result<Stage> {
-        let (layers, n_embd) = (&self.weights.layers[span.layers.clone()], self.config.n_embd);
-        let (mut places, mut matrices) = (Places::default(), Vec::new());
-        if span.looks_up() {
-            matrices.push(self.weights.embedding.shape());
-        }
-        for layer in layers {
-            places.vector(n_embd)?;
-            places.vector(n_embd)?;
-            matrices.extend(layer.matrices().map(|tensor| tensor.shape()));
-        }
-        if span.is_last() {
-            places.vector(n_embd)?;
-            if !(span.looks_up() && self.weights.is_tied()) {
-                matrices.push(self.weights.output().shape());
-            }
-        }
-        for matrix in &matrices {
-            places.matrix(matrix)?;
-        }
-        let mut products: Vec<(DType, usize)> = Vec::new();
-        for product in layers.iter().flat_map(|layer| layer.matrices()).map(|of| (of.dtype(), of.cols())) {
-            if !products.contains(&product) {
-                products.push(product);
-            }
-        }
-        let (granule, bytes) = (bank.granule(), places.bytes());
-        let too_large = || granule_plan::Error::TooLarge { what: "the weights" };
-        let weights = if granule.is_zero() { Some(bytes) } else { bytes.checked_next_multiple_of(granule) };
-        let piece = loading_piece(matrices.into_iter())?;
-        Ok(Stage {
-            device: bank.device().name().to_owned(),
-            granule,
-            compute: Compute::Cuda(granule_ops::DeviceFacts::of(&bank.device().cuda_info()?)),
-            kv,
-            products,
-            weights: weights.ok_or_else(too_large)?,
-            loading: piece.saturating_mul(LOADING_PIECES as u64),
-            kv_transform: Default::default(),
-            engine_scratch: Bytes::ZERO,
-            context: None,
-        })
-    }
-
-    /// What cuBLAS works in, where it is asked for.
-    #[cfg(feature = "cublas")]
-    fn blas_scratch(&self, bank: &Bank, span: &Span, options: &ContextOptions) -> Result<Bytes> {
-        if !options.cublas {
-            return Ok(Bytes::ZERO);
-        }
-        let of = |tensor: &Tensor, adds| (tensor.dtype(), tensor.rows(), tensor.cols(), adds);
-        let layers = self.weights.layers[span.layers.clone()].iter().flat_map(|layer| {
-            let [q, k, v, output, gate, up, down] = layer.matrices();
-            let plain = [q, k, v, gate, up].map(|tensor| of(tensor, false));
-            plain.into_iter().chain([output, down].map(|tensor| of(tensor, true)))
-        });
-        let output = span.is_last().then(|| of(self.weights.output(), false));
-        let device = bank.device();
-        Ok(Bytes::from_usize(blas::scratch_bytes(device, options.n_batch, layers.chain(output))?))
-    }
-
-    #[cfg(not(feature = "cublas"))]
-    fn blas_scratch(&self, _: &Bank, _: &Span, _: &ContextOptions) -> Result<Bytes> {
-        Ok(Bytes::ZERO)
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    fn on_device(&self, _: &Bank, _: &Span, _: KvLayout) -> Result<Stage> {
-        Err(Error::Unsupported { what: "a GPU in a build without the feature `cuda`".into() })
     }
 }

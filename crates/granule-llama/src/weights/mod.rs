@@ -319,21 +319,22 @@ impl Weights {
     }
 
     /// What the weights of these stages take on the host, in place and packed: what [`Weights::bring_in`] would have the bank pay
-    /// for, of files that are only mapped.
+    /// for, beside files that are [read](Weights::read_bytes).
     pub(crate) fn host_bytes(&self, source: Source, here: &[Span], looks_up: bool) -> Result<Bytes> {
-        let lens = || self.files.shards.iter().map(|shard| Ok(shard.bytes()?.len()));
-        if source.reads_all() {
-            // A part is read with all of it; what has to be put together is there once more.
-            let all = if self.is_part { 0 } else { lens().sum::<Result<usize>>()? };
-            let moves = self.moves(source, here, looks_up);
-            let (_, packed) = packed::places(self.those(&moves.packed))?;
-            return Ok(packed.saturating_add(Bytes::from_usize(all)));
-        }
         let moves = self.moves(source, here, looks_up);
-        let elsewhere: Vec<_> = self.those(&moves.leaves).cloned().collect();
         let (_, packed) = packed::places(self.those(&moves.packed))?;
+        if source.reads_all() {
+            return Ok(packed);
+        }
+        let elsewhere: Vec<_> = self.those(&moves.leaves).cloned().collect();
         let stays = self.stays(&moves, &elsewhere)?;
         Ok(packed.saturating_add(size_of_all(stays.iter().map(|(_, range)| range))))
+    }
+
+    /// What files take that are read into memory whole, where they are.
+    pub(crate) fn read_bytes(&self, source: Source) -> Result<Bytes> {
+        let shards = self.files.shards.iter().filter(|_| source.reads_all());
+        Ok(Bytes::from_usize(shards.map(|shard| Ok(shard.bytes()?.len())).sum::<Result<usize>>()?))
     }
 
     /// All matrices: those of the layers, the output layer, the embedding table.

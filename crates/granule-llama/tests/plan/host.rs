@@ -2,9 +2,11 @@
 
 use granule_device::{Bytes, Device, HostOptions};
 use granule_kv::{KvOptions, KvType};
-use granule_llama::{ContextOptions, LoadOptions, Model, ModelPlan, Placement, PlannedText};
+use granule_llama::{ContextOptions, Error, LoadOptions, Model, ModelPlan, Placement, PlannedText};
+use granule_quant::DType;
 
-use crate::{Case, Dice, bank, compare, placed, tales, tokens};
+use crate::support::make::{Made, Shape};
+use crate::{Case, Dice, bank, compare, placed, split, tales, tokens};
 
 /// A host device with small granules, in which little is hidden by rounding, or the usual ones.
 fn device(dice: &mut Dice) -> Device {
@@ -22,6 +24,77 @@ fn a_plan_is_what_contexts_hold() {
         let layers = ModelPlan::open(&path).unwrap().config().n_layers;
         let case = Case::new(&mut dice, 300);
         compare(&path, &placed(&mut dice, &[bank], layers), &case);
+    }
+}
+
+/// Layers split over ranks, beside whole ones, in runs of any order over one to four virtual devices.
+#[test]
+fn a_plan_of_ranks_is_what_each_of_them_holds() {
+    let (mut split_runs, mut runs) = (0, 0);
+    for seed in 1..=80 {
+        let mut dice = Dice(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15) | 1);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dice.model(dir.path(), 256);
+        let n = 1 + dice.below(4);
+        let banks: Vec<_> = (0..n).map(|_| bank(device(&mut dice))).collect();
+        let plan = ModelPlan::open(&path).unwrap();
+        let placement = split(&mut dice, &banks, plan.config().n_layers, &plan.legal_ranks().unwrap());
+        let stages = plan.stages(&placement).unwrap();
+        split_runs += stages.iter().filter(|stage| stage.rank.is_some()).count();
+        runs += stages.len();
+        let case = Case::new(&mut dice, 120);
+        compare(&path, &placement, &case);
+    }
+    assert!(split_runs > 60 && runs - split_runs > 30, "{split_runs} parts of {runs} places");
+}
+
+/// What a plan says of where layers would be is where they then are.
+#[test]
+fn a_plan_tells_places_as_a_model_does() {
+    for seed in 1..=20 {
+        let mut dice = Dice(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15) | 1);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dice.model(dir.path(), 64);
+        let banks: Vec<_> = (0..3).map(|_| bank(device(&mut dice))).collect();
+        let plan = ModelPlan::open(&path).unwrap();
+        let placement = split(&mut dice, &banks, plan.config().n_layers, &plan.legal_ranks().unwrap());
+        let load = LoadOptions { placement: Some(placement.clone()), ..LoadOptions::default() };
+        let model = Model::load(&path, load).unwrap();
+        assert_eq!(plan.stages(&placement).unwrap(), model.stages().collect::<Vec<_>>());
+    }
+}
+
+/// Which numbers of ranks a plan calls legal are those that load, and what is refused is refused by both with the same words.
+#[test]
+fn what_cannot_be_split_is_refused_before_anything_is_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    // Blocks of 256 columns over four heads of 64: one piece.
+    let shape = Shape {
+        n_embd: 256,
+        n_heads: 4,
+        n_kv_heads: 2,
+        n_ff: 512,
+        weights: vec![DType::Q4_K, DType::Q8_0],
+        ..Shape::default()
+    };
+    for (weights, legal) in [(vec![DType::Q8_0], 4), (vec![DType::Q6_K], 1)] {
+        let path = Made::new(&Shape { weights, ..shape.clone() }).write(dir.path());
+        let plan = ModelPlan::open(&path).unwrap();
+        assert_eq!(plan.legal_ranks().unwrap(), (1..=legal).collect::<Vec<_>>());
+        for ranks in 2..=6 {
+            let mut dice = Dice(7);
+            let banks: Vec<_> = (0..ranks).map(|_| bank(device(&mut dice))).collect();
+            let shares = granule_split::Shares::equal(ranks).unwrap();
+            let placement = Placement::new().split(&banks, shares, plan.config().n_layers);
+            let load = || LoadOptions { placement: Some(placement.clone()), ..LoadOptions::default() };
+            let planned = plan.memory(&load(), &ContextOptions::default(), &PlannedText::default());
+            let loaded = Model::load(&path, load());
+            assert_eq!((planned.is_ok(), loaded.is_ok()), (ranks <= legal, ranks <= legal), "{ranks}");
+            let (Err(planned), Err(loaded)) = (planned, loaded) else { continue };
+            assert_eq!(planned.to_string(), loaded.to_string());
+            assert!(matches!(planned, Error::Split(granule_split::Error::Indivisible { .. })), "{planned}");
+            assert!(planned.to_string().contains(&format!("over {ranks} ranks")), "{planned}");
+        }
     }
 }
 

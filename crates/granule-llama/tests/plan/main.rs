@@ -20,6 +20,7 @@ use granule_llama::{
     PlannedText, TokenId,
 };
 use granule_quant::DType;
+use granule_split::Shares;
 
 use crate::support::make::{Made, Shape, Vocab};
 
@@ -130,6 +131,26 @@ fn placed(dice: &mut Dice, banks: &[Bank], n: usize) -> Placement {
         let here = if index + 1 == banks.len() { left } else { dice.below(left + 1) };
         left -= here;
         placement = placement.layers(bank, here);
+    }
+    placement
+}
+
+/// `n` layers in runs as the dice have it, each whole in one of these banks or split over some of them.
+fn split(dice: &mut Dice, banks: &[Bank], n: usize, legal: &[usize]) -> Placement {
+    let mut placement = Placement::new();
+    let mut left = n;
+    while left > 0 {
+        let here = 1 + dice.below(left);
+        left -= here;
+        let most = banks.len().min(legal.len());
+        let ranks = 1 + dice.below(most);
+        let first = dice.below(banks.len() - ranks + 1);
+        let shares: Vec<u64> = (0..ranks).map(|_| dice.one(&[1, 1, 2, 5])).collect();
+        let shares = Shares::ratio(&shares).unwrap();
+        placement = match ranks {
+            1 => placement.layers(&banks[first], here),
+            _ => placement.split(&banks[first..first + ranks], shares, here),
+        };
     }
     placement
 }

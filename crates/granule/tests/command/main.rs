@@ -19,6 +19,7 @@ mod prompt_cache;
 mod quantize;
 mod recording;
 mod run;
+mod split;
 mod trace;
 
 use std::io::Write;
