@@ -239,6 +239,13 @@ pub const MODULES: &[Module] = &[
         ],
     },
     Module {
+        op: "ranks",
+        image: include_str!("../ptx/ranks.ptx"),
+        target: SM_80,
+        ptx_version: (8, 4),
+        entries: &["ranks_gather", "ranks_sum"],
+    },
+    Module {
         op: "relayout",
         image: include_str!("../ptx/relayout.ptx"),
         target: SM_80,

@@ -19,6 +19,7 @@
 //! | `product` | those activations with weights in planes: `matmul` on a CUDA device (feature `cuda`) |
 //! | `product::cuda_blas` | the same for many tokens by NVIDIA's cuBLAS, where it is installed (feature `cublas`) |
 //! | `sample` | tokens drawn from logits on a CUDA device: top-k, top-p, min-p, temperature (feature `cuda`) |
+//! | `ranks` | sums and parts of what lies in the memory of several ranks of a group, on a CUDA device (feature `cuda`) |
 //! | [`swiglu`], [`add`] | the feed-forward's gate, the residual |
 //! | [`softmax`] | probabilities |
 //! | [`quantize`], [`dequantize`] | [rows](Rows) of floats into rows of blocks, and back |
@@ -78,6 +79,8 @@ mod planar_matrix;
 #[cfg(feature = "cuda")]
 pub mod product;
 pub mod quantize;
+#[cfg(feature = "cuda")]
+pub mod ranks;
 pub mod relayout;
 pub mod rope;
 mod rows;

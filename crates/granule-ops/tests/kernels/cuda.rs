@@ -8,6 +8,7 @@ mod numeric;
 mod planes;
 mod prefill;
 mod products;
+mod ranks;
 mod rope;
 mod sample;
 

@@ -21,6 +21,7 @@ mod prefill;
 mod properties;
 #[path = "../support/random.rs"]
 mod random;
+mod ranks;
 mod rope;
 mod sample;
 mod weights;

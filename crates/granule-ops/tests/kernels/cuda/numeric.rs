@@ -6,7 +6,7 @@ mod prompts;
 use proptest::prelude::*;
 
 use super::Cuda;
-use crate::{activate, exhaustive, properties, rope, sample};
+use crate::{activate, exhaustive, properties, ranks, rope, sample};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
@@ -64,6 +64,14 @@ proptest! {
     #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
     fn heads_are_rotated(seed: u64) {
         rope::Case::draw(seed).check(&Cuda::new());
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn ranks_are_added_up_and_put_together(seed: u64) {
+        let cuda = Cuda::new();
+        ranks::sums_are_in_the_order_of_the_ranks(&cuda, seed);
+        ranks::parts_are_put_together(&cuda, seed);
     }
 
     #[test]

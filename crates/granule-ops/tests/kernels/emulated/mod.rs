@@ -7,6 +7,7 @@ mod matmul;
 mod matvec;
 mod planes;
 mod prefill;
+mod ranks;
 mod rope;
 mod sample;
 mod weights;
