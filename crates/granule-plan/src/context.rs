@@ -76,11 +76,12 @@ impl Run {
                 // Ranks are given what tokens stand for.
                 let ends = Ends { looks_up: is_first && stage.part.is_none(), is_last };
                 let scratch = stage.engine_scratch.to_usize().unwrap_or(usize::MAX);
-                let run = CudaRun::new(facts, ends, &stage.kv, &stage.products, scratch, &mut heaps)?;
+                let mut run = CudaRun::new(facts, ends, &stage.kv, &stage.products, scratch, &mut heaps)?;
+                run.sums = stage.part.as_ref().and_then(|part| part.sums.clone());
                 (Engine::Cuda(run), heaps)
             }
         };
-        let shape = stage.part.map_or(*shape, |part| part.shape);
+        let shape = stage.part.as_ref().map_or(*shape, |part| part.shape);
         Ok(Run { stage: stage.clone(), shape, heaps, engine, own_logits: None })
     }
 
@@ -142,7 +143,7 @@ impl Run {
         let (kept, own) = stage.kv_transform;
         Ok(StageMemory {
             device: stage.device.clone(),
-            rank: stage.part.map(|part| part.rank),
+            rank: stage.part.as_ref().map(|part| part.rank),
             layers: stage.kv.shape().n_layers,
             weights: stage.weights,
             loading: stage.loading,
@@ -167,7 +168,7 @@ impl DryContext {
                 return Err(Error::Nothing { what });
             }
         }
-        let run_of = |stage: &Stage| stage.part.map(|part| part.run);
+        let run_of = |stage: &Stage| stage.part.as_ref().map(|part| part.run);
         let last = stages.last().ok_or(Error::Nothing { what: "stages" })?;
         let is_tail = |stage: &&Stage| run_of(stage).is_some() && run_of(stage) == run_of(last);
         let tail = stages.len() - stages.iter().rev().take_while(is_tail).count().max(1);

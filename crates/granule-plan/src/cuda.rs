@@ -3,6 +3,7 @@
 //! An engine takes its memory by these sizes, in this order; a plan takes the same from [dry heaps](granule_pool::DryHeap).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use granule_kv::KvLayout;
 use granule_ops::activate::{Form, PART_ALIGN};
@@ -10,6 +11,7 @@ use granule_ops::attention::{StepCounts, cuda_scratch_bytes};
 use granule_ops::sample::{self, Draw, Drawn};
 use granule_ops::{DeviceFacts, KvCounts, KvRowLayout};
 use granule_quant::DType;
+use granule_split::Communicator;
 
 use crate::heaps::{Heaps, Leased, Which};
 use crate::{Error, ModelShape};
@@ -224,6 +226,8 @@ pub(crate) struct CudaRun {
     ends: Ends,
     groups: Vec<KvRowLayout>,
     products: Vec<(DType, usize)>,
+    /// Where its layers are split: what sums over all ranks.
+    pub(crate) sums: Option<Arc<dyn Communicator>>,
     /// What the last step of many tokens computed with.
     last: Option<Vec<Leased>>,
     /// Steps that can be replayed, the last one used at the end.
@@ -245,7 +249,20 @@ impl CudaRun {
         // The flag of the step that ran last is the engine's for good.
         let _ = heaps.take(Which::Pinned, size_of::<u32>())?;
         let (groups, products) = (rows(kv)?, products.to_vec());
-        Ok(CudaRun { facts, ends, groups, products, last: None, decodes: Vec::new() })
+        Ok(CudaRun { facts, ends, groups, products, sums: None, last: None, decodes: Vec::new() })
+    }
+
+    /// What a step of `n` tokens computes with.
+    fn buffers(
+        &self,
+        shape: &ModelShape,
+        heaps: &mut Heaps,
+        n: usize,
+        attention: usize,
+    ) -> Result<Vec<Leased>, Error> {
+        let sums = self.sums.as_ref().map_or(0, |sums| sums.scratch_bytes(n * shape.n_embd));
+        let sums = (sums > 0).then_some((Which::Scratch, sums));
+        take_all(heaps, CudaBuffers::of(shape, &self.products, n, attention)?.parts().chain(sums))
     }
 
     /// A step of sequences with so many tokens and, with those, rows.
@@ -293,7 +310,7 @@ impl CudaRun {
         let hidden = (Which::Pinned, hidden_bytes(shape, n));
         let entering = take_all(heaps, (!self.ends.looks_up).then_some(hidden))?;
         let crossing = take_all(heaps, (!self.ends.is_last).then_some(hidden))?;
-        let mut left = take_all(heaps, CudaBuffers::of(shape, &self.products, n, attention)?.parts())?;
+        let mut left = self.buffers(shape, heaps, n, attention)?;
         heaps.give_all(entering.into_iter().chain(shuttle));
         left.extend(crossing);
         self.last = Some(left);
@@ -322,7 +339,7 @@ impl CudaRun {
         let mut all = take_all(heaps, [(Which::Pinned, parcel), (Which::Scratch, parcel)])?;
         let hidden = hidden_bytes(shape, n);
         all.extend(take_all(heaps, (!self.ends.looks_up).then_some((Which::Pinned, hidden)))?);
-        all.extend(take_all(heaps, CudaBuffers::of(shape, &self.products, n, attention)?.parts())?);
+        all.extend(self.buffers(shape, heaps, n, attention)?);
         let answer = match (draws, self.ends.is_last) {
             (true, _) => Drawn::BYTES,
             (false, true) => logits,

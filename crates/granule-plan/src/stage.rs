@@ -1,10 +1,13 @@
 //! A stage: a run of a model's layers on one device, or one rank's part of it; and what it holds.
 
+use std::sync::Arc;
+
 use granule_device::Bytes;
 use granule_kv::KvLayout;
 #[cfg(feature = "cuda")]
 use granule_ops::DeviceFacts;
 use granule_quant::DType;
+use granule_split::Communicator;
 
 use crate::ModelShape;
 
@@ -25,7 +28,7 @@ pub enum Compute {
 
 /// One rank's part of layers that are split: it has some of every layer's heads and of its feed-forward part, and of the last
 /// layers' run some of the vocabulary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Part {
     /// What tells a run of layers from the one behind it: equal for its ranks, which follow one another.
     pub run: usize,
@@ -33,10 +36,12 @@ pub struct Part {
     pub rank: usize,
     /// The shape of what it computes: its own heads, feed-forward elements and vocabulary.
     pub shape: ModelShape,
+    /// What sums over all ranks where it computes on a GPU, if that asks for [scratch](Communicator::scratch_bytes).
+    pub sums: Option<Arc<dyn Communicator>>,
 }
 
 /// A run of layers on one device, or one rank's part of it, to be planned for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Stage {
     /// The device's name: "host", "cuda:0", …
     pub device: String,

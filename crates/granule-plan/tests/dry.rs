@@ -79,7 +79,7 @@ fn ranks(
     };
     let made = computes.iter().enumerate().map(|(rank, &compute)| {
         let shape = part(rank);
-        Stage { part: Some(Part { run, rank, shape }), ..stage(&shape, compute, types, n_layers) }
+        Stage { part: Some(Part { run, rank, shape, sums: None }), ..stage(&shape, compute, types, n_layers) }
     });
     made.collect()
 }
@@ -193,7 +193,7 @@ fn a_rank_takes_its_own_heads_and_its_own_logits() {
     };
     let split = |parts: [ModelShape; 2]| {
         let stage = |(rank, shape)| Stage {
-            part: Some(Part { run: 0, rank, shape }),
+            part: Some(Part { run: 0, rank, shape, sums: None }),
             ..stage(&shape, host, types, 16)
         };
         memory(&parts.into_iter().enumerate().map(stage).collect::<Vec<_>>())
@@ -259,6 +259,67 @@ fn which_ranks_have_logits() {
         let found: Vec<bool> = memory.iter().map(|of| of.activations >= Bytes::mib(8)).collect();
         assert_eq!(found, has_logits);
     }
+}
+
+/// What sums over ranks ask for is scratch of each step on a GPU.
+#[cfg(feature = "cuda")]
+#[test]
+fn sums_over_ranks_have_their_scratch() {
+    use granule_split::{Communicator, Result, Traffic};
+
+    /// Asks for a MiB, and for as many bytes again as there are elements.
+    #[derive(Debug)]
+    struct Asks;
+    impl Communicator for Asks {
+        fn rank(&self) -> usize {
+            0
+        }
+        fn ranks(&self) -> usize {
+            2
+        }
+        fn traffic(&self) -> Traffic {
+            Traffic::default()
+        }
+        fn abort(&self, _: &str) {}
+        fn all_reduce(&self, _: &mut [f32]) -> Result<()> {
+            Ok(())
+        }
+        fn all_gather(&self, _: &[f32], _: &[usize], _: &mut [f32]) -> Result<()> {
+            Ok(())
+        }
+        fn reduce_scatter(&self, _: &[f32], _: &[usize], _: &mut [f32]) -> Result<()> {
+            Ok(())
+        }
+        fn broadcast(&self, _: usize, _: &mut [f32]) -> Result<()> {
+            Ok(())
+        }
+        fn scratch_bytes(&self, elements: usize) -> usize {
+            (1 << 20) + elements
+        }
+    }
+
+    let shape = ModelShape {
+        n_embd: 4096,
+        n_heads: 32,
+        n_kv_heads: 8,
+        head_dim: 128,
+        n_ff: 8192,
+        n_vocab: 1024,
+        rope_dims: 128,
+        output: DType::F16,
+    };
+    let gpu = Compute::Cuda(granule_ops::DeviceFacts::new(132, (9, 0)));
+    let options = ContextShape { n_ctx: 4096, n_batch: 2048, ahead: 0, draws_of: 0 };
+    let scratch = |sums: Option<std::sync::Arc<dyn Communicator>>| {
+        let mut stages = ranks(&shape, 0, &[gpu, gpu], [KvType::F16, KvType::F16], 2);
+        stages.iter_mut().for_each(|stage| stage.part.as_mut().unwrap().sums = sums.clone());
+        let mut context = DryContext::new(&shape, &stages, options).unwrap();
+        context.eval(2048).unwrap();
+        context.memory().unwrap()[1].scratch
+    };
+    let more = scratch(Some(std::sync::Arc::new(Asks))).saturating_sub(scratch(None));
+    let asked = Bytes::new((1 << 20) + 2048 * 4096);
+    assert!(more >= asked && more <= asked.saturating_add(Bytes::mib(2)), "{more}");
 }
 
 /// A model of the shape of Llama 3.1 8B, on a GPU of 132 multiprocessors: the numbers, worked out by hand.

@@ -73,6 +73,8 @@ impl ModelPlan {
                 run: span.stage,
                 rank: split.rank,
                 shape: config.sizes(weights.output().dtype()),
+                // Those of one process go by way of the host.
+                sums: placement.group(span.stage).and_then(|group| group.remote.clone()),
             });
             planned.push(Planned { bank: bank.clone(), stage });
         }

@@ -48,6 +48,33 @@ fn a_plan_of_ranks_is_what_each_of_them_holds() {
     assert!(split_runs > 60 && runs - split_runs > 30, "{split_runs} parts of {runs} places");
 }
 
+/// Ranks that have a process each know their own part alone: here, a thread each, with a model of its own.
+#[test]
+fn a_plan_of_one_rank_among_several_is_what_it_holds() {
+    for seed in 1..=8 {
+        let mut dice = Dice(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15) | 1);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dice.model(dir.path(), 64);
+        let layers = ModelPlan::open(&path).unwrap().config().n_layers;
+        let case = Case::new(&mut dice, 60);
+        let group = granule_split::comm::host_group(2, Default::default()).unwrap();
+        std::thread::scope(|scope| {
+            for (rank, end) in group.into_iter().enumerate() {
+                let bank = bank(device(&mut dice));
+                let shares = granule_split::Shares::ratio(&[1, 1 + seed % 2]).unwrap();
+                let placement = Placement::new().rank(&bank, std::sync::Arc::new(end), shares, layers);
+                let (path, case) = (&path, &case);
+                scope.spawn(move || {
+                    let plan = ModelPlan::open(path).unwrap();
+                    let stages = plan.stages(&placement).unwrap();
+                    assert_eq!(stages[0].rank.as_ref().map(|part| (part.rank, part.ranks)), Some((rank, 2)));
+                    compare(path, &placement, case);
+                });
+            }
+        });
+    }
+}
+
 /// What a plan says of where layers would be is where they then are.
 #[test]
 fn a_plan_tells_places_as_a_model_does() {

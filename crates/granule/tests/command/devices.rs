@@ -176,6 +176,38 @@ mod cuda {
 
     #[test]
     #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+    fn layers_are_split_over_gpus() {
+        let run = ["run", TALES, "-p", "Once upon a time", "--temp", "0", "-n", "3", "--precise"];
+        let tale = stdout(&run);
+        let two = ["--device", "cuda:0,cuda:1", "--tensor-parallel", "2"];
+        for (flags, places) in [
+            (&[][..], "layers 0 to 5 split over cuda:0 + cuda:1 (1:1)"),
+            (&["--gpu-layers", "2"], "layers 0 to 3 on host, 4 to 5 split over cuda:0 + cuda:1 (1:1)"),
+            (
+                &["--tensor-split", "free", "--gpu-layers", "auto"],
+                "layers 0 to 5 split over cuda:0 + cuda:1 (1:1)",
+            ),
+            (
+                &["--tensor-split", "1,3", "--gpu-layers", "1"],
+                "layers 0 to 4 on host, 5 split over cuda:0 + cuda:1 (heads 1:1, feed-forward 1:3)",
+            ),
+        ] {
+            let output = granule(&[&run[..], &two, flags, &["--verbose"]].concat()).output().unwrap();
+            let said = stderr(&output);
+            assert!(output.status.success() && said.contains(places), "{flags:?}: {said}");
+            assert!(said.contains("rank 1 of 2 (heads 2 to 3, key-value heads 1, "), "{flags:?}: {said}");
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), tale, "{flags:?}");
+        }
+        let short = [&run[..], &two, &["--memory-limit", "6MiB"]].concat();
+        let output = granule(&short).output().unwrap();
+        let said = stderr(&output);
+        assert!(!output.status.success() && said.contains("are missing. What would fit: "), "{said}");
+        let output = granule(&[&run[..], &two, &["--tensor-split", "1,1,1"]].concat()).output().unwrap();
+        assert!(!output.status.success() && stderr(&output).contains("--tensor-split has 3 shares"));
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
     fn gpus_are_listed() {
         let shown = stdout(&["devices"]);
         let gpu = shown.lines().find(|line| line.starts_with("cuda:0 ")).unwrap();

@@ -3,7 +3,8 @@
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Bytes, Device};
 use granule_kv::KvType;
-use granule_llama::{ContextOptions, Error, GpuLayers, LoadOptions, ModelPlan, Placement, PlannedText};
+use granule_llama::{ContextOptions, Error, GpuLayers, LoadOptions, ModelPlan, Placement, PlannedText, Team};
+use granule_split::Shares;
 
 use crate::{bank, tales};
 
@@ -110,4 +111,50 @@ fn what_does_not_fit_says_what_would() {
         assert!(text.contains(&format!("{} of 6 layers at 600 tokens", fits.layers)), "{text}");
     }
     assert!(seen > 2, "{seen}");
+}
+
+/// A layer fits where every rank has room for its part; with another split more of them do.
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn as_many_layers_as_every_rank_has_room_for_are_split() {
+    let (plan, load) = (ModelPlan::open(tales()).unwrap(), LoadOptions::default());
+    let host = bank(Device::host().unwrap());
+    let options = options(96);
+    let teams = |mib: [u64; 2], shares: &[u64]| {
+        let gpus = [limited(0, Bytes::mib(mib[0])), limited(1, Bytes::mib(mib[1]))];
+        [Team::split(&gpus, Shares::ratio(shares).unwrap())]
+    };
+    let place = |teams: &[Team], layers| plan.place_on(&host, teams, layers, None, &load, &options);
+    let held = |teams: &[Team]| {
+        let placement = place(teams, GpuLayers::Auto).unwrap();
+        let stages = plan.stages(&placement).unwrap();
+        let parts: Vec<_> = stages.iter().filter(|stage| stage.rank.is_some()).collect();
+        assert!(parts.iter().all(|part| part.layers == parts[0].layers && part.layers.end == 6));
+        assert!(parts.is_empty() || parts.len() == 2);
+        // What was said to fit does, to the byte.
+        let load = LoadOptions { placement: Some(placement.clone()), ..LoadOptions::default() };
+        let text = PlannedText { prompt: 64, len: 96, ..PlannedText::default() };
+        for memory in plan.memory(&load, &options, &text).unwrap() {
+            let bank = teams[0].banks().iter().find(|bank| bank.device().name() == memory.device);
+            assert!(bank.is_none_or(|bank| memory.total <= bank.free()), "{memory:?}");
+        }
+        parts.first().map_or(0, |part| part.layers.len())
+    };
+    let mut before = 0;
+    for mib in [2, 10, 12, 14, 16, 18, 22, 64] {
+        let now = held(&teams([mib, mib], &[1, 1]));
+        assert!(now >= before, "{mib} MiB hold {now} layers, less held {before}");
+        before = now;
+    }
+    assert_eq!(before, 6);
+    assert_eq!(held(&teams([64, 2], &[1, 1])), 0);
+    let short = place(&teams([64, 9], &[1, 1]), GpuLayers::All).unwrap_err();
+    assert!(matches!(&short, Error::DoesNotFit { device, .. } if device == "cuda:1"), "{short}");
+    let short = place(&teams([9, 64], &[1, 1]), GpuLayers::All).unwrap_err();
+    assert!(matches!(&short, Error::DoesNotFit { device, .. } if device == "cuda:0"), "{short}");
+    // What cannot be split is no question of memory.
+    let four = limited(0, Bytes::mib(64));
+    let team = [Team::split(&vec![four; 5], Shares::equal(5).unwrap())];
+    let refused = place(&team, GpuLayers::Auto).unwrap_err();
+    assert!(matches!(refused, Error::Split(granule_split::Error::Indivisible { .. })), "{refused}");
 }

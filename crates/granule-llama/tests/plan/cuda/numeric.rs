@@ -7,7 +7,7 @@ use granule_llama::{
 };
 
 use crate::support::make::{Made, Shape};
-use crate::{Case, Dice, bank, compare, placed, tokens};
+use crate::{Case, Dice, bank, compare, placed, split, tokens};
 
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
@@ -30,6 +30,37 @@ fn a_plan_is_what_contexts_hold_wherever_layers_are() {
         case.options.cublas = cfg!(feature = "cublas") && seed % 2 == 0;
         compare(&path, &placed(&mut dice, &banks, layers), &case);
     }
+}
+
+/// Layers split over GPUs, over host and GPU, and whole ones beside them.
+#[test]
+#[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
+fn a_plan_of_ranks_is_what_each_of_them_holds() {
+    let banks = || [Device::host(), Device::cuda(0), Device::cuda(1)].map(|device| bank(device.unwrap()));
+    let mut split_runs = 0;
+    for seed in 1..=6 {
+        let mut dice = Dice(u64::wrapping_mul(seed, 0x9E37_79B9_7F4A_7C15) | 1);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dice.model(dir.path(), 24);
+        let plan = ModelPlan::open(&path).unwrap();
+        let (layers, legal) = (plan.config().n_layers, plan.legal_ranks().unwrap());
+        let [host, first, second] = banks();
+        let placement = match seed {
+            1 => Placement::new().split(&[first, second], granule_split::Shares::equal(2).unwrap(), layers),
+            2 => {
+                let shares = granule_split::Shares::ratio(&[1, 2]).unwrap();
+                Placement::new().layers(&host, 1).split(&[first, second], shares, layers - 1)
+            }
+            _ => split(&mut dice, &[first, host, second], layers, &legal),
+        };
+        let stages = plan.stages(&placement).unwrap();
+        split_runs += stages.iter().filter(|stage| stage.rank.is_some()).count();
+        let mut case = Case::new(&mut dice, 40);
+        case.options.n_batch = case.options.n_batch.min(case.text.prompt + 3);
+        case.options.cublas = cfg!(feature = "cublas") && seed == 2;
+        compare(&path, &placement, &case);
+    }
+    assert!(split_runs > 6, "{split_runs}");
 }
 
 /// Past the room of the first two graphs, so that others are made; and tokens that are drawn there.
