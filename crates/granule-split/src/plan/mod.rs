@@ -29,14 +29,17 @@
 //! # Ok::<(), granule_split::Error>(())
 //! ```
 
+mod padded;
 mod shares;
 mod tensor;
 mod transformer;
 
 use std::ops::Range;
 
+pub use padded::{BufferPlan, Padding};
 pub use shares::Shares;
 pub use tensor::{Shard, Split, TensorSplit};
+pub(crate) use tensor::{check, check_rows};
 pub use transformer::{RankShape, Role, SplitShape, TransformerSplit};
 
 use crate::{Error, Result};

@@ -71,6 +71,9 @@ impl TensorSplit {
         check_ranks(parts.len())?;
         let bytes = dtype.row_bytes(cols)?.checked_mul(rows);
         let bytes = bytes.ok_or(granule_quant::Error::TooLarge { dtype, len: rows.saturating_mul(cols) })?;
+        if bytes == 0 {
+            return Err(Error::Shape { what: format!("a tensor of {rows} rows of {cols}") });
+        }
         let (what, n, unit) = match split {
             Split::Column | Split::Replicated => ("rows", rows, 1),
             Split::Row => ("columns", cols, dtype.block_len()),
@@ -196,7 +199,7 @@ impl TensorSplit {
     pub fn place(&self, rank: usize, rows: Range<usize>) -> Result<Option<Range<usize>>> {
         let shard = self.shard(rank)?;
         check_rows(&rows, shard.rows.len())?;
-        let at = |row: usize| (shard.rows.start + row) * self.bytes_of(self.cols);
+        let at = |row: usize| (shard.rows.start + row) * self.row_bytes_whole();
         Ok((shard.cols == (0..self.cols)).then(|| at(rows.start)..at(rows.end)))
     }
 
@@ -210,7 +213,7 @@ impl TensorSplit {
         check_rows(&rows, shard.rows.len())?;
         check("the tensor's bytes", from.len(), self.bytes)?;
         check("the bytes of a shard's rows", to.len(), rows.len() * row)?;
-        let whole = self.bytes_of(self.cols);
+        let whole = self.row_bytes_whole();
         let from = &from[(shard.rows.start + rows.start) * whole..(shard.rows.start + rows.end) * whole];
         if row == whole {
             to.copy_from_slice(from);
@@ -228,21 +231,26 @@ impl TensorSplit {
         self.parts.get(rank).cloned().ok_or(Error::NoRank { rank, ranks: self.parts.len() })
     }
 
+    /// Bytes of a row of the whole.
+    pub(crate) fn row_bytes_whole(&self) -> usize {
+        self.bytes_of(self.cols)
+    }
+
     /// Bytes of so many of its columns, which are whole blocks and no more than it has.
-    fn bytes_of(&self, cols: usize) -> usize {
+    pub(super) fn bytes_of(&self, cols: usize) -> usize {
         cols / self.dtype.block_len() * self.dtype.block_bytes()
     }
 }
 
-fn check(what: &'static str, found: usize, expected: usize) -> Result<()> {
+pub(crate) fn check(what: &'static str, found: usize, expected: usize) -> Result<()> {
     if found == expected { Ok(()) } else { Err(Error::Size { what, found, expected }) }
 }
 
-fn check_rows(rows: &Range<usize>, n: usize) -> Result<()> {
-    let end = rows.end.max(rows.start);
+pub(crate) fn check_rows(rows: &Range<usize>, n: usize) -> Result<()> {
+    let expected = rows.end.max(rows.start);
     if rows.start <= rows.end && rows.end <= n {
         Ok(())
     } else {
-        Err(Error::Size { what: "a shard", found: n, expected: end })
+        Err(Error::Size { what: "rows to copy from", found: n, expected })
     }
 }

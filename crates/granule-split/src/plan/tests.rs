@@ -73,13 +73,13 @@ fn all_ways(shape: &SplitShape, ranks: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// Whether one of the load `a` has more to do than one of `b`: heads over weight.
+/// Of all ranks the most that one has to do for its share.
 fn worst(heads: impl Iterator<Item = usize>, weights: &[u64]) -> f64 {
     heads.zip(weights).map(|(heads, &weight)| heads as f64 / weight as f64).fold(0.0, f64::max)
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_dimension_is_covered_once_by_shares(weights in weights(1..MAX_RANKS + 1), units in 0usize..300, unit in 1usize..300, ragged in 0usize..300) {
@@ -173,7 +173,7 @@ proptest! {
     }
 
     #[test]
-    fn a_split_of_heads_is_legal_where_any_way_is(n_kv_heads in 1usize..=4, group in 1usize..=4, head_dim in prop::sample::select(vec![8usize, 16, 48, 64, 96, 128]), block in prop::sample::select(vec![1usize, 32, 256]), weights in weights(1..7)) {
+    fn a_split_of_heads_is_legal_where_any_way_is(n_kv_heads in 1usize..=6, group in 1usize..=4, head_dim in prop::sample::select(vec![8usize, 16, 48, 64, 96, 128]), block in prop::sample::select(vec![1usize, 32, 256]), weights in weights(1..7)) {
         let n_heads = n_kv_heads * group;
         prop_assume!((n_heads * head_dim).is_multiple_of(block));
         let shape = SplitShape { n_heads, n_kv_heads, head_dim, n_ff: 4096, n_vocab: 4096, heads_block: block, ff_block: 1 };
