@@ -40,7 +40,7 @@ fn all_ways(shape: &SplitShape, ranks: usize) -> Vec<Vec<usize>> {
     let group = shape.n_heads / shape.n_kv_heads;
     // A piece of query heads can be one rank's where it is some whole groups, or a part of one.
     let fits = |start: usize, end: usize| {
-        let whole = start % group == 0 && end % group == 0;
+        let whole = start.is_multiple_of(group) && end.is_multiple_of(group);
         let inside = start / group == (end - 1) / group;
         (start * shape.head_dim).is_multiple_of(shape.heads_block)
             && (end * shape.head_dim).is_multiple_of(shape.heads_block)
@@ -368,7 +368,7 @@ fn parts_that_make_up_no_tensor_are_refused() {
         (Split::Column, &[0..10, 11..64][..], "rows 11 to 64 of rank 1: not what follows rows 0 to 10"),
         (Split::Column, &[0..10, 10..63], "rows 63 to 64 are nobody's"),
         (Split::Column, &[0..10, 10..10, 10..64], "rows 10 to 10 of rank 1: no part of 64 rows"),
-        (Split::Column, &[0..65], "rows 0 to 65 of rank 0: no part of 64 rows"),
+        (Split::Column, &[0..65, 65..66], "rows 0 to 65 of rank 0: no part of 64 rows"),
         (Split::Column, &[0..40, 10..30, 30..64], "rows 10 to 30 of rank 1: not what follows rows 0 to 40"),
         (Split::Row, &[0..48, 48..64], "columns 0 to 48 of rank 0: no whole blocks of 32"),
         (Split::Row, &[0..64, 32..64], "columns 32 to 64 of rank 1: also of another rank, up to 64"),

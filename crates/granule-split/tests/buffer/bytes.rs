@@ -13,7 +13,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use crate::support::{Open, banks, pattern, read, twin};
+use crate::support::{Open, banks, pattern, read, twin, write};
 
 #[derive(Clone, Debug)]
 struct Case {
@@ -81,6 +81,17 @@ fn check(open: Open<'_>, case: &Case) {
     let plan = BufferPlan::new(tensor, Padding { row_align: align, rows_multiple: multiple }).unwrap();
     let banks = banks(open, parts.len());
     let mut lanes = Lanes::new(&banks, LanesOptions::default().piece(Bytes::new(case.piece))).unwrap();
+    for (rank, bank) in banks.iter().enumerate() {
+        // The granules that it is about to have held something else.
+        let len = plan.held(rank, bank.granule()).unwrap();
+        let mut other = bank.growable(&Owner::new("other"), len).unwrap();
+        other.grow_to(len).unwrap();
+        write(
+            bank.device(),
+            &vec![0xdd; plan.bytes(rank).unwrap()],
+            other.slice_mut(..plan.bytes(rank).unwrap()).unwrap(),
+        );
+    }
     let mut buffer = SplitBuffer::new(&mut lanes, &Owner::new("weights"), plan.clone()).unwrap();
     let shard = |buffer: &SplitBuffer, rank: usize| {
         let device: &Device = banks[rank].device();
@@ -99,9 +110,18 @@ fn check(open: Open<'_>, case: &Case) {
     let mut whole = pattern(rows * row, case.seed);
     buffer.scatter(&mut lanes, &whole).unwrap();
     holds(&buffer, &whole);
+    // What a rank is not the first to have is not asked of it.
+    for (rank, bank) in banks.iter().enumerate() {
+        let (own, first) =
+            (plan.tensor().shard(rank).unwrap().rows, plan.tensor().first_held(rank).unwrap().rows);
+        let later = (first.start - own.start) * plan.stride(rank).unwrap();
+        let shard = buffer.shard_mut(rank).unwrap().subslice(..later).unwrap();
+        write(bank.device(), &vec![0; later], shard);
+    }
     let mut back = vec![0; whole.len()];
     buffer.gather(&mut lanes, &mut back).unwrap();
     assert_eq!(back, whole);
+    buffer.scatter(&mut lanes, &whole).unwrap();
 
     let (a, b) = (case.some.0 * rows / 1000, case.some.1 * rows / 1000);
     let some = a.min(b)..a.max(b);

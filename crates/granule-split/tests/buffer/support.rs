@@ -41,9 +41,9 @@ pub(crate) fn with_device(open: fn(usize) -> Device, test: fn(Open<'_>)) {
     }
 }
 
-/// A bank over the device of each rank.
+/// A bank over the device of each rank, which keeps what it was given back.
 pub(crate) fn banks(open: Open<'_>, ranks: usize) -> Vec<Bank> {
-    (0..ranks).map(|rank| Bank::new(open(rank), BankOptions::new().cache(Bytes::ZERO)).unwrap()).collect()
+    (0..ranks).map(|rank| Bank::new(open(rank), BankOptions::new()).unwrap()).collect()
 }
 
 /// The bytes of device memory.
@@ -51,6 +51,11 @@ pub(crate) fn read(device: &Device, slice: DeviceSlice<'_>) -> Vec<u8> {
     let mut bytes = vec![0xee; slice.len()];
     device.copy(slice, DeviceSliceMut::from(&mut bytes[..])).unwrap();
     bytes
+}
+
+/// Puts bytes into device memory.
+pub(crate) fn write(device: &Device, bytes: &[u8], to: DeviceSliceMut<'_>) {
+    device.copy(DeviceSlice::from(bytes), to).unwrap();
 }
 
 /// Bytes that repeat at no power of two.
