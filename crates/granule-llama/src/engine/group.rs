@@ -119,7 +119,7 @@ impl Group {
         }
         let observe = observe.map(Mutex::new);
         let work = self.members.iter_mut().zip(rows).map(Mutex::new).collect::<Vec<_>>();
-        run(self.pool.as_ref(), self.is_remote, &work, &|at, (member, rows)| {
+        run(self.pool.as_ref(), self.is_remote, &work, |at, member, rows| {
             let mut own = Batch { sequences: &mut rows[..], parts, tokens, tables };
             let Some(observe) = &observe else {
                 return member.engine.step(model, &mut own, hidden, cancel, None);
@@ -155,7 +155,7 @@ impl Group {
         let n_vocab = model.config().n_vocab;
         let logits = logits.get_mut(..tokens.len() * n_vocab).ok_or(Error::NoLogits)?;
         let work = self.members.iter_mut().map(|member| Mutex::new((member, ()))).collect::<Vec<_>>();
-        run(self.pool.as_ref(), self.is_remote, &work, &|_, (member, ())| {
+        run(self.pool.as_ref(), self.is_remote, &work, |_, member, ()| {
             let elements = tokens.len() * member.n_vocab;
             if member.logits.as_ref().is_none_or(|room| room.len() < elements) {
                 member.logits = Some(member.engine.room_for_logits(elements)?);
@@ -296,19 +296,21 @@ fn run<T: Send>(
     pool: Option<&ThreadPool>,
     is_remote: bool,
     work: &[Mutex<(&mut Member, T)>],
-    of: &(dyn Fn(usize, &mut (&mut Member, T)) -> Result<()> + Sync),
+    of: impl Fn(usize, &mut Member, &mut T) -> Result<()> + Sync,
 ) -> Result<()> {
     let one = |at: usize| -> Result<()> {
         let mut own = work[at].lock().unwrap_or_else(PoisonError::into_inner);
-        let link = Arc::clone(&own.0.link);
+        let (member, with) = &mut *own;
+        let ends = [Some(Arc::clone(&member.link)), member.device.clone()];
+        let abort = |why: &str| ends.iter().flatten().for_each(|end| end.abort(why));
         // Nobody waits for one that panics.
-        let guard = Guard(&*link);
-        let done = of(at, &mut own);
+        let guard = Guard(&abort);
+        let done = of(at, member, with);
         std::mem::forget(guard);
-        if let Err(error) = &done {
-            if !is_echo(error) {
-                link.abort(&error.to_string());
-            }
+        if let Err(error) = &done
+            && !is_echo(error)
+        {
+            abort(&error.to_string());
         }
         done
     };
@@ -338,10 +340,10 @@ impl Member {
 }
 
 /// Has the other ranks fail unless it is forgotten.
-struct Guard<'a>(&'a dyn Communicator);
+struct Guard<'a>(&'a dyn Fn(&str));
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.0.abort("it panicked");
+        (self.0)("it panicked");
     }
 }
