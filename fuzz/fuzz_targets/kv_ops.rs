@@ -403,7 +403,7 @@ impl World {
         let Some(at) = self.at(which) else { return };
         let one = &self.live[at];
         let names: Vec<u32> = one.tokens.iter().map(|token| token.token).collect();
-        let saved = SaveSequence { sequence: &one.sequence, further: &[], tokens: &names, extra: b"" };
+        let saved = SaveSequence { sequence: &one.sequence, further: &[], heads: &[], tokens: &names, extra: b"" };
         if save(&*PATH, &Identity::default(), &[saved]).is_err() {
             assert!(self.fault.is_some());
             return;

@@ -49,7 +49,7 @@ fn cache(bank: &Bank, layout: KvLayout) -> KvCache {
 
 fn save_all(sequences: &[Sequence], identity: &Identity, tokens: &[Vec<u32>]) -> Vec<u8> {
     let all = sequences.iter().zip(tokens);
-    let all: Vec<_> = all.map(|(sequence, tokens)| SaveSequence { sequence, further: &[], tokens, extra: b"x" }).collect();
+    let all: Vec<_> = all.map(|(sequence, tokens)| SaveSequence { sequence, further: &[], heads: &[], tokens, extra: b"x" }).collect();
     let path = PATH.with_extension("again");
     save(&path, identity, &all).unwrap();
     let bytes = std::fs::read(&path).unwrap();

@@ -24,7 +24,7 @@ fn tokens(n: u32) -> Vec<u32> {
 }
 
 fn one<'a>(sequence: &'a Sequence, tokens: &'a [u32]) -> [SaveSequence<'a>; 1] {
-    [SaveSequence { sequence, further: &[], tokens, extra: b"" }]
+    [SaveSequence { sequence, further: &[], heads: &[], tokens, extra: b"" }]
 }
 
 /// A file of one layer and few bytes.
@@ -33,7 +33,8 @@ fn small(path: &Path) -> KvCache {
     let shape = KvShape { n_layers: 1, n_kv_heads: 1, head_dim: 2 };
     let cache = cache_of(&bank, KvLayout::new(shape, KvType::F16, KvType::F32, None, 0).unwrap());
     let sequence = sequence(&cache, 8, &[5, 6, 7]).unwrap();
-    let both = SaveSequence { sequence: &sequence, further: &[], tokens: &[5, 6, 7], extra: b"extra" };
+    let both =
+        SaveSequence { sequence: &sequence, further: &[], heads: &[], tokens: &[5, 6, 7], extra: b"extra" };
     save(path, &identity(), &[both]).unwrap();
     cache
 }
@@ -156,7 +157,7 @@ fn several_sequences_each_with_what_belongs_to_it() {
     let extras: [&[u8]; 3] = [b"first", b"", &[0; 1000]];
     let saved = sequences.iter().zip(&lists).zip(extras);
     let saved: Vec<_> = saved
-        .map(|((sequence, tokens), extra)| SaveSequence { sequence, further: &[], tokens, extra })
+        .map(|((sequence, tokens), extra)| SaveSequence { sequence, further: &[], heads: &[], tokens, extra })
         .collect();
     save(&path, &identity(), &saved).unwrap();
     let file = StateFile::open(&path).unwrap();
@@ -175,7 +176,8 @@ fn several_sequences_each_with_what_belongs_to_it() {
     assert!(matches!(save(&path, &identity(), &fewer), Err(StateError::Tokens { tokens: 289, len: 290 })));
     assert!(matches!(save(&path, &identity(), &[]), Err(StateError::Count)));
     let other = cache_of(&bank, layout(KvType::Q8_0, KvType::F16, 1)).sequence(N_CTX).unwrap();
-    let mixed = [saved[1], SaveSequence { sequence: &other, further: &[], tokens: &[], extra: b"" }];
+    let mixed =
+        [saved[1], SaveSequence { sequence: &other, further: &[], heads: &[], tokens: &[], extra: b"" }];
     assert!(matches!(save(&path, &identity(), &mixed), Err(StateError::Mixed)));
     // None of those touched the file.
     assert_eq!(StateFile::open(&path).unwrap().sequences(), 3);

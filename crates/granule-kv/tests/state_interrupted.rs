@@ -32,7 +32,7 @@ fn made(n: u32) -> Sequence {
 
 fn save_tokens(path: &Path, sequence: &Sequence) -> Result<(), StateError> {
     let tokens = tokens(u32::try_from(sequence.len()).unwrap());
-    let one = SaveSequence { sequence, further: &[], tokens: &tokens, extra: b"" };
+    let one = SaveSequence { sequence, further: &[], heads: &[], tokens: &tokens, extra: b"" };
     save(path, &Identity::default(), &[one]).map(drop)
 }
 

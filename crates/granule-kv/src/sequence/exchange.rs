@@ -35,8 +35,13 @@ fn bytes(dtype: DType, row: &KvRowLayout) -> Result<PlanarBytes, Error> {
 impl KvLayout {
     /// The bytes of one token of one layer in canonical order.
     pub(crate) fn canonical_bytes(&self) -> Result<usize, Error> {
+        Ok(self.canonical_planes()?.iter().sum())
+    }
+
+    /// The bytes of each plane of one token of one layer, in canonical order. In each the heads lie one behind the other, in as many bytes each.
+    pub(crate) fn canonical_planes(&self) -> Result<[usize; 4], Error> {
         let (_, row) = self.layer(0)?;
-        Ok(planes(&row)?.iter().map(|(_, len)| len).sum())
+        Ok(planes(&row)?.map(|(_, len)| len))
     }
 
     /// The bytes of one layer's sinks: K of each row, then V of each row, in f16.

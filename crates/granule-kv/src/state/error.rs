@@ -130,6 +130,9 @@ pub enum StateError {
     /// Sequences of caches of different shapes or types do not go into one file.
     #[error("sequences of different shapes or types do not go into one state file")]
     Mixed,
+    /// Sequences whose key-value heads are not those that they are said to have, or that leave some out.
+    #[error("the sequences of a split state do not have all key-value heads, in their order")]
+    Heads,
     /// The cache said no: most often, out of memory.
     #[error(transparent)]
     Kv(#[from] crate::Error),

@@ -1,11 +1,13 @@
 //! `StateFile`: a verified state file, and sequences made from it.
 
+use std::ops::Range;
 use std::path::Path;
 
 use granule_device::MappedFile;
 
 use super::error::{Part, StateError};
 use super::format::{self, Bad, CHUNK, Contents, Parts, Run, Saved};
+use super::heads::ByHeads;
 use crate::{Identity, KvCache, KvLayout, KvShape, KvType, Sequence};
 
 /// A state file that was verified whole: every byte of it is one that was saved.
@@ -134,11 +136,30 @@ impl StateFile {
         n_ctx: usize,
         identity: &Identity,
     ) -> Result<Sequence, StateError> {
-        let part = cache.layout().shape();
-        if first.checked_add(part.n_layers).is_none_or(|end| end > self.shape().n_layers) {
-            return Err(StateError::WrongShape { found: self.shape(), cache: part });
+        self.restore_heads(which, first, 0..self.shape().n_kv_heads, cache, n_ctx, identity)
+    }
+
+    /// As [`restore_layers`](StateFile::restore_layers), of these key-value heads, as many as the cache has: for models whose layers are split by
+    /// heads, whatever they were when they were saved.
+    ///
+    /// # Errors
+    /// As [`restore`](StateFile::restore); [`StateError::WrongShape`] where the file does not have these layers or heads.
+    pub fn restore_heads(
+        &self,
+        which: usize,
+        first: usize,
+        heads: Range<usize>,
+        cache: &KvCache,
+        n_ctx: usize,
+        identity: &Identity,
+    ) -> Result<Sequence, StateError> {
+        let (part, shape) = (cache.layout().shape(), self.shape());
+        let has_layers = first.checked_add(part.n_layers).is_some_and(|end| end <= shape.n_layers);
+        if !has_layers || heads.len() != part.n_kv_heads || heads.end > shape.n_kv_heads {
+            return Err(StateError::WrongShape { found: shape, cache: part });
         }
-        self.check_kind(identity, KvShape { n_layers: self.shape().n_layers, ..part }, cache.layout())?;
+        let all = KvShape { head_dim: part.head_dim, ..shape };
+        self.check_kind(identity, all, cache.layout())?;
         let saved = self.saved(which)?;
         let tokens = saved.tokens.len();
         if tokens > n_ctx {
@@ -155,18 +176,22 @@ impl StateFile {
         sequence.adopt(&segments)?;
         let at_once = bytes.at_once(tokens);
         let (mut rows, mut sinks) = (vec![0; at_once * bytes.row], vec![0; bytes.sinks]);
+        let n_kv_heads = shape.n_kv_heads;
+        let of_rows = ByHeads::rows(cache.layout(), n_kv_heads)?;
+        let of_sinks = ByHeads::sinks(cache.layout(), n_kv_heads);
+        let mut own = Vec::new();
         for layer in 0..part.n_layers {
             for start in (0..tokens).step_by(at_once) {
                 let end = tokens.min(start + at_once);
                 let some = &mut rows[..(end - start) * bytes.row];
                 data.read(some)?;
-                sequence.write_layer(layer, start..end, some)?;
+                sequence.write_layer(layer, start..end, of_rows.take(&heads, some, &mut own))?;
             }
             data.read(&mut sinks)?;
             if !saved.empty_sinks_are_zero(self.contents().sinks, &sinks) {
                 return Err(self.damaged(Part::Chunk(data.loaded.unwrap_or_default())));
             }
-            sequence.write_sinks(layer, &sinks)?;
+            sequence.write_sinks(layer, of_sinks.take(&heads, &sinks, &mut own))?;
         }
         Ok(sequence)
     }

@@ -53,7 +53,7 @@
 //! # let mut sequence = cache.sequence(4096)?;
 //! # sequence.prepare(3)?;
 //! # sequence.commit(3)?;
-//! let saved = SaveSequence { sequence: &sequence, further: &[], tokens: &[1, 15043, 29892], extra: b"" };
+//! let saved = SaveSequence { sequence: &sequence, further: &[], heads: &[], tokens: &[1, 15043, 29892], extra: b"" };
 //! save(&path, &identity, &[saved])?;
 //!
 //! let file = StateFile::open(&path)?; // the whole file is verified
@@ -66,14 +66,17 @@
 mod error;
 mod file;
 mod format;
+mod heads;
 mod write;
 
+use std::ops::Range;
 use std::path::Path;
 
 use granule_device::Bytes;
 
 use crate::{Identity, KvLayout, KvShape, Sequence};
 use format::{Contents, Run, canonical};
+use heads::ByHeads;
 use write::{PartFile, Writer};
 
 pub use error::{Part, StateError};
@@ -87,21 +90,90 @@ pub struct SaveSequence<'a> {
     /// Where a model's layers are in several caches: the sequences of the same tokens that have the layers after that one's, in
     /// their order. Otherwise none.
     pub further: &'a [&'a Sequence],
+    /// Where layers' key-value heads are in several caches: for each run of layers the heads that each of its sequences has, the sequences being
+    /// `sequence` and `further` in that order. Heads may be in several. Otherwise, where every sequence has all, none.
+    pub heads: &'a [Vec<Range<usize>>],
     /// The tokens whose rows it has.
     pub tokens: &'a [u32],
     /// What the engine wants to find beside it: the sampler's state, for example.
     pub extra: &'a [u8],
 }
 
+/// A run of layers of a sequence: who has which of its key-value heads.
+struct Stage<'a> {
+    parts: Vec<(&'a Sequence, Range<usize>)>,
+}
+
+impl Stage<'_> {
+    fn layers(&self) -> usize {
+        self.parts.first().map_or(0, |(part, _)| part.cache().layout().shape().n_layers)
+    }
+
+    /// How many heads its parts make up, if they do and have as many layers each.
+    fn heads(&self) -> Option<usize> {
+        let own = |part: &Sequence| part.cache().layout().shape();
+        let fits = self
+            .parts
+            .iter()
+            .all(|(part, heads)| own(part).n_kv_heads == heads.len() && own(part).n_layers == self.layers());
+        let heads: Vec<_> = self.parts.iter().map(|(_, heads)| heads.clone()).collect();
+        heads::covered(&heads).filter(|_| fits)
+    }
+
+    /// Puts records of this kind together from what `read` says of each part; of heads that several have, from the first.
+    fn read(
+        &self,
+        kind: &ByHeads,
+        whole: &mut [u8],
+        buffer: &mut Vec<u8>,
+        read: impl Fn(&Sequence, &mut [u8]) -> Result<(), crate::Error>,
+    ) -> Result<(), crate::Error> {
+        if let [(part, _)] = &self.parts[..] {
+            return read(part, whole);
+        }
+        let mut end = 0;
+        for (part, heads) in self.parts.iter().filter(|(_, heads)| {
+            let is_first = heads.end > end;
+            end = heads.end;
+            is_first
+        }) {
+            buffer.resize(kind.part_len(heads, whole.len()), 0);
+            read(part, buffer)?;
+            kind.put(heads, buffer, whole);
+        }
+        Ok(())
+    }
+}
+
 impl<'a> SaveSequence<'a> {
-    /// All that have a part of its layers, in order.
+    /// All that have a part of it, in order.
     fn parts(&self) -> impl Iterator<Item = &'a Sequence> + Clone + use<'a> {
         std::iter::once(self.sequence).chain(self.further.iter().copied())
     }
 
-    /// Of how many layers.
-    fn layers(&self) -> usize {
-        self.parts().map(|part| part.cache().layout().shape().n_layers).sum()
+    /// Its runs of layers, and how many key-value heads all of them have.
+    fn stages(&self) -> Result<(Vec<Stage<'a>>, usize), StateError> {
+        let mut parts = self.parts();
+        let whole = |part: &'a Sequence| {
+            let heads = 0..part.cache().layout().shape().n_kv_heads;
+            Stage { parts: vec![(part, heads)] }
+        };
+        let split = |heads: &'a Vec<Range<usize>>| Stage {
+            parts: parts.by_ref().zip(heads.iter().cloned()).collect(),
+        };
+        let stages: Vec<_> = match self.heads {
+            [] => self.parts().map(whole).collect(),
+            heads => heads.iter().map(split).collect(),
+        };
+        let named: usize = self.heads.iter().map(Vec::len).sum();
+        if !self.heads.is_empty() && named != 1 + self.further.len() {
+            return Err(StateError::Heads);
+        }
+        let heads = stages.iter().map(Stage::heads).collect::<Option<Vec<_>>>().ok_or(StateError::Heads)?;
+        match heads[..] {
+            [first, ..] if heads.iter().all(|&heads| heads == first) => Ok((stages, first)),
+            _ => Err(StateError::Mixed),
+        }
     }
 }
 
@@ -114,12 +186,12 @@ pub fn check_path(path: impl AsRef<Path>) -> Result<(), StateError> {
 }
 
 /// Saves sequences to the file at `path`, in place of a state file that is there; answers how long it is. They may be of several
-/// caches of one shape, with the same types; a state file does not tell how many caches a model's layers were in. Device work that they are [busy](Sequence::busy_until) with is waited for. A new file
+/// caches of one shape, with the same types; a state file does not tell how many caches a model's layers, or their heads, were in. Device work that they are [busy](Sequence::busy_until) with is waited for. A new file
 /// can be read by its owner alone; one that is replaced leaves its permissions.
 ///
 /// # Errors
 /// [`StateError::NotAStateFile`] where something else has the name, [`StateError::Busy`], [`StateError::Io`], also for a full
-/// disk; [`StateError::Count`], [`StateError::Tokens`], [`StateError::Mixed`], [`StateError::Kv`]: what was there is there still.
+/// disk; [`StateError::Count`], [`StateError::Tokens`], [`StateError::Mixed`], [`StateError::Heads`], [`StateError::Kv`]: what was there is there still.
 /// [`StateError::NotSynced`]: the new file is there.
 pub fn save(
     path: impl AsRef<Path>,
@@ -128,14 +200,19 @@ pub fn save(
 ) -> Result<Bytes, StateError> {
     let first = sequences.first().ok_or(StateError::Count)?;
     let layout = *first.sequence.cache().layout();
-    let shape = KvShape { n_layers: first.layers(), ..layout.shape() };
+    let kind =
+        |layout: &KvLayout| (layout.shape().head_dim, layout.k_type(), layout.v_type(), layout.sinks());
+    let shape_of = |stages: &[Stage<'_>], n_kv_heads| {
+        let n_layers = stages.iter().map(Stage::layers).sum();
+        KvShape { n_layers, n_kv_heads, ..layout.shape() }
+    };
+    let mut shape = None;
     let mut saved = Vec::with_capacity(sequences.len());
+    let mut all = Vec::with_capacity(sequences.len());
     for one in sequences {
-        let kind = |layout: &KvLayout| {
-            let KvShape { n_kv_heads, head_dim, .. } = layout.shape();
-            (n_kv_heads, head_dim, layout.k_type(), layout.v_type(), layout.sinks())
-        };
-        if one.layers() != shape.n_layers
+        let (stages, heads) = one.stages()?;
+        let own = shape_of(&stages, heads);
+        if *shape.get_or_insert(own) != own
             || one.parts().any(|part| kind(part.cache().layout()) != kind(&layout))
         {
             return Err(StateError::Mixed);
@@ -150,7 +227,9 @@ pub fn save(
             return Err(StateError::Mixed);
         }
         saved.push(format::Saved { extra: one.extra.to_vec(), tokens: one.tokens.to_vec(), segments });
+        all.push(stages);
     }
+    let shape = shape.ok_or(StateError::Count)?;
     let contents = Contents {
         shape,
         k: layout.k_type(),
@@ -161,21 +240,26 @@ pub fn save(
     };
     let counted = contents.write().zip(contents.data_len()).zip(contents.layer_bytes());
     let ((head, data_len), bytes) = counted.ok_or(StateError::Count)?;
+    let (rows, sinks) =
+        (ByHeads::rows(&layout, shape.n_kv_heads)?, ByHeads::sinks(&layout, shape.n_kv_heads));
     let mut writer = Writer::begin(path.as_ref(), &head, data_len)?;
-    let mut buffer = Vec::new();
-    for one in sequences {
+    let (mut buffer, mut part_buffer) = (Vec::new(), Vec::new());
+    for (one, stages) in sequences.iter().zip(&all) {
         let (tokens, at_once) = (one.tokens.len(), bytes.at_once(one.tokens.len()));
-        let layers = |part: &'_ Sequence| 0..part.cache().layout().shape().n_layers;
-        for (part, layer) in one.parts().flat_map(|part| layers(part).map(move |layer| (part, layer))) {
-            part.await_work();
+        one.parts().for_each(Sequence::await_work);
+        for (stage, layer) in
+            stages.iter().flat_map(|stage| (0..stage.layers()).map(move |layer| (stage, layer)))
+        {
             for start in (0..tokens).step_by(at_once) {
-                let end = tokens.min(start + at_once);
-                buffer.resize((end - start) * bytes.row, 0);
-                part.read_layer(layer, start..end, &mut buffer)?;
+                let these = start..tokens.min(start + at_once);
+                buffer.resize(these.len() * bytes.row, 0);
+                stage.read(&rows, &mut buffer, &mut part_buffer, |part, out| {
+                    part.read_layer(layer, these.clone(), out)
+                })?;
                 writer.rows(&buffer)?;
             }
             buffer.resize(bytes.sinks, 0);
-            part.read_sinks(layer, &mut buffer)?;
+            stage.read(&sinks, &mut buffer, &mut part_buffer, |part, out| part.read_sinks(layer, out))?;
             writer.rows(&buffer)?;
         }
     }

@@ -29,14 +29,15 @@ pub(crate) fn what_was_saved_is_restored_in_any_layout(open: Open<'_>) {
         let caches = [1, 2, 3].map(|layers_per_row| cache(&bank, layers_per_row, sinks, exact()));
         let (mut saved, mut model) = (caches[1].sequence(100).unwrap(), Model::default());
         let tokens = edited(&mut saved, &mut model);
-        let one = SaveSequence { sequence: &saved, further: &[], tokens: &tokens, extra: b"" };
+        let one = SaveSequence { sequence: &saved, further: &[], heads: &[], tokens: &tokens, extra: b"" };
         save(&paths[0], &Identity::default(), &[one]).unwrap();
         let file = StateFile::open(&paths[0]).unwrap();
         for other in &caches {
             let mut model = model.clone();
             let mut restored = file.restore(0, other, 60, &Identity::default()).unwrap();
             assert_holds(&restored, &model);
-            let one = SaveSequence { sequence: &restored, further: &[], tokens: &tokens, extra: b"" };
+            let one =
+                SaveSequence { sequence: &restored, further: &[], heads: &[], tokens: &tokens, extra: b"" };
             save(&paths[1], &Identity::default(), &[one]).unwrap();
             assert!(fs::read(&paths[0]).unwrap() == fs::read(&paths[1]).unwrap());
             append(&mut restored, &mut model, &[1, 2, 3]).unwrap();
@@ -69,7 +70,7 @@ pub(crate) fn saving_waits_for_work(open: Open<'_>) {
     let event = work(&stream, 20);
     sequence.busy_until(&event);
     let tokens: Vec<u32> = (0..20).collect();
-    let one = SaveSequence { sequence: &sequence, further: &[], tokens: &tokens, extra: b"" };
+    let one = SaveSequence { sequence: &sequence, further: &[], heads: &[], tokens: &tokens, extra: b"" };
     save(&path, &Identity::default(), &[one]).unwrap();
     assert!(event.is_done());
 }
@@ -83,7 +84,7 @@ pub(crate) fn a_restore_waits_for_memory_and_leaves_nothing_where_it_fails(open:
     let stream = bank.device().stream().unwrap();
     let (mut saved, mut model) = (cache.sequence(100).unwrap(), Model::default());
     let tokens = edited(&mut saved, &mut model);
-    let one = SaveSequence { sequence: &saved, further: &[], tokens: &tokens, extra: b"" };
+    let one = SaveSequence { sequence: &saved, further: &[], heads: &[], tokens: &tokens, extra: b"" };
     save(&path, &Identity::default(), &[one]).unwrap();
     let file = StateFile::open(&path).unwrap();
     saved.busy_until(&work(&stream, 5));

@@ -1,5 +1,6 @@
 //! State files: a context's sequences on a disk, and back.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ impl Context {
     /// # Errors
     /// [`Error::State`](crate::Error::State): a file of that name that is no state file, a full disk.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<Bytes> {
-        self.check_whole()?;
+        let heads = self.heads()?;
         let tokens: Vec<Vec<u32>> = self.slots.iter().map(Slot::numbers).collect();
         let further: Vec<Vec<&Sequence>> =
             self.slots.iter().map(|slot| slot.stages.iter().skip(1).collect()).collect();
@@ -30,6 +31,7 @@ impl Context {
             .map(|((slot, further), tokens)| SaveSequence {
                 sequence: slot.first(),
                 further,
+                heads: &heads,
                 tokens,
                 extra: &[],
             })
@@ -49,7 +51,7 @@ impl Context {
     /// another transform than the context's, or with more tokens than it holds; [`Error::TokenOutOfRange`] for a token that the
     /// model does not have; [`Error::Bank`](crate::Error::Bank) where there is no memory for the tables. The context is then as it was.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
-        self.check_whole()?;
+        self.heads()?;
         let file = StateFile::open(path)?;
         let shared = self.shared_for(&file)?;
         let identity = self.identity_over(&shared)?;
@@ -62,7 +64,11 @@ impl Context {
             }
             let parts = self.model.places().iter().zip(&shared.caches).map(|(place, cache)| {
                 let first = place.span.layers.start;
-                patiently(|| Ok(file.restore_layers(which, first, cache, self.n_ctx(), &identity)?))
+                let heads =
+                    place.part().map_or(0..self.model.config().n_kv_heads, |part| part.kv_heads.clone());
+                patiently(|| {
+                    Ok(file.restore_heads(which, first, heads.clone(), cache, self.n_ctx(), &identity)?)
+                })
             });
             Ok(Slot::new(parts.collect::<Result<_>>()?, &tokens))
         });
@@ -103,12 +109,23 @@ impl Context {
         self.model.shared(&layouts, options, Some(Arc::new(tables)))
     }
 
-    /// Refuses what files do not have: rows whose heads are in several places.
-    fn check_whole(&self) -> Result<()> {
-        if self.model.places().iter().any(|place| place.part().is_some()) {
-            return Err(Error::Unsupported { what: "a state file of layers that are split".into() });
-        }
-        Ok(())
+    /// Of each stage the key-value heads that each of its places has. Files have rows whole, so all ranks must be here.
+    fn heads(&self) -> Result<Vec<Vec<Range<usize>>>> {
+        let whole = 0..self.model.config().n_kv_heads;
+        let stages = self.model.places().chunk_by(|a, b| a.span.layers == b.span.layers);
+        let heads = stages.map(|places| {
+            let ranks = places[0].all_ranks().map_or(1, <[_]>::len);
+            if ranks != places.len() {
+                return Err(Error::Unsupported {
+                    what: "a state file where other processes have a part of the heads".into(),
+                });
+            }
+            Ok(places
+                .iter()
+                .map(|place| place.part().map_or(whole.clone(), |part| part.kv_heads.clone()))
+                .collect())
+        });
+        heads.collect()
     }
 
     /// The layout that all of the model's layers would have in one cache.

@@ -230,11 +230,31 @@ fn weights_in_place_and_what_each_rank_holds() {
 }
 
 #[test]
-fn state_files_of_ranks_are_refused() {
+fn state_files_do_not_tell_how_heads_were_split() {
     let dir = tempfile::tempdir().unwrap();
-    let model = split(tales(), &[1, 1], 2).unwrap();
-    let ranks = context(&model, 64, 32, KvType::F16);
-    assert!(matches!(ranks.save_state(dir.path().join("state")), Err(Error::Unsupported { .. })));
+    let paths = ["whole", "ranks"].map(|name| dir.path().join(name));
+    let whole = load(tales());
+    let prompt = encode(&whole, PROMPT);
+    for kv in [KvType::F16, KvType::Q4_0] {
+        let mut one = context(&whole, 64, 32, kv);
+        one.eval(&prompt).unwrap();
+        one.save_state(&paths[0]).unwrap();
+        let next = one.eval(&prompt[..1]).unwrap().to_vec();
+        for shares in [&[1, 1][..], &[3, 1], &[1, 1, 1, 1]] {
+            let model = split(tales(), shares, 2).unwrap();
+            let mut ranks = context(&model, 128, 16, kv);
+            ranks.load_state(&paths[0]).unwrap();
+            assert_eq!(ranks.tokens(), &prompt[..]);
+            ranks.save_state(&paths[1]).unwrap();
+            assert!(std::fs::read(&paths[0]).unwrap() == std::fs::read(&paths[1]).unwrap(), "{shares:?}");
+            let far = distance(ranks.eval(&prompt[..1]).unwrap(), &next);
+            assert!(far < ORDER, "{kv} {shares:?}: {far}");
+            // And back to one place.
+            let mut back = context(&whole, 64, 32, kv);
+            back.load_state(&paths[1]).unwrap();
+            assert_eq!(back.eval(&prompt[..1]).unwrap(), &next[..]);
+        }
+    }
 }
 
 /// Two sums of n_embd numbers a layer and token, each rank sending its part to all others twice over: 2 (N - 1) / N of the numbers.

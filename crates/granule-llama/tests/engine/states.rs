@@ -126,8 +126,13 @@ fn tokens_of_a_file_are_held_against_the_vocabulary() {
     context.eval(&ids([1, 300, 301])).unwrap();
     let before = context.logits().unwrap().to_vec();
     for (last, fits) in [(1023, true), (1024, false), (u32::MAX, false)] {
-        let saved =
-            SaveSequence { sequence: context.sequence(), further: &[], tokens: &[1, 300, last], extra: b"" };
+        let saved = SaveSequence {
+            sequence: context.sequence(),
+            further: &[],
+            heads: &[],
+            tokens: &[1, 300, last],
+            extra: b"",
+        };
         save(&path, &context.kv_identity().unwrap(), &[saved]).unwrap();
         let loaded = context.load_state(&path);
         if fits {
@@ -151,7 +156,8 @@ fn elsewhere(model: &Arc<Model>, dir: &Path) -> Context {
         *number = (f32::from_le_bytes(*number) * (1.0 + 1e-5)).to_le_bytes();
     }
     let path = dir.join("elsewhere");
-    let empty = SaveSequence { sequence: context.sequence(), further: &[], tokens: &[], extra: b"" };
+    let empty =
+        SaveSequence { sequence: context.sequence(), further: &[], heads: &[], tokens: &[], extra: b"" };
     save(&path, &identity, &[empty]).unwrap();
     context.load_state(&path).unwrap();
     assert_eq!(context.kv_identity().unwrap(), identity);
@@ -225,8 +231,13 @@ fn tables_that_are_none_are_refused() {
     bad.push(Context::new(Arc::clone(&model), values).unwrap().kv_identity().unwrap().transform);
     for transform in bad {
         let identity = granule_kv::Identity { transform, ..good.clone() };
-        let saved =
-            SaveSequence { sequence: context.sequence(), further: &[], tokens: &[1, 300], extra: b"" };
+        let saved = SaveSequence {
+            sequence: context.sequence(),
+            further: &[],
+            heads: &[],
+            tokens: &[1, 300],
+            extra: b"",
+        };
         save(&path, &identity, &[saved]).unwrap();
         refused(&mut context, &path, "transform");
         context.truncate(2).unwrap();
