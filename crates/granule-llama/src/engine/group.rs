@@ -277,10 +277,13 @@ fn links(group: &placement::Group, ranks: &[(&Place, &KvLayout)], how: How) -> R
     let hosts = comm::host_group(ranks.len(), options)?.into_iter();
     let ends = hosts.zip(ranks).map(|(host, (place, _))| {
         let host: Arc<dyn Communicator> = Arc::new(host);
+        #[cfg(feature = "cuda")]
         let device: Link = match place.is_host() {
             true => None,
             false => Some(Arc::new(comm::Staged::new(Arc::clone(&host), place.bank.device())?)),
         };
+        #[cfg(not(feature = "cuda"))]
+        let (device, _) = (None, place);
         Ok(Ends { host, device })
     });
     ends.collect()

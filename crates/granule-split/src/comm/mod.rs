@@ -5,6 +5,7 @@
 
 mod host;
 mod slices;
+#[cfg(feature = "cuda")]
 mod staged;
 mod wire;
 
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 
 pub use host::{GroupOptions, HostRank, MAX_RANKS, host_group};
 pub use slices::{all_reduce_elements, slice};
+#[cfg(feature = "cuda")]
 pub use staged::Staged;
 pub use wire::Wire;
 

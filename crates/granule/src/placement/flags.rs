@@ -88,19 +88,20 @@ impl Asked {
     pub(crate) fn of(args: &PlaceArgs) -> Result<Asked> {
         let names: Vec<String> = args.device.iter().map(ToString::to_string).collect();
         let named = names.join(",");
-        let is_host = args.device.contains(&DeviceName::Host);
+        let ranks = args.tensor_parallel.map_or(1, usize::from);
+        let hosts = args.device.iter().filter(|&&device| device == DeviceName::Host).count();
+        let is_host = hosts == args.device.len();
         ensure!(
-            !is_host || args.device.iter().all(|&device| device == DeviceName::Host),
+            hosts == 0 || is_host || ranks > 1,
             "name the GPUs alone: what --gpu-layers leaves of the model is on the host"
         );
         for (at, name) in names.iter().enumerate() {
-            ensure!(is_host || !names[..at].contains(name), "{name} is named twice");
+            ensure!(name == "host" || !names[..at].contains(name), "{name} is named twice");
         }
         ensure!(
             !is_host || args.gpu_layers.is_none(),
             "--gpu-layers without a GPU: name one, --device cuda:0"
         );
-        let ranks = args.tensor_parallel.map_or(1, usize::from);
         let mut devices = args.device.clone();
         if devices == [DeviceName::Host] {
             devices.resize(ranks, DeviceName::Host);
@@ -134,9 +135,9 @@ impl Asked {
         self.devices == [DeviceName::Host]
     }
 
-    /// Whether there is no GPU in it.
-    pub(crate) fn is_host(&self) -> bool {
-        self.devices.first() == Some(&DeviceName::Host)
+    /// How many of them are the host.
+    pub(crate) fn hosts(&self) -> usize {
+        self.devices.iter().filter(|&&device| device == DeviceName::Host).count()
     }
 }
 
@@ -184,6 +185,12 @@ mod tests {
         ] {
             let devices = (0..n).map(DeviceName::Cuda).collect();
             assert_eq!(asked(flags), Ok(Asked { devices, ranks }), "{flags}");
+        }
+        #[cfg(feature = "cuda")]
+        {
+            let mixed = vec![DeviceName::Host, DeviceName::Cuda(0)];
+            let flags = "--device host,cuda:0 --tensor-parallel 2 --gpu-layers 4";
+            assert_eq!(asked(flags), Ok(Asked { devices: mixed, ranks: 2 }));
         }
     }
 

@@ -51,8 +51,13 @@ fn placement(
     tracer: &Tracer,
 ) -> Result<Placement> {
     let split = (!args.layer_split.is_empty()).then_some(&args.layer_split[..]);
-    if asked.is_host() {
-        let hosts = virtual_hosts(asked.devices.len(), args, tracer)?;
+    let n_hosts = asked.hosts();
+    let mut hosts = if n_hosts > 1 {
+        virtual_hosts(n_hosts, args, tracer)?
+    } else {
+        vec![bank(DeviceName::Host, args, tracer)?]
+    };
+    if n_hosts == asked.devices.len() {
         let teams = teams(&hosts, asked.ranks, args)?;
         let (n_layers, runs) = (plan.config().n_layers, teams.len());
         let counts = shares(n_layers, split.unwrap_or(&vec![1; runs]), &vec![n_layers; runs]);
@@ -60,9 +65,13 @@ fn placement(
         let each = teams.into_iter().zip(counts);
         return Ok(each.fold(Placement::new(), |placement, (team, n)| team.add_to(placement, n)));
     }
-    let host = bank(DeviceName::Host, args, tracer)?;
-    let gpus = asked.devices.iter().map(|&device| bank(device, args, tracer));
-    let teams = teams(&gpus.collect::<Result<Vec<_>>>()?, asked.ranks, args)?;
+    // It has the layers that are nowhere else, too.
+    let host = hosts[0].clone();
+    let banks = asked.devices.iter().map(|&device| match device {
+        DeviceName::Host => Ok(hosts.remove(0)),
+        gpu => bank(gpu, args, tracer),
+    });
+    let teams = teams(&banks.collect::<Result<Vec<_>>>()?, asked.ranks, args)?;
     let layers = args.gpu_layers.unwrap_or(GpuLayers::All);
     Ok(plan.place_on(&host, &teams, layers, split, load, options)?)
 }

@@ -198,6 +198,11 @@ mod cuda {
             assert!(said.contains("rank 1 of 2 (heads 2 to 3, key-value heads 1, "), "{flags:?}: {said}");
             assert_eq!(String::from_utf8(output.stdout).unwrap(), tale, "{flags:?}");
         }
+        let mixed = ["--device", "host,cuda:1", "--tensor-parallel", "2", "--gpu-layers", "5"];
+        let output = granule(&[&run[..], &mixed].concat()).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(said.trim_end(), "layers 0 on host, 1 to 5 split over host + cuda:1 (1:1)");
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), tale);
         let short = [&run[..], &two, &["--memory-limit", "6MiB"]].concat();
         let output = granule(&short).output().unwrap();
         let said = stderr(&output);
