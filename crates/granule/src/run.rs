@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use granule_bank::trace::{Event, Tracer};
 use granule_llama::{
     CancelToken, Context, EncodeOptions, Error, Finish, GenerateOptions, GenerationStats, Model,
@@ -36,10 +36,6 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         continues: false,
     };
     if let Some(path) = &args.prompt_cache {
-        ensure!(
-            args.load.place.tensor_parallel.is_none_or(|ranks| ranks == 1),
-            "--prompt-cache with --tensor-parallel: files have whole layers, and each device a part of them"
-        );
         prompt_cache::check(path)?;
     }
     let cancel = interrupt::install()?;

@@ -10,14 +10,14 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use granule_device::Bytes;
+use granule_device::{Bytes, Device};
 use granule_kv::{KvLayout, Sequence};
 use granule_pool::PoolSlice;
 use granule_split::comm::{self, GroupOptions};
 use granule_split::{Communicator, RankShape};
 use rayon_core::{ThreadPool, ThreadPoolBuilder};
 
-use super::{Batch, EngineMemory, Hidden, How, Link, Observer, Stage, Staged, rows_of};
+use super::{Batch, EngineMemory, Hidden, How, Observer, Stage, Staged, rows_of};
 use crate::cancel::CancelToken;
 use crate::error::{Error, Result};
 use crate::memory::RankTraffic;
@@ -43,10 +43,8 @@ pub(super) struct Group {
 #[derive(Debug)]
 struct Member {
     engine: Stage,
-    /// What reaches the others, in the host's memory.
+    /// What reaches the others.
     link: Arc<dyn Communicator>,
-    /// In its device's memory, where that is another one.
-    device: Link,
     /// Its own logits of the last call.
     logits: Option<PoolSlice<f32>>,
     /// Tokens of the vocabulary that it has.
@@ -82,10 +80,9 @@ impl Group {
         let how = How { graphs: false, ..how };
         let links = links(group, ranks, how)?;
         let mut members = Vec::with_capacity(ranks.len());
-        for ((place, layout), Ends { host: link, device }) in ranks.iter().zip(links) {
-            let own = device.as_ref().unwrap_or(&link);
-            let engine = Stage::new(place, layout, how, Some(Arc::clone(own)))?;
-            members.push(Member { engine, link, device, logits: None, n_vocab: place.config.n_vocab });
+        for ((place, layout), link) in ranks.iter().zip(links) {
+            let engine = Stage::new(place, layout, how, Some(Arc::clone(&link)))?;
+            members.push(Member { engine, link, logits: None, n_vocab: place.config.n_vocab });
         }
         let pool = (members.len() > 1).then(|| {
             let named = ThreadPoolBuilder::new().thread_name(|rank| format!("granule rank {rank}"));
@@ -200,8 +197,8 @@ impl Group {
 
     /// What each rank here has sent so far.
     pub(super) fn traffic(&self) -> impl Iterator<Item = RankTraffic> {
-        self.members.iter().map(|Member { link, device, .. }| {
-            let traffic = device.as_ref().unwrap_or(link).traffic();
+        self.members.iter().map(|Member { link, .. }| {
+            let traffic = link.traffic();
             RankTraffic { rank: link.rank(), calls: traffic.calls, sent: Bytes::new(traffic.sent) }
         })
     }
@@ -261,32 +258,18 @@ impl Whole<'_> {
     }
 }
 
-/// A rank's ends of its group.
-struct Ends {
-    /// For the host's memory.
-    host: Arc<dyn Communicator>,
-    /// For the memory that its engine computes in, where that is not done by the same.
-    device: Link,
-}
-
-fn links(group: &placement::Group, ranks: &[(&Place, &KvLayout)], how: How) -> Result<Vec<Ends>> {
+/// What reaches the other ranks, of each rank here, in the host's memory and in that of its device.
+fn links(
+    group: &placement::Group,
+    ranks: &[(&Place, &KvLayout)],
+    how: How,
+) -> Result<Vec<Arc<dyn Communicator>>> {
     if let Some(remote) = &group.remote {
-        return Ok(ranks.iter().map(|_| Ends { host: Arc::clone(remote), device: None }).collect());
+        return Ok(ranks.iter().map(|_| Arc::clone(remote)).collect());
     }
     let options = GroupOptions { timeout: how.timeout, ..GroupOptions::default() };
-    let hosts = comm::host_group(ranks.len(), options)?.into_iter();
-    let ends = hosts.zip(ranks).map(|(host, (place, _))| {
-        let host: Arc<dyn Communicator> = Arc::new(host);
-        #[cfg(feature = "cuda")]
-        let device: Link = match place.is_host() {
-            true => None,
-            false => Some(Arc::new(comm::Staged::new(Arc::clone(&host), place.bank.device())?)),
-        };
-        #[cfg(not(feature = "cuda"))]
-        let (device, _) = (None, place);
-        Ok(Ends { host, device })
-    });
-    ends.collect()
+    let devices: Vec<&Device> = ranks.iter().map(|(place, _)| place.bank.device()).collect();
+    Ok(comm::group_for(&devices, options)?)
 }
 
 /// Whether an error only says that another rank has failed.
@@ -304,16 +287,15 @@ fn run<T: Send>(
     let one = |at: usize| -> Result<()> {
         let mut own = work[at].lock().unwrap_or_else(PoisonError::into_inner);
         let (member, with) = &mut *own;
-        let ends = [Some(Arc::clone(&member.link)), member.device.clone()];
-        let abort = |why: &str| ends.iter().flatten().for_each(|end| end.abort(why));
+        let link = Arc::clone(&member.link);
         // Nobody waits for one that panics.
-        let guard = Guard(&abort);
+        let guard = Guard(&*link);
         let done = of(at, member, with);
         std::mem::forget(guard);
         if let Err(error) = &done
             && !is_echo(error)
         {
-            abort(&error.to_string());
+            link.abort(&error.to_string());
         }
         done
     };
@@ -327,26 +309,18 @@ fn run<T: Send>(
     }
     if !is_remote {
         for work in work {
-            work.lock().unwrap_or_else(PoisonError::into_inner).0.recover()?;
+            work.lock().unwrap_or_else(PoisonError::into_inner).0.link.recover()?;
         }
     }
     let first = errors.iter().position(|error| !is_echo(error)).unwrap_or(0);
     Err(errors.swap_remove(first))
 }
 
-impl Member {
-    /// Has its ends be as new: all ranks are out of their calls.
-    fn recover(&self) -> Result<()> {
-        self.link.recover()?;
-        self.engine.recover()
-    }
-}
-
 /// Has the other ranks fail unless it is forgotten.
-struct Guard<'a>(&'a dyn Fn(&str));
+struct Guard<'a>(&'a dyn Communicator);
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        (self.0)("it panicked");
+        self.0.abort("it panicked");
     }
 }

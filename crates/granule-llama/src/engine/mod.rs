@@ -341,15 +341,6 @@ impl Stage {
         }
     }
 
-    /// Has its end of a group be as new, after a step that failed.
-    fn recover(&self) -> Result<()> {
-        match self {
-            Self::Host(_) | Self::Group(_) => Ok(()),
-            #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.recover(),
-        }
-    }
-
     fn rest(&mut self) {
         match self {
             Self::Host(host) => host.rest(),

@@ -145,7 +145,6 @@ fn what_cannot_be_split_is_refused_with_what_can() {
         (&["--tensor-parallel", "2", "--gpu-layers", "3"], &["--gpu-layers without a GPU"]),
         (&["--tensor-parallel", "2", "--layer-split", "1,1"], &["--layer-split has 2 shares"]),
         (&["--tensor-parallel", "2", "--memory-limit", "2MiB"], &["2.0 MiB"]),
-        (&["--tensor-parallel", "2", "--prompt-cache", "no-such-file"], &["--prompt-cache", "a part"]),
     ] {
         refused(&[run, flags].concat(), words);
     }

@@ -109,11 +109,6 @@ impl CudaEngine {
         model.places().get(self.span.index).ok_or(Error::NoLogits)
     }
 
-    /// Has its end of a group be as new, after a step that failed.
-    pub(crate) fn recover(&self) -> Result<()> {
-        Ok(self.link.as_ref().map_or(Ok(()), |link| link.recover())?)
-    }
-
     /// Scratch for the sums over all ranks of so many tokens' hidden states.
     fn sum_bytes(&self, tokens: usize, n_embd: usize) -> usize {
         self.link.as_ref().map_or(0, |link| link.scratch_bytes(tokens * n_embd))
