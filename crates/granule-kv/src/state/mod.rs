@@ -1,7 +1,8 @@
 //! State files: sequences on a disk, and back, byte for byte.
 //!
 //! A file has the tokens of one or more sequences, their keys and values, what they were made with, and what an engine wants to
-//! keep beside each. It does not depend on how many layers share a row, on the context's size, or on the size of a granule.
+//! keep beside each. It does not depend on how many layers share a row, in how many caches layers and heads are, on the context's size, or on the
+//! size of a granule.
 //!
 //! ```text
 //! 0        48              48 + contents            + data                  + 4 x chunks = the file's length

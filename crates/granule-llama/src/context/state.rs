@@ -17,10 +17,11 @@ use crate::tokenizer::TokenId;
 
 impl Context {
     /// Saves all sequences, their tokens, keys and values, to the file at `path`, in place of a state file that is there; answers how long
-    /// it is. Whatever happens meanwhile, the file is the old one or the new one.
+    /// it is. Whatever happens meanwhile, the file is the old one or the new one. It does not tell where layers and heads were.
     ///
     /// # Errors
-    /// [`Error::State`](crate::Error::State): a file of that name that is no state file, a full disk.
+    /// [`Error::State`](crate::Error::State): a file of that name that is no state file, a full disk; [`Error::Unsupported`] where other processes have
+    /// a part of the heads.
     pub fn save_state(&self, path: impl AsRef<Path>) -> Result<Bytes> {
         let heads = self.heads()?;
         let tokens: Vec<Vec<u32>> = self.slots.iter().map(Slot::numbers).collect();
@@ -49,7 +50,7 @@ impl Context {
     /// # Errors
     /// [`Error::State`](crate::Error::State): a file that is cut or damaged, or of another model, another RoPE, other types or
     /// another transform than the context's, or with more tokens than it holds; [`Error::TokenOutOfRange`] for a token that the
-    /// model does not have; [`Error::Bank`](crate::Error::Bank) where there is no memory for the tables. The context is then as it was.
+    /// model does not have; [`Error::Unsupported`] as [`Context::save_state`]; [`Error::Bank`](crate::Error::Bank) where there is no memory for the tables. The context is then as it was.
     pub fn load_state(&mut self, path: impl AsRef<Path>) -> Result<()> {
         self.heads()?;
         let file = StateFile::open(path)?;
