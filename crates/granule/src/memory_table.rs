@@ -1,7 +1,7 @@
 //! Where the memory went, as a table and as JSON.
 
 use granule_device::Bytes;
-use granule_llama::{Context, DeviceMemory, MemoryInfo, Stage};
+use granule_llama::{Context, DeviceMemory, MemoryInfo, RankTraffic, Stage};
 use serde_json::{Value, json};
 
 use crate::placement;
@@ -65,6 +65,11 @@ pub(crate) fn table(context: &Context) -> Table {
         let what = "of the host's memory, for copies: not in the total".to_owned();
         table.row(["pinned".to_owned(), info.pinned.to_string(), what]);
     }
+    for RankTraffic { rank, calls, sent, .. } in context.traffic() {
+        let what =
+            format!("by rank {rank} to the others so far, in {} goes: no memory", count(calls as usize));
+        table.row(["sent".to_owned(), sent.to_string(), what]);
+    }
     for device in &info.devices {
         if let Some(context) = device.context {
             let what =
@@ -106,6 +111,12 @@ pub(crate) fn json(info: &MemoryInfo) -> Value {
         "n_ctx": info.n_ctx,
         "devices": info.devices.iter().map(of_device).collect::<Vec<_>>(),
     })
+}
+
+/// What ranks have sent to one another, in bytes.
+pub(crate) fn traffic(context: &Context) -> Value {
+    let of = |rank: &RankTraffic| json!({ "rank": rank.rank, "calls": rank.calls, "sent": rank.sent.get() });
+    context.traffic().iter().map(of).collect()
 }
 
 pub(crate) fn of_device(device: &DeviceMemory) -> Value {

@@ -206,6 +206,7 @@ pub(crate) fn finish_line(args: &RunArgs, context: &Context, answer: &Answer) ->
             "decode_seconds": stats.decode_time.as_secs_f64(),
             "placement": placement::json(context.model().stages()),
             "memory": memory_table::json(&context.memory_info()),
+            "traffic": memory_table::traffic(context),
         });
         print(&format!("{json}\n"))?;
     } else {

@@ -111,9 +111,9 @@ fn teams(banks: &[Bank], ranks: usize, args: &PlaceArgs) -> Result<Vec<Team>> {
     banks.chunks(ranks).map(team).collect()
 }
 
-/// Says on stderr which layers are where, wherever anything but the host was named.
+/// Says on stderr which layers are where, wherever anything but the host was named, or ranks are processes.
 pub(crate) fn tell(args: &PlaceArgs, model: &Model) {
-    if args.names_any() {
+    if args.names_any() || model.stages().any(|stage| stage.rank.is_some()) {
         eprintln!("{}", describe(model.stages()));
     }
 }

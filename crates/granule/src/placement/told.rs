@@ -62,7 +62,7 @@ impl Run {
         match self.ranks.first() {
             None => format!("{layers} on {devices}"),
             Some(rank) if self.ranks.len() < rank.ranks => {
-                format!("{layers}, rank {} of {}, on {devices}", rank.rank, rank.ranks)
+                format!("{layers} split over {} ranks, rank {} on {devices}", rank.ranks, rank.rank)
             }
             Some(_) => {
                 let heads = ratio(self.ranks.iter().map(|rank| rank.heads.len()));
@@ -74,7 +74,8 @@ impl Run {
     }
 }
 
-/// "layers 0 to 3 on host, 4 to 15 split over cuda:0 + cuda:1 (3:1)". Where heads go round less evenly than the rest, both are told.
+/// "layers 0 to 3 on host, 4 to 15 split over cuda:0 + cuda:1 (3:1)". Where heads go round less evenly than the rest, both
+/// are told; of ranks that are processes each knows where it is itself: "layers 0 to 15 split over 2 ranks, rank 0 on host".
 pub(crate) fn describe<'a>(stages: impl Iterator<Item = Stage<'a>>) -> String {
     format!("layers {}", runs(stages).iter().map(Run::describe).collect::<Vec<_>>().join(", "))
 }

@@ -58,6 +58,7 @@ fn memory_is_told_by_rank() {
         "rank 0 of 2 (heads 0 to 1, key-value heads 0, feed-forward 0 to ",
         "rank 1 of 2 (heads 2 to 3, key-value heads 1, feed-forward ",
         " of 6 layers: weights ",
+        "by rank 1 to the others so far, in ",
     ] {
         assert!(said.contains(word), "no `{word}` in\n{said}");
     }
@@ -78,6 +79,14 @@ fn memory_is_told_by_rank() {
     assert_eq!(place["ranks"][1]["heads"], serde_json::json!([2, 3]));
     assert_eq!(place["ranks"][1]["vocab"][1], 1023);
     assert_eq!(one["placement"][0]["ranks"], serde_json::json!([]));
+    // Twice a layer, of every token: half of its 256 numbers to the other rank, and half of the sum. The last one was not evaluated.
+    let step = |tokens: u64| 6 * 2 * tokens * 256 * 4;
+    let (prompt, generated) = (value["n_prompt"].as_u64().unwrap(), value["n_generated"].as_u64().unwrap());
+    for (rank, traffic) in value["traffic"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(traffic["rank"], rank);
+        assert_eq!(traffic["sent"].as_u64(), Some(step(prompt + generated - 1)), "{value}");
+    }
+    assert_eq!(one["traffic"], serde_json::json!([]));
 }
 
 #[test]
