@@ -176,6 +176,8 @@ pub(crate) trait RawStream: Send + Sync {
     fn push(&self, op: Op) -> Result<(), Error>;
     fn record(&self) -> Result<Arc<dyn Moment>, Error>;
     fn synchronize(&self) -> Result<(), Error>;
+    /// Waits past injected faults until all that was given has run. An error means that it may be running still.
+    fn wait_out(&self) -> Result<(), Error>;
     /// When the stream is gone and all that it was given has run. It does not keep the stream.
     fn end(&self) -> Arc<dyn Moment>;
     /// Waits until nothing that was given to this stream holds the region any more. Only asked of streams that have

@@ -305,8 +305,9 @@ impl Device {
         self.backend().can_access_peer(peer)
     }
 
-    /// Lets kernels and copies of this device reach the other's plain memory directly. Reservations are made reachable one by
-    /// one, with [`Device::reserve_for`]. Doing it twice is no error.
+    /// Lets kernels and copies of this device reach the other's memory directly: its plain memory, and all that is and will be mapped
+    /// in its reservations; [`Device::reserve_for`] is for those that only some devices are to reach. Memory that streams
+    /// [make](Stream::alloc) is not in it. Doing it twice is no error.
     ///
     /// # Errors
     /// [`Error::NoPeerAccess`] where the two cannot; [`Error::Unsupported`] on the host; [`Error::Driver`].

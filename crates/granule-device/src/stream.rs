@@ -207,6 +207,16 @@ impl Stream {
         self.raw.synchronize()
     }
 
+    /// Waits here until all that was given has run, or never will, as where this is dropped: past injected faults, and past what a
+    /// function panicked with. It is for who has to give up memory that work of the stream may be using.
+    ///
+    /// # Errors
+    /// [`Error::Capturing`] where somebody else captures the stream; [`Error::Driver`] where the driver does not know: the work may be
+    /// running still.
+    pub fn wait_out(&self) -> Result<(), Error> {
+        self.raw.wait_out()
+    }
+
     pub(crate) fn check_device(&self, other: &Device, what: &'static str) -> Result<(), Error> {
         self.device().check_same(other, what)
     }

@@ -289,12 +289,14 @@ unsafe impl Backend for Cuda {
         }
         self.check_peer_access(peer)?;
         self.context.refuse_in_capture("access between devices")?;
-        let _bound = self.context.bind()?;
+        let bound = self.context.bind()?;
         // SAFETY: both contexts are alive.
         match unsafe { self.context.driver.cuCtxEnablePeerAccess(peer.raw(), 0) } {
-            Err(error) if errors::code(&error) == Some(errors::PEER_ACCESS_ALREADY_ENABLED) => Ok(()),
-            done => done,
+            Err(error) if errors::code(&error) == Some(errors::PEER_ACCESS_ALREADY_ENABLED) => (),
+            done => done?,
         }
+        drop(bound);
+        peer.admit(self.context.device)
     }
 
     unsafe fn register(&self, at: DevicePtr, len: Bytes) -> Result<(), Error> {

@@ -14,7 +14,11 @@ use crate::{Access, DevicePtr, Error};
 
 /// Every reservation by its base.
 #[derive(Debug, Default)]
-pub(super) struct Ranges(BTreeMap<u64, Reserved>);
+pub(super) struct Ranges {
+    all: BTreeMap<u64, Reserved>,
+    /// The other devices that reach all of them.
+    admitted: Vec<c_int>,
+}
 
 /// One reservation.
 #[derive(Debug)]
@@ -43,28 +47,63 @@ pub(super) unsafe fn grant(
 }
 
 impl Ranges {
-    pub(super) fn insert(&mut self, base: u64, reserved: Reserved) {
-        self.0.insert(base, reserved);
+    /// Has another device reach all that is and will be mapped. Where a grant fails those before it stay, and doing it again goes on.
+    ///
+    /// # Safety
+    /// - `flags` are those of places as they are mapped.
+    pub(super) unsafe fn admit(
+        &mut self,
+        driver: &Driver,
+        granule: usize,
+        device: c_int,
+        flags: impl Fn(u64, Access) -> Result<c_int, Error>,
+    ) -> Result<(), Error> {
+        for (&base, reserved) in &mut self.all {
+            if reserved.devices.contains(&device) {
+                continue;
+            }
+            for (place, what) in reserved.places.iter().enumerate() {
+                let Some((handle, access)) = *what else { continue };
+                let at = base + (place * granule) as u64;
+                // SAFETY: the place is mapped, and what its own device may do there stays as it is.
+                unsafe { grant(driver, at, granule, flags(handle, access)?, &[device])? };
+            }
+            reserved.devices.push(device);
+        }
+        if !self.admitted.contains(&device) {
+            self.admitted.push(device);
+        }
+        Ok(())
+    }
+
+    /// A reservation for these devices, and those that reach all.
+    pub(super) fn insert(&mut self, base: u64, mut reserved: Reserved) {
+        for device in &self.admitted {
+            if !reserved.devices.contains(device) {
+                reserved.devices.push(*device);
+            }
+        }
+        self.all.insert(base, reserved);
     }
 
     pub(super) fn get_mut(&mut self, base: u64) -> Option<&mut Reserved> {
-        self.0.get_mut(&base)
+        self.all.get_mut(&base)
     }
 
     pub(super) fn remove(&mut self, base: u64) {
-        self.0.remove(&base);
+        self.all.remove(&base);
     }
 
     /// The addresses of the reservation that one of them lies in.
     pub(super) fn around(&self, at: DevicePtr, granule: usize) -> Option<Range<u64>> {
-        let (&base, reserved) = self.0.range(..=at.addr()).next_back()?;
+        let (&base, reserved) = self.all.range(..=at.addr()).next_back()?;
         let range = base..base + (reserved.places.len() * granule) as u64;
         range.contains(&at.addr()).then_some(range)
     }
 
     /// The reservation that an address lies in, and the number of its place.
     pub(super) fn find(&mut self, at: DevicePtr, granule: usize) -> Result<(&mut Reserved, usize), Error> {
-        let found = self.0.range_mut(..=at.addr()).next_back();
+        let found = self.all.range_mut(..=at.addr()).next_back();
         let place = |base: u64| usize::try_from(at.addr() - base).ok().map(|offset| offset / granule.max(1));
         match found.and_then(|(&base, reserved)| Some((place(base)?, reserved))) {
             Some((place, reserved)) if place < reserved.places.len() => Ok((reserved, place)),

@@ -324,6 +324,10 @@ impl RawStream for Queue {
         Ok(())
     }
 
+    fn wait_out(&self) -> Result<(), Error> {
+        self.wait_for_all()
+    }
+
     fn end(&self) -> Arc<dyn Moment> {
         Arc::new(End { context: Arc::clone(&self.context), over: Arc::clone(&self.over) })
     }

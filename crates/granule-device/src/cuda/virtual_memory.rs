@@ -271,6 +271,17 @@ impl Context {
         Ok(DevicePtr::new(base))
     }
 
+    /// Has another device reach all that is and will be mapped on this one.
+    pub(super) fn admit(&self, device: c_int) -> Result<(), Error> {
+        if self.virtual_memory.granule == 0 {
+            return Ok(());
+        }
+        let _bound = self.bind()?;
+        let flags = |handle, access| self.flags(access, handle);
+        // SAFETY: these are the flags that the places were mapped with.
+        unsafe { lock(&self.ranges).admit(&self.driver, self.virtual_memory.granule, device, flags) }
+    }
+
     /// Unmaps what is mapped and gives the addresses back; what was done stays done where the rest is refused.
     pub(super) fn free_range(&self, base: DevicePtr) -> Result<(), Error> {
         let mut ranges = lock(&self.ranges);

@@ -135,6 +135,12 @@ impl RawStream for Queue {
         state.panic.take().map_or(Ok(()), |message| Err(Error::HostFunction { message }))
     }
 
+    fn wait_out(&self) -> Result<(), Error> {
+        let busy = |state: &mut State| state.running || !state.waiting.is_empty();
+        drop(self.shared.changed.wait_while(lock(&self.shared.state), busy));
+        Ok(())
+    }
+
     fn end(&self) -> Arc<dyn Moment> {
         Arc::clone(&self.shared.end) as _
     }

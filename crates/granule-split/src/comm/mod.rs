@@ -4,17 +4,23 @@
 //! the order of the ranks, `((r0 + r1) + r2) + …`: the same bits on every rank and in every run, whichever rank comes first.
 
 mod host;
+#[cfg(feature = "cuda")]
+mod peer;
 mod slices;
 mod staged;
 mod wire;
 
 use std::fmt;
+use std::sync::Arc;
 
-use granule_device::{DeviceSlice, DeviceSliceMut, Stream};
+use granule_device::{Device, DeviceKind, DeviceSlice, DeviceSliceMut, Stream};
 
 use crate::error::{Error, Result};
 
-pub use host::{GroupOptions, HostRank, MAX_RANKS, host_group};
+pub use crate::plan::MAX_RANKS;
+pub use host::{GroupOptions, HostRank, host_group};
+#[cfg(feature = "cuda")]
+pub use peer::{PeerRank, peer_group};
 pub use slices::{all_reduce_elements, slice};
 pub use staged::Staged;
 pub use wire::Wire;
@@ -40,6 +46,9 @@ pub trait Communicator: Send + Sync + fmt::Debug {
 
     /// How many there are.
     fn ranks(&self) -> usize;
+
+    /// How numbers get from rank to rank, in a few words for a person: "between threads".
+    fn describe(&self) -> String;
 
     /// What this rank has sent so far.
     fn traffic(&self) -> Traffic;
@@ -141,6 +150,29 @@ pub trait Communicator: Send + Sync + fmt::Debug {
     fn wait_on(&self, stream: &Stream) -> Result<()> {
         Ok(stream.synchronize()?)
     }
+}
+
+/// The ranks of a new group, one for each device, with the best there is between them: the ranks of GPUs that all reach each other are
+/// those of [`peer_group`], and of all other groups those of [`host_group`], with [`Staged`] for what is in a GPU's memory.
+/// [`Communicator::describe`] says which it is. All of them can do both halves, but for ranks of the host, whose memory is the host's.
+///
+/// # Errors
+/// As [`host_group`]; [`Error::Device`] where a device is not well.
+pub fn group_for(devices: &[&Device], options: GroupOptions) -> Result<Vec<Arc<dyn Communicator>>> {
+    #[cfg(feature = "cuda")]
+    if options.wire == Wire::F32 && peer::reach_each_other(devices)? {
+        let ranks = peer_group(devices, options)?;
+        return Ok(ranks.into_iter().map(|rank| Arc::new(rank) as Arc<dyn Communicator>).collect());
+    }
+    let ranks = host_group(devices.len(), options)?.into_iter().zip(devices);
+    let ranks = ranks.map(|(rank, device)| -> Result<Arc<dyn Communicator>> {
+        let rank: Arc<dyn Communicator> = Arc::new(rank);
+        match device.kind() {
+            DeviceKind::Host => Ok(rank),
+            _ => Ok(Arc::new(Staged::new(rank, device)?)),
+        }
+    });
+    ranks.collect()
 }
 
 fn unsupported(what: &str) -> Error {

@@ -108,6 +108,10 @@ impl Communicator for Staged {
         self.host.ranks()
     }
 
+    fn describe(&self) -> String {
+        format!("{}, by way of the host's memory", self.host.describe())
+    }
+
     fn traffic(&self) -> Traffic {
         self.host.traffic()
     }

@@ -221,23 +221,21 @@ impl Visit<'_> {
         self.done = true;
     }
 
-    /// The call fails with this, and so do those of the others.
-    pub(crate) fn fail(self, error: Error) -> Error {
+    /// The call fails with this, and so do those of the others; nobody is at anybody's memory any more when this returns.
+    pub(crate) fn fail(&self, error: &Error) {
         self.meeting.end(self.rank, &error.to_string());
-        error
+        for seat in &self.meeting.seats {
+            while seat.reading.load(Ordering::SeqCst) {
+                thread::yield_now();
+            }
+        }
     }
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        if self.done {
-            return;
-        }
-        self.meeting.end(self.rank, "its call was left before it was done");
-        for seat in &self.meeting.seats {
-            while seat.reading.load(Ordering::SeqCst) {
-                thread::yield_now();
-            }
+        if !self.done {
+            self.fail(&Error::Unsupported { what: "leaving a call before it is done".to_owned() });
         }
     }
 }

@@ -23,9 +23,7 @@ use super::slices::{self, all_reduce_elements};
 use super::wire::{self, Wire};
 use super::{Communicator, Traffic};
 use crate::error::{Error, Result};
-
-/// The most ranks of a group in one process.
-pub const MAX_RANKS: usize = 16;
+use crate::plan::MAX_RANKS;
 
 /// How the ranks of a group deal with one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,11 +103,23 @@ struct Board {
     end: AtomicUsize,
 }
 
-const CALLS: [&str; 4] = ["all_reduce", "all_gather", "reduce_scatter", "broadcast"];
+const CALLS: [&str; 7] = [
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "broadcast",
+    "all_reduce_on",
+    "all_gather_on",
+    "broadcast_on",
+];
 const ALL_REDUCE: usize = 0;
 const ALL_GATHER: usize = 1;
 const REDUCE_SCATTER: usize = 2;
 const BROADCAST: usize = 3;
+/// Those in the memory of devices that reach each other.
+pub(super) const ALL_REDUCE_ON: usize = 4;
+pub(super) const ALL_GATHER_ON: usize = 5;
+pub(super) const BROADCAST_ON: usize = 6;
 
 /// One rank of a group in one process: see [`host_group`].
 pub struct HostRank {
@@ -157,20 +167,32 @@ impl HostRank {
         sent: usize,
         run: impl FnOnce(&mut Visit<'_>) -> Result<()>,
     ) -> Result<()> {
+        self.collective_or(call, sent, run, || ())
+    }
+
+    /// The same with something to be done where it fails, when nobody is at this rank's memory any more.
+    pub(super) fn collective_or(
+        &self,
+        call: usize,
+        sent: usize,
+        run: impl FnOnce(&mut Visit<'_>) -> Result<()>,
+        failed: impl FnOnce(),
+    ) -> Result<()> {
         let mut visit = self.group.meeting.enter(self.rank, CALLS[call])?;
-        match run(&mut visit) {
-            Ok(()) => {
-                visit.done();
-                self.calls.fetch_add(1, Ordering::Relaxed);
-                self.sent.fetch_add(sent as u64, Ordering::Relaxed);
-                Ok(())
-            }
-            Err(error) => Err(visit.fail(error)),
+        let done = run(&mut visit);
+        if let Err(error) = &done {
+            visit.fail(error);
+            failed();
+        } else {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            self.sent.fetch_add(sent as u64, Ordering::Relaxed);
         }
+        visit.done();
+        done
     }
 
     /// Tells the others of a call, waits until all have told, and sees that they go together: `part` is each rank's own part.
-    fn tell(
+    pub(super) fn tell(
         &self,
         visit: &mut Visit<'_>,
         call: usize,
@@ -261,7 +283,7 @@ impl HostRank {
     }
 
     /// Fails of counts that are not this group's, or do not go with what this rank has; otherwise where each rank's part begins.
-    fn begins(
+    pub(super) fn begins(
         &self,
         counts: &[usize],
         own: usize,
@@ -293,6 +315,10 @@ impl Communicator for HostRank {
 
     fn ranks(&self) -> usize {
         self.group.meeting.ranks()
+    }
+
+    fn describe(&self) -> String {
+        "between threads".to_owned()
     }
 
     fn traffic(&self) -> Traffic {
