@@ -61,17 +61,36 @@ impl Staged {
         self.room.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Brings a piece over, has something done to it, and brings it back.
+    /// Brings the data over piece by piece, has something done to it, and brings it back. Where that fails here the others fail too, and
+    /// the stream is done with the pinned memory.
     ///
     /// # Safety
     /// As of [`Communicator::all_reduce_on`], of `data`.
     unsafe fn through(
         &self,
         stream: &Stream,
-        mut data: DeviceSliceMut<'_>,
+        data: DeviceSliceMut<'_>,
         with: &dyn Fn(&mut [f32]) -> Result<()>,
     ) -> Result<()> {
         let mut room = self.room();
+        // SAFETY: the caller's promise.
+        let done = unsafe { self.pieces(&mut room, stream, data, with) };
+        if let Err(error) = &done {
+            self.host.abort(&error.to_string());
+            stream.wait_out()?;
+        }
+        done
+    }
+
+    /// # Safety
+    /// As of [`Staged::through`]; where it fails the stream may still be at the pinned memory.
+    unsafe fn pieces(
+        &self,
+        room: &mut Room,
+        stream: &Stream,
+        mut data: DeviceSliceMut<'_>,
+        with: &dyn Fn(&mut [f32]) -> Result<()>,
+    ) -> Result<()> {
         let mut at = 0;
         while at < data.len() {
             let end = data.len().min(at + PIECE);
@@ -79,20 +98,13 @@ impl Staged {
             let from = data.as_slice().subslice(at..end)?;
             let to = room.pinned.slice_mut(..end - at)?;
             // SAFETY: the data stays by the caller's promise, and the pinned memory is this rank's, which waits for the stream now.
-            let copied = unsafe { stream.copy_slice(from, to) };
+            unsafe { stream.copy_slice(from, to) }?;
             stream.synchronize()?;
-            copied?;
             with(room.floats(end - at)?)?;
             let (from, to) = (room.pinned.slice(..end - at)?, data.reborrow().subslice(at..end)?);
             // SAFETY: as above; it is waited for by the event before anybody touches the pinned memory again, or it goes.
             unsafe { stream.copy_slice(from, to) }?;
-            match stream.record() {
-                Ok(passed) => room.passed = Some(passed),
-                Err(error) => {
-                    stream.synchronize()?;
-                    return Err(error.into());
-                }
-            }
+            room.passed = Some(stream.record()?);
             at = end;
         }
         Ok(())
