@@ -382,6 +382,7 @@ impl Device {
             graphs: count(Thing::Graph),
             suballocations: count(Thing::Suballocation),
             blas: count(Thing::Blas),
+            nccl: count(Thing::Nccl),
             unsettled,
         }
     }

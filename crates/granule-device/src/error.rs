@@ -257,6 +257,24 @@ pub enum Error {
         /// What it means.
         explanation: &'static str,
     },
+    /// NCCL is not installed, or not visible to this process, or broken.
+    #[error("no NCCL: {reason}")]
+    NoNccl {
+        /// What was looked for, and what to do.
+        reason: String,
+    },
+    /// NCCL refused a call, or something went wrong in a group of ranks. The words are this crate's: the library is not asked for them.
+    #[error("{call} failed: {name} ({code}): {explanation}")]
+    Nccl {
+        /// The library's function.
+        call: &'static str,
+        /// Its answer.
+        code: u32,
+        /// The answer's name in nccl.h.
+        name: &'static str,
+        /// What it means.
+        explanation: &'static str,
+    },
     /// The driver does not make a file's pages reachable by the device.
     #[error(
         "{} cannot be registered with the device ({source}); copy it through pinned memory instead, with Device::copy",

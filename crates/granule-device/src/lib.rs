@@ -39,6 +39,8 @@ pub use cuda::{
     ComputeCapability, CudaInfo, CudaOptions, CudaView, CudaViewMut, ExecutableGraph, Function,
     FunctionAttributes, Graph, KernelArgument, Launch, LaunchShape, Module, NvtxRange, cuda_devices,
 };
+#[cfg(feature = "nccl")]
+pub use cuda::{Nccl, NcclId, NcclPart};
 pub use device::{Access, Device, DeviceKind, Features, HostOptions, MemoryInfo};
 pub use error::Error;
 pub use fault::{FaultGuard, FaultPlan, calls_made_here};

@@ -30,6 +30,8 @@ pub struct LiveCounts {
     pub suballocations: usize,
     /// Handles of cuBLAS.
     pub blas: usize,
+    /// Ranks of NCCL's groups.
+    pub nccl: usize,
     /// Releases that the system refused and that will be tried again.
     pub unsettled: usize,
 }
@@ -50,10 +52,12 @@ pub(crate) enum Thing {
     Suballocation,
     #[cfg_attr(not(feature = "cublas"), allow(dead_code))]
     Blas,
+    #[cfg_attr(not(feature = "nccl"), allow(dead_code))]
+    Nccl,
 }
 
 /// How many kinds of [`Thing`] there are.
-pub(crate) const THINGS: usize = Thing::Blas as usize + 1;
+pub(crate) const THINGS: usize = Thing::Nccl as usize + 1;
 
 /// Keeps the device alive and one thing on it counted.
 #[derive(Debug)]

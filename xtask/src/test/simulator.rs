@@ -38,9 +38,9 @@ impl Simulator {
         let folder = target.join("sim");
         std::fs::create_dir_all(&folder)?;
         replace(&library, &folder.join("libcuda.so"))?;
-        // One file under several names: a program that opens all of them has one driver, and cuBLAS is a part of it: under
+        // One file under several names: a program that opens all of them has one driver, and cuBLAS and NCCL are parts of it: under
         // every name that comes first for some driver, so that a real one is never handed simulated memory.
-        for name in ["libcuda.so.1", "libcublas.so.12", "libcublas.so.13"] {
+        for name in ["libcuda.so.1", "libcublas.so.12", "libcublas.so.13", "libnccl.so.2"] {
             let other = folder.join(name);
             if !other.is_symlink() {
                 let linked = std::os::unix::fs::symlink("libcuda.so", &other);

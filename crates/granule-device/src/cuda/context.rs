@@ -400,7 +400,7 @@ impl Context {
     }
 
     /// Refuses `what` while this crate captures a stream of this context; until the answer is dropped, none begins to be.
-    #[cfg(feature = "cublas")]
+    #[cfg(any(feature = "cublas", feature = "nccl"))]
     pub(super) fn hold_captures_off(&self, what: &'static str) -> Result<MutexGuard<'_, ()>, Error> {
         self.captures.none_of_ours().ok_or(Error::Capturing { what })
     }

@@ -19,6 +19,8 @@ mod launch;
 mod library;
 mod module;
 mod moment;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod nvtx;
 mod ranges;
 mod registration;
@@ -37,6 +39,8 @@ pub use self::info::{ComputeCapability, CudaInfo, cuda_devices};
 pub use self::interop::{CudaView, CudaViewMut};
 pub use self::launch::{KernelArgument, Launch, LaunchShape};
 pub use self::module::{Function, FunctionAttributes, Module};
+#[cfg(feature = "nccl")]
+pub use self::nccl::{Nccl, NcclId, NcclPart};
 pub use self::nvtx::NvtxRange;
 
 pub(crate) use self::backend::Cuda;

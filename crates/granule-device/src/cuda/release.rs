@@ -41,6 +41,8 @@ pub(super) enum Leftover {
     Stream(Abandoned),
     #[cfg(feature = "cublas")]
     Blas(super::blas::Abandoned),
+    #[cfg(feature = "nccl")]
+    Nccl(super::nccl::Abandoned),
 }
 
 /// A stream that nobody has any more, with what its work still uses.
@@ -157,6 +159,9 @@ impl Context {
                 Leftover::Stream(stream) => self.give_back_stream(stream),
                 #[cfg(feature = "cublas")]
                 Leftover::Blas(handle) => self.give_back_blas(handle),
+                // Past injected faults: streams may wait for it.
+                #[cfg(feature = "nccl")]
+                Leftover::Nccl(handle) => handle.give_back(),
             }
         };
         drop(bound);
@@ -217,7 +222,7 @@ fn is_refused_in_capture(error: &Error) -> bool {
 pub(super) fn was_asked(error: Error) -> Result<(), Error> {
     match error {
         Error::Driver { .. } if !is_captures_fault(&error) => Ok(()),
-        Error::Cublas { .. } => Ok(()),
+        Error::Cublas { .. } | Error::Nccl { .. } => Ok(()),
         other => Err(other),
     }
 }

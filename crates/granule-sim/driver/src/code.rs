@@ -7,6 +7,11 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Code(pub(crate) u32);
 
+impl Code {
+    /// No code of the driver's: the work that a call waits for waits for a call of another thread's. It is made again then.
+    pub(crate) const UNMET: Code = Code(u32::MAX);
+}
+
 macro_rules! codes {
     ($($name:ident = $number:literal, $text:literal;)*) => {
         #[expect(dead_code, reason = "the table is the API's: a fault may be any of them")]

@@ -58,7 +58,7 @@ impl Captures {
     /// That none of ours is in progress, and that none begins while the answer lives: for what waits for the whole device, which
     /// spoils a capture in any mode. It says nothing of others' captures, which may begin at any time. Nothing is dropped meanwhile
     /// that could ask for this again.
-    #[cfg(feature = "cublas")]
+    #[cfg(any(feature = "cublas", feature = "nccl"))]
     pub(in crate::cuda) fn none_of_ours(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
         let none = lock(&self.beginning);
         (!self.any_own()).then_some(none)

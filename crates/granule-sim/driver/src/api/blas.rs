@@ -15,7 +15,7 @@ const SUMS_IN_F32: c_int = 68;
 const ANY_ALGORITHM: c_int = -1;
 
 /// One call; the driver's code as a `cublasStatus_t`.
-fn blas(name: &'static str, rule: Rule, work: impl FnOnce(&mut State, &Caller) -> Result<()>) -> u32 {
+fn blas(name: &'static str, rule: Rule, work: impl FnMut(&mut State, &Caller) -> Result<()>) -> u32 {
     match Code(call(name, rule, work)) {
         Code(0) => 0,
         Code::NOT_INITIALIZED | Code::INVALID_HANDLE | Code::INVALID_CONTEXT => 1,

@@ -6,10 +6,17 @@ use crate::emulator::Kernels;
 use crate::model::{Call, Caller, Kind, Result, Simulation};
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, Once};
+use std::sync::{Condvar, Mutex, MutexGuard, Once};
+use std::time::Duration;
 
 /// The machine, once the first call was made, or why there is none.
 static MACHINE: Mutex<Option<std::result::Result<Box<State>, String>>> = Mutex::new(None);
+
+/// Told of every call of NCCL's.
+pub(super) static CALLED: Condvar = Condvar::new();
+
+/// How long a call waits at most before it looks again whether what it waits for can run.
+const RETRY: Duration = Duration::from_millis(5);
 
 pub(super) struct State {
     pub(super) sim: Simulation,
@@ -94,7 +101,7 @@ pub(super) fn reset() {
 pub(super) fn call(
     name: &'static str,
     rule: Rule,
-    work: impl FnOnce(&mut State, &Caller) -> Result<()>,
+    work: impl FnMut(&mut State, &Caller) -> Result<()>,
 ) -> u32 {
     if INSIDE.replace(true) {
         // The machine is locked further up this stack: the report waits until the host function is done.
@@ -116,7 +123,7 @@ thread_local! {
 fn call_outside(
     name: &'static str,
     rule: Rule,
-    work: impl FnOnce(&mut State, &Caller) -> Result<()>,
+    mut work: impl FnMut(&mut State, &Caller) -> Result<()>,
 ) -> Result<()> {
     let mut guard = lock();
     let first = guard.is_none();
@@ -139,7 +146,14 @@ fn call_outside(
         return Err(Code::NOT_INITIALIZED);
     }
     let caller = Caller { call, thread: THREAD.with(|t| *t), context: current() };
-    let done = work(state, &caller);
+    let mut done = work(state, &caller);
+    while done == Err(Code::UNMET) {
+        // Other threads' calls bring what is missing.
+        guard = CALLED.wait_timeout(guard, RETRY).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        let Some(Ok(state)) = guard.as_mut() else { return Err(Code::DEINITIALIZED) };
+        done = work(state, &caller);
+    }
+    let Some(Ok(state)) = guard.as_mut() else { return Err(Code::DEINITIALIZED) };
     for inner in CALLED_INSIDE.try_with(RefCell::take).unwrap_or_default() {
         let message = format!("a host function that ran during {} calls {inner}", caller.call);
         state.sim.reports.add(Kind::DriverCallInHostFunction, message);

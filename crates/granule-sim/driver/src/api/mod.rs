@@ -15,6 +15,7 @@ mod graph;
 mod lookup;
 mod memory;
 mod module;
+mod nccl;
 mod occupancy;
 mod pool;
 mod stream;

@@ -143,7 +143,7 @@ impl Simulation {
             let everywhere = a.holder.on_host();
             let contexts = self.contexts.iter().filter(|(_, c)| everywhere || c.device == a.device);
             let contexts: Vec<u64> = contexts.map(|(&context, _)| context).collect();
-            self.run_streams(|s| contexts.contains(&s.context));
+            self.run_streams(|s| contexts.contains(&s.context))?;
         }
         self.drop_allocation(caller.call, start);
         Ok(())
@@ -160,7 +160,8 @@ impl Simulation {
         let code = if registered { Code::HOST_MEMORY_NOT_REGISTERED } else { Code::INVALID_VALUE };
         let a = self.held(caller, start, fits).map_err(|_| code)?;
         self.report_early_end(caller.call, &a, "ends host memory");
-        self.run_streams(|_| true);
+        // Other devices' ranks of NCCL may wait for this very thread.
+        let _ = self.run_streams(|_| true);
         self.drop_allocation(caller.call, start);
         Ok(())
     }

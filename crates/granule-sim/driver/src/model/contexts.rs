@@ -100,6 +100,10 @@ impl Simulation {
 
     /// What is queued runs, what is left is a leak, and then it is gone.
     fn end_context(&mut self, caller: &Caller, handle: u64) {
+        // What waits for other ranks of NCCL goes on without them.
+        let comms: Vec<u64> =
+            self.nccl.comms.iter().filter(|(_, c)| c.context == handle).map(|(&comm, _)| comm).collect();
+        comms.iter().for_each(|&comm| self.let_nccl_pass(comm));
         // All work: another context's may use this one's memory.
         self.wait_for_streams(|_| true);
         self.report_leaks(caller.call, handle);
@@ -114,6 +118,7 @@ impl Simulation {
         self.events.retain(|_, e| e.context != handle);
         self.modules.retain(|_, m| m.context != handle);
         self.blas.retain(|_, b| b.context != handle);
+        self.nccl.comms.retain(|_, c| c.context != handle);
         self.functions.retain(|_, f| f.context != handle);
         let held: Vec<u64> =
             self.memory.live.values().filter(|a| a.context == handle).map(|a| a.start).collect();
@@ -157,6 +162,9 @@ impl Simulation {
     pub(crate) fn synchronize_context(&mut self, caller: &Caller) -> Result<()> {
         let handle = self.context(caller)?;
         self.refuse_if_any_captures(handle)?;
+        if !self.nccl.comms.is_empty() {
+            self.run_streams(|s| s.context == handle)?;
+        }
         self.wait_for_streams(|s| s.context == handle);
         self.context_health(handle)
     }

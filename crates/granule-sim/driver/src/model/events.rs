@@ -133,6 +133,7 @@ impl Simulation {
             Recorded::Never => Ok(()),
             Recorded::InCapture { .. } => Err(Code::CAPTURED_EVENT),
             Recorded::On { op, clock } => {
+                self.run_first(Some(op))?;
                 self.wait_for(&[(Some(op), clock)]);
                 self.context_health(context)
             }

@@ -40,6 +40,8 @@ impl Simulation {
             }
             Action::Launch(launch) => self.run_launch(op, launch),
             Action::Gemm(gemm) => self.run_gemm(op, gemm),
+            Action::Send(exchange) => self.run_nccl_send(op, exchange),
+            Action::Receive(exchange) => self.run_nccl_receive(op, exchange),
             Action::Free { start, .. } => {
                 self.drop_allocation(op.call, *start);
                 Ok(())
@@ -60,13 +62,16 @@ impl Simulation {
             a.map(|a| (a.start, a.len))
         };
         match &op.action {
-            Action::Mark | Action::Free { .. } => Changes::Within(Vec::new()),
+            Action::Mark | Action::Free { .. } | Action::Send(_) => Changes::Within(Vec::new()),
             Action::Call(_) => Changes::Anything,
             // Whatever its pointers lead to.
             Action::Launch(launch) => Changes::Within(launch.words().filter_map(allocation).collect()),
             Action::Gemm(gemm) => {
                 let written = gemm.touches().into_iter().filter(|&(_, _, write)| write);
                 Changes::Within(written.filter_map(|(at, ..)| allocation(at)).collect())
+            }
+            Action::Receive(exchange) => {
+                Changes::Within(exchange.touches(true).filter_map(|(at, ..)| allocation(at)).collect())
             }
             Action::Copy { to: End::Known(at), len, .. } | Action::Fill { to: at, len, .. } => {
                 Changes::Within(allocation(*at).map(|_| (*at, *len)).into_iter().collect())

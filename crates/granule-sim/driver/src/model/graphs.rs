@@ -85,7 +85,7 @@ impl Simulation {
             Some(Action::Copy { .. }) => Ok(1),
             Some(Action::Fill { .. }) => Ok(2),
             Some(Action::Call(_)) => Ok(3),
-            Some(Action::Mark | Action::Free { .. }) => Ok(5),
+            Some(Action::Mark | Action::Free { .. } | Action::Send(_) | Action::Receive(_)) => Ok(5),
             None => self.bad_handle(caller, "node of a graph", node),
         }
     }

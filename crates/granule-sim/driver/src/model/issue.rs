@@ -208,6 +208,10 @@ enum At {
     Host(u64),
 }
 
+fn known(touches: impl IntoIterator<Item = (u64, u64, bool)>) -> Vec<(At, u64, bool)> {
+    touches.into_iter().map(|(at, len, write)| (At::Known(at), len, write)).collect()
+}
+
 /// What an action is known to touch: where, how many bytes, writing or not. Launches say nothing: their accesses are
 /// seen when they run.
 fn touches(action: &Action) -> Vec<(At, u64, bool)> {
@@ -221,9 +225,9 @@ fn touches(action: &Action) -> Vec<(At, u64, bool)> {
             })
             .collect(),
         Action::Fill { to, len, .. } => vec![(At::Known(*to), *len, true)],
-        Action::Gemm(gemm) => {
-            gemm.touches().into_iter().map(|(at, len, write)| (At::Known(at), len, write)).collect()
-        }
+        Action::Gemm(gemm) => known(gemm.touches()),
+        Action::Send(exchange) => known(exchange.touches(false)),
+        Action::Receive(exchange) => known(exchange.touches(true)),
         Action::Free { start, len } => vec![(At::Known(*start), *len, true)],
         Action::Mark | Action::Call(_) | Action::Launch(_) => Vec::new(),
     }

@@ -47,6 +47,9 @@ impl Simulation {
         for b in self.blas.values() {
             add("handle of cuBLAS", b.made, 0, Some(b.context));
         }
+        for c in self.nccl.comms.values() {
+            add("communicator of NCCL", c.made, 0, Some(c.context));
+        }
         for p in self.pools.values().filter(|p| !p.default) {
             add("pool", p.made, 0, None);
         }

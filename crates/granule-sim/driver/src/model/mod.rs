@@ -20,6 +20,7 @@ mod leasing;
 mod ledger;
 mod memory;
 mod modules;
+mod nccl;
 mod occupancy;
 mod pointers;
 mod pools;
@@ -41,6 +42,7 @@ pub(crate) use copies::Manner;
 pub(crate) use granules::Access;
 pub(crate) use ledger::Held;
 pub(crate) use memory::Holder;
+pub(crate) use nccl::Part;
 pub(crate) use pools::PoolAttribute;
 pub(crate) use report::{Kind, Reports};
 pub(crate) use virtual_memory::Properties;
@@ -87,6 +89,7 @@ pub(crate) struct Simulation {
     executables: BTreeMap<u64, graphs::Executable>,
     pools: BTreeMap<u64, pools::Pool>,
     blas: BTreeMap<u64, blas::Blas>,
+    nccl: nccl::Nccl,
     kernels: Kernels,
     memory: Memory,
     /// Written bytes of each device; kept where a checked kernel may ask. Granules on the host have none: the host
@@ -126,6 +129,7 @@ impl Simulation {
             executables: BTreeMap::new(),
             pools: BTreeMap::new(),
             blas: BTreeMap::new(),
+            nccl: nccl::Nccl::default(),
             kernels,
             memory: Memory::default(),
             queue: Queue::default(),

@@ -5,6 +5,7 @@ use super::call::Call;
 use super::clock::{Clock, Lane};
 use super::launches::Launch;
 use super::leases::Leases;
+use super::nccl::Exchange;
 use super::random::Random;
 use crate::machine::{Extent, HostFunction};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -40,6 +41,10 @@ pub(crate) enum Action {
     Launch(Arc<Launch>),
     /// A product by cuBLAS.
     Gemm(Arc<Gemm>),
+    /// What a rank of NCCL's sends in a group of calls is read.
+    Send(Arc<Exchange>),
+    /// What it gets in the same group is written.
+    Receive(Arc<Exchange>),
     /// The end of an allocation in stream order.
     Free {
         start: u64,
@@ -147,6 +152,43 @@ impl Queue {
         let id = self.ready.swap_remove(place);
         let waiting = self.ops.remove(&id)?;
         Some((id, waiting.op))
+    }
+
+    /// Has one pending operation run after another, which may be pending or not.
+    pub(crate) fn follow(&mut self, id: u64, before: u64) {
+        if !self.ops.contains_key(&before) || !self.hold(id) {
+            return;
+        }
+        if let Some(waiting) = self.ops.get_mut(&id) {
+            waiting.op.after.push(before);
+        }
+        self.followers.entry(before).or_default().push(id);
+    }
+
+    /// Has a pending operation wait for what is not known yet; false where it is not pending.
+    pub(crate) fn hold(&mut self, id: u64) -> bool {
+        let Some(waiting) = self.ops.get_mut(&id) else { return false };
+        waiting.left += 1;
+        self.ready.retain(|&ready| ready != id);
+        true
+    }
+
+    /// Takes one [`Queue::hold`] back.
+    pub(crate) fn unhold(&mut self, id: u64) {
+        if let Some(waiting) = self.ops.get_mut(&id) {
+            waiting.left -= 1;
+            if waiting.left == 0 {
+                self.ready.push(id);
+            }
+        }
+    }
+
+    /// Takes all of its holds back, so that a pending operation waits for operations only.
+    pub(crate) fn release(&mut self, id: u64) {
+        let Some(waiting) = self.ops.get(&id) else { return };
+        let left = waiting.op.after.iter().filter(|before| self.ops.contains_key(before)).count();
+        let held = waiting.left - left;
+        (0..held).for_each(|_| self.unhold(id));
     }
 
     /// An operation that was taken has run: what waited for it may run.

@@ -2,6 +2,7 @@
 
 use super::call::Call;
 use super::clock::{Clock, Lane};
+use super::report::Kind;
 use super::{Caller, Result, Simulation};
 use crate::code::Code;
 
@@ -101,9 +102,15 @@ impl Simulation {
         with
     }
 
-    /// Has the operations run, in some order that the rules allow, and then the host knows that they did.
+    /// Has the operations run, in some order that the rules allow, and then the host knows that they did. Who can be asked again has
+    /// seen to it that they can run ([`Simulation::run_first`]); of the others, one that waits for a rank of NCCL that has not come is
+    /// reported, and stays where it is.
     pub(crate) fn wait_for(&mut self, targets: &[(Option<u64>, Clock)]) {
-        self.run_to(targets.iter().filter_map(|(id, _)| *id).collect());
+        if self.run_to(targets.iter().filter_map(|(id, _)| *id).collect()).is_err() {
+            let message = "a call that is no synchronization waits for work that waits for another rank of NCCL, which has \
+                           not come: not simulated";
+            self.reports.add(Kind::BadArguments, message.to_owned());
+        }
         for (_, clock) in targets {
             self.host.join(clock);
         }
@@ -111,11 +118,12 @@ impl Simulation {
     }
 
     /// Has everything in some streams run, without the host knowing: a wait that no document promises.
-    pub(crate) fn run_streams(&mut self, which: impl Fn(&Stream) -> bool) {
-        self.run_to(self.streams.values().filter(|s| which(s)).filter_map(|s| s.tail).collect());
+    /// [`Code::UNMET`] where some of it waits for a rank of NCCL that has not come.
+    pub(crate) fn run_streams(&mut self, which: impl Fn(&Stream) -> bool) -> Result<()> {
+        self.run_to(self.streams.values().filter(|s| which(s)).filter_map(|s| s.tail).collect())
     }
 
-    fn run_to(&mut self, ids: Vec<u64>) {
+    fn run_to(&mut self, ids: Vec<u64>) -> Result<()> {
         let needed = self.queue.with_ancestors(ids.iter().copied());
         let lazy = self.random.coin();
         while ids.iter().any(|id| self.queue.is_pending(*id)) {
@@ -124,6 +132,7 @@ impl Simulation {
             }
         }
         self.machine.close();
+        if ids.iter().any(|id| self.queue.is_pending(*id)) { Err(Code::UNMET) } else { Ok(()) }
     }
 
     /// Forgets what the host knows to be done.
@@ -140,6 +149,11 @@ impl Simulation {
         self.wait_for(&targets);
     }
 
+    /// Has an operation run: [`Code::UNMET`] where it waits for a rank of NCCL that has not come, and the caller is to try again.
+    pub(crate) fn run_first(&mut self, op: Option<u64>) -> Result<()> {
+        if self.nccl.comms.is_empty() { Ok(()) } else { self.run_to(op.into_iter().collect()) }
+    }
+
     /// Runs none, one or a few operations: what a device does while the host looks elsewhere.
     pub(crate) fn let_time_pass(&mut self) {
         for _ in 0..self.random.below(4) {
@@ -152,6 +166,7 @@ impl Simulation {
         self.refuse_if_capturing(stream)?;
         let s = self.stream(stream)?;
         let (context, target) = (s.context, (s.tail, s.clock.clone()));
+        self.run_first(target.0)?;
         self.wait_for(&[target]);
         self.context_health(context)
     }
