@@ -61,7 +61,7 @@ impl Simulator {
         let Setup { seed, checked, strict } = setup;
         command
             .env("LD_LIBRARY_PATH", path)
-            .env("GRANULE_SIM", format!("devices=2,memory=256MiB,seed={seed},strict={}", u8::from(strict)))
+            .env("GRANULE_SIM", format!("devices=4,memory=256MiB,seed={seed},strict={}", u8::from(strict)))
             .env("GRANULE_SIM_KERNELS", if checked { &self.checked } else { &self.plain });
     }
 }
