@@ -11,6 +11,8 @@
 
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/tales/mod.rs"]
+mod tales;
 
 mod covering;
 mod cuda;

@@ -80,9 +80,26 @@ pub(crate) struct Made {
 impl Made {
     /// A whole and valid model of this shape.
     pub(crate) fn new(shape: &Shape) -> Made {
+        Made::of(shape, 0, |name, dims, dtype, spread, dice| {
+            let values: Vec<f32> = (0..dims.iter().product()).map(|_| spread * dice.signed()).collect();
+            Weight::new(name, &dims, dtype, &values)
+        })
+    }
+
+    /// The same for so many tokens of a byte-level vocabulary, in shapes so large that no values are made: blocks of random bits.
+    pub(crate) fn large(shape: &Shape, n_vocab: usize) -> Made {
+        Made::of(shape, n_vocab, Weight::blocks)
+    }
+
+    /// A model of matrices that `make` makes, from a name, a row's length and their number, a type, and how far values go from zero.
+    fn of(
+        shape: &Shape,
+        n_vocab: usize,
+        mut make: impl FnMut(&str, [usize; 2], DType, f32, &mut Dice) -> Weight,
+    ) -> Made {
         let (tokens, vocab_meta) = match shape.vocab {
             Vocab::Spm => spm(),
-            Vocab::Bpe => bpe(),
+            Vocab::Bpe => bpe(n_vocab),
         };
         let mut made = Made { meta: metadata(shape), weights: Vec::new() };
         made.meta.extend(vocab_meta);
@@ -90,8 +107,7 @@ impl Made {
         let mut types = shape.weights.iter().copied().cycle();
         let head_dim = shape.head_dim.unwrap_or(shape.n_embd / shape.n_heads);
         let mut matrix = |name: &str, rows: usize, cols: usize, spread: f32| {
-            let values: Vec<f32> = (0..rows * cols).map(|_| spread * dice.signed()).collect();
-            made.weights.push(Weight::new(name, &[cols, rows], types.next().unwrap(), &values));
+            made.weights.push(make(name, [cols, rows], types.next().unwrap(), spread, &mut dice));
         };
         let even = |cols: usize| (3.0 / cols as f32).sqrt();
         matrix("token_embd.weight", tokens, shape.n_embd, 1.0);
@@ -161,6 +177,15 @@ impl Made {
 }
 
 impl Weight {
+    /// A matrix of random blocks whose elements are as large as if they went evenly from `-spread` to `spread`.
+    fn blocks(name: &str, dims: [usize; 2], dtype: DType, spread: f32, dice: &mut Dice) -> Weight {
+        let n: usize = dims.iter().product();
+        let mut data = vec![0; dtype.row_bytes(n).unwrap()];
+        data.chunks_mut(8).for_each(|bytes| bytes.copy_from_slice(&dice.next().to_le_bytes()[..bytes.len()]));
+        scale(dtype, spread / 3f32.sqrt(), n.min(1 << 16), &mut data);
+        Weight { name: name.to_owned(), dims: dims.map(|n| n as u64).to_vec(), ty: dtype.into(), data }
+    }
+
     /// `dims` with the row's length first.
     pub(crate) fn new(name: &str, dims: &[usize], dtype: DType, values: &[f32]) -> Weight {
         let mut data = vec![0; dtype.row_bytes(values.len()).unwrap()];
@@ -181,6 +206,12 @@ impl Weight {
 /// Blocks of a type that nothing here encodes: random bits out of those of `values`, and scales that make them as large.
 fn noise(dtype: DType, values: &[f32], data: &mut [u8]) {
     data.iter_mut().zip(values).for_each(|(byte, value)| *byte = (value.to_bits() >> 8) as u8);
+    let rms = (values.iter().map(|x| x * x).sum::<f32>() / values.len() as f32).sqrt();
+    scale(dtype, rms, values.len(), data);
+}
+
+/// Gives blocks of random bits scales such that the first `n` elements, which stand for all of them, have this root mean square.
+fn scale(dtype: DType, rms: f32, n: usize, data: &mut [u8]) {
     // Where a block's f16 scale and minimum are, and minimums that are the middle of what there are quants for.
     let scales: &[(usize, f32)] = match dtype {
         DType::Q5_1 => &[(0, 1.0), (2, -15.5)],
@@ -198,11 +229,10 @@ fn noise(dtype: DType, values: &[f32], data: &mut [u8]) {
             }
         }
     };
-    let rms = |x: &[f32]| (x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32).sqrt();
     set(data, 1.0);
-    let mut plain = vec![0.0; values.len()];
-    granule_quant::decode(dtype, data, &mut plain).unwrap();
-    set(data, rms(values) / rms(&plain));
+    let mut plain = vec![0.0; n];
+    granule_quant::decode(dtype, &data[..dtype.row_bytes(n).unwrap()], &mut plain).unwrap();
+    set(data, rms / (plain.iter().map(|x| x * x).sum::<f32>() / n as f32).sqrt());
 }
 
 fn metadata(shape: &Shape) -> Vec<(String, Value)> {
@@ -260,7 +290,8 @@ fn spm() -> (usize, Vec<(String, Value)>) {
 }
 
 /// Number of tokens and the metadata of a small byte-level BPE vocabulary.
-fn bpe() -> (usize, Vec<(String, Value)>) {
+/// It has as many tokens as are asked for, those that no text has among them.
+fn bpe(n_vocab: usize) -> (usize, Vec<(String, Value)>) {
     // The 256 letters of byte-level BPE: printable bytes stand for themselves, the others for U+0100 and up.
     let mut spare = 256u32..;
     let letters = (0..=255u8).map(|b| match b {
@@ -272,6 +303,7 @@ fn bpe() -> (usize, Vec<(String, Value)>) {
     tokens.extend(merges.iter().map(|m| (m.replace(' ', ""), 1)));
     let bos = tokens.len() as u32;
     tokens.extend(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"].map(|t| (t.to_owned(), 3)));
+    tokens.extend((tokens.len()..n_vocab).map(|i| (format!("<|unused {i}|>"), 5)));
     let n = tokens.len();
     let meta = vec![
         ("tokenizer.ggml.model".into(), Value::String("gpt2".into())),

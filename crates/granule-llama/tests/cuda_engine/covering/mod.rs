@@ -15,8 +15,6 @@
 //! found by annealing from the 16 x 7 pairs of weights and boundaries, of which none can be left out; of triples of values it has
 //! as many as that came to. Its first [`SHORT`] rows have every value of every factor, and run in every test run.
 
-mod encode;
-mod files;
 mod pairs;
 
 use std::str::FromStr;
@@ -25,10 +23,8 @@ use granule_kv::KvType;
 use granule_llama::KvTransformMode;
 use granule_quant::DType;
 
-pub(crate) use self::files::tales_of;
+use crate::tales::LAYERS;
 
-/// Layers of the model.
-pub(crate) const LAYERS: usize = 6;
 /// Rows at the beginning that are a set of their own, with every value of every factor: one for each type of weights.
 pub(crate) const SHORT: usize = 16;
 

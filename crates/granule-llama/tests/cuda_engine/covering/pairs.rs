@@ -7,11 +7,12 @@ use granule_kv::KvType;
 use granule_llama::{Context, EncodeOptions, GenerateOptions, SamplingOptions, TokenId};
 use granule_quant::DType;
 
-use super::encode::{decode, encode};
-use super::{LAYERS, Row, SHORT, product, rows, tales_of};
+use super::{Row, SHORT, product, rows};
 use crate::cuda::covering::{rest, short};
 use crate::cuda::{load_on, options};
 use crate::support::make::Dice;
+use crate::tales::encode::{decode, encode};
+use crate::tales::{LAYERS, tales_of};
 
 /// The values of a row's factors, as texts; the last one says whether a transform is made.
 fn values(row: &Row) -> [String; 9] {

@@ -8,18 +8,12 @@ use std::sync::Arc;
 use granule_bank::{Bank, BankOptions};
 use granule_device::{Device, LiveCounts, cuda_devices};
 use granule_kv::KvType;
-use granule_llama::{
-    Context, ContextOptions, EncodeOptions, LoadOptions, Model, Placement, Precision, TokenId,
-};
+use granule_llama::{Context, ContextOptions, LoadOptions, Model, Placement, Precision};
 use granule_quant::DType;
 
-use super::{argmax, distance, load_on, options};
-use crate::covering::{LAYERS, Row, Split, product, rows, tales_of};
-
-/// More tokens than products of few are for, and names, so that what follows is no matter of course.
-const PROMPT: &str = "Once upon a time the sailor Ivy, the tailor Hana";
-/// Tokens that are written.
-const WRITTEN: usize = 16;
+use super::{distance, load_on, options};
+use crate::covering::{Row, Split, product, rows};
+use crate::tales::{LAYERS, Told, WRITTEN, tales_of};
 
 /// How far logits may be from the host's, in units of their root mean square, where keys and values are stored exactly: tokens alone
 /// are computed with 16 bits of an activation in two terms, prompts with f16.
@@ -27,10 +21,6 @@ fn computed(row: &Row) -> f64 {
     if row.batch { 1e-2 } else { 2e-3 }
 }
 
-/// Where rows are stored in few bits, what differs in the last bits of f32 may be rounded to different sides, or a block's scale get
-/// the other sign, and that stays with the context. Then logits may be this many times further away than those bits have cost the
-/// host so far, beside a cache of f16: twice was seen once, mostly it is a fifth.
-const ROUNDED: f64 = 3.0;
 /// How far logits may be where both attend to the same bytes, but for the token's own.
 const SAME_BYTES: f64 = 1e-2;
 
@@ -63,32 +53,13 @@ impl Models {
         let mut there = Context::new(Arc::clone(&self.there), options).unwrap();
         let exact = ContextOptions { type_k: KvType::F16, type_v: KvType::F16, ..options };
         let mut exact = Context::new(Arc::clone(&self.host), exact).unwrap();
-        let prompt = self.host.tokenizer().encode(PROMPT, EncodeOptions::default()).unwrap();
-        assert!(prompt.len() > granule_ops::activate::FEW_TOKENS, "{} tokens", prompt.len());
-        let (mut bits, mut decided) = (0.0, 0);
-        let mut step = |tokens: &[TokenId]| {
-            let (want, got) = (host.eval(tokens).unwrap(), there.eval(tokens).unwrap());
-            bits = f64::max(bits, distance(want, exact.eval(tokens).unwrap()));
-            let (far, allowed) = (distance(got, want), computed(row) + ROUNDED * bits);
-            assert!(far <= allowed, "{row:?}: logits are {far} off, {allowed} allowed");
-            let likeliest = argmax(want);
-            if lead(want) > 2.0 * allowed {
-                decided += 1;
-                assert_eq!(argmax(got), likeliest, "{row:?}");
-            }
-            likeliest
-        };
-        let each: Vec<&[TokenId]> = if row.batch { vec![&prompt] } else { prompt.chunks(1).collect() };
-        let mut next = each.into_iter().map(&mut step).last().unwrap();
-        for _ in 0..WRITTEN {
-            next = step(&[next]);
-        }
-        assert!(decided >= WRITTEN / 4, "{row:?}: {decided} tokens left no choice");
+        let told = Told::new(&mut host, &mut exact, row.batch, WRITTEN);
+        told.holds(row, computed(row), |tokens| there.eval(tokens).unwrap().to_vec());
         // The host's rows, and the tables of its transform: then nothing was rounded to different sides.
         let state = tempfile::NamedTempFile::new().unwrap();
         host.save_state(state.path()).unwrap();
         there.load_state(state.path()).unwrap();
-        let far = distance(there.eval(&[next]).unwrap(), host.eval(&[next]).unwrap());
+        let far = distance(there.eval(&[told.next]).unwrap(), host.eval(&[told.next]).unwrap());
         assert!(far <= SAME_BYTES, "{row:?}: with the host's rows logits are {far} off");
     }
 }
@@ -119,14 +90,6 @@ impl Split {
             Split::GpuThenGpu => [gpu(0), gpu(1)],
         }
     }
-}
-
-/// How far the likeliest token's logit is above the next one's, in units of the root mean square.
-fn lead(logits: &[f32]) -> f64 {
-    let mut ordered = logits.to_vec();
-    ordered.sort_by(|a, b| b.total_cmp(a));
-    let rms = (logits.iter().map(|x| x * x).sum::<f32>() / logits.len() as f32).sqrt();
-    f64::from((ordered[0] - ordered[1]) / rms)
 }
 
 /// Computes some rows; nothing is left of them.

@@ -1,0 +1,4 @@
+//! What takes long and proves nothing about an order of events.
+
+mod faults;
+mod wide;
