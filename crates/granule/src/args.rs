@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// List the devices: their memory, and what they can do
     Devices(DevicesArgs),
+    /// Run a command as several processes that share the model: on the host over MPI, on GPUs by NCCL
+    Launch(LaunchArgs),
     /// Look at a recording of memory that `run --trace` made
     Trace(TraceArgs),
 }
@@ -399,6 +401,23 @@ pub(crate) struct QuantizeArgs {
     /// Write one JSON object, with every tensor
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `granule launch`
+#[derive(clap::Args)]
+pub(crate) struct LaunchArgs {
+    /// How many processes
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) ranks: u8,
+    /// On the host: the program that starts them
+    #[arg(long, value_name = "PROGRAM", default_value = "mpirun")]
+    pub(crate) mpirun: PathBuf,
+    /// On GPUs: where they meet [default: a free port of this machine's own address]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) rendezvous: Option<String>,
+    /// What they run, as in: granule launch -n 2 -- run MODEL -p TEXT
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
 }
 
 /// `granule trace`
