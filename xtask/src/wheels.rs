@@ -88,8 +88,7 @@ impl Wheels {
         let mut running = Vec::new();
         for entry in fs::read_dir(wheels)? {
             let wheel = entry?.path();
-            let child =
-                Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(folder).spawn();
+            let child = Command::new("python3").args(["-m", "zipfile", "-e"]).arg(&wheel).arg(folder).spawn();
             running.push((wheel, child.context("python3 does not start")?));
         }
         let pinned = self.pins.len();

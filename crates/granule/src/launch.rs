@@ -26,7 +26,10 @@ pub(crate) fn run(args: &LaunchArgs) -> Result<ExitCode> {
     let line = std::iter::once("granule".to_owned()).chain(args.command.iter().cloned());
     let inner = Args::try_parse_from(line).map_err(|usage| {
         let text = usage.render().to_string();
-        anyhow::anyhow!("{}", text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned())
+        anyhow::anyhow!(
+            "{}",
+            text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+        )
     })?;
     let ranks = usize::from(args.ranks);
     let load = of_model(&inner.command)?;
@@ -74,7 +77,11 @@ fn by_mpirun(args: &LaunchArgs) -> Result<ExitCode> {
     let mut since = None;
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(if stopped.load(Ordering::SeqCst) { ExitCode::from(INTERRUPTED) } else { code(status) });
+            return Ok(if stopped.load(Ordering::SeqCst) {
+                ExitCode::from(INTERRUPTED)
+            } else {
+                code(status)
+            });
         }
         if stopped.load(Ordering::SeqCst) && since.get_or_insert_with(Instant::now).elapsed() > GRACE {
             child.kill()?;
@@ -90,7 +97,9 @@ fn by_ourselves(args: &LaunchArgs, ranks: usize) -> Result<ExitCode> {
     let rendezvous = match &args.rendezvous {
         Some(named) => named.clone(),
         // One that is free now; the first rank says so if it is not any more.
-        None => TcpListener::bind("127.0.0.1:0").and_then(|own| own.local_addr()).context("a port")?.to_string(),
+        None => {
+            TcpListener::bind("127.0.0.1:0").and_then(|own| own.local_addr()).context("a port")?.to_string()
+        }
     };
     let stopped = on_interrupt()?;
     let mut started = Started { children: Vec::new() };
@@ -139,7 +148,9 @@ impl Started {
         let (mut failed, mut since) = (None, None);
         loop {
             for child in &mut self.children {
-                if let Some(status) = child.as_mut().and_then(|child| child.try_wait().transpose()).transpose()? {
+                if let Some(status) =
+                    child.as_mut().and_then(|child| child.try_wait().transpose()).transpose()?
+                {
                     *child = None;
                     if !status.success() {
                         failed.get_or_insert(status);

@@ -99,17 +99,23 @@ pub(crate) fn join(here: &Here, device: &Device) -> Result<Arc<dyn Communicator>
         None => by_mpi(here, device)?,
     };
     let (found, expected) = ((joined.rank(), joined.ranks()), (here.rank, here.ranks));
-    ensure!(found == expected, "started as rank {} of {}, but is {} of {}", expected.0, expected.1, found.0, found.1);
+    ensure!(
+        found == expected,
+        "started as rank {} of {}, but is {} of {}",
+        expected.0,
+        expected.1,
+        found.0,
+        found.1
+    );
     *JOINED.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&joined));
     Ok(joined)
 }
 
 /// Leaves the others at the program's end. After an error they are told of it, so that they do not wait.
 pub(crate) fn leave(error: Option<&anyhow::Error>) {
-    if let Some(joined) = JOINED.lock().unwrap_or_else(PoisonError::into_inner).take() {
-        if let Some(error) = error {
-            joined.abort(&error.to_string());
-        }
+    let joined = JOINED.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let (Some(joined), Some(error)) = (joined, error) {
+        joined.abort(&error.to_string());
     }
 }
 
@@ -160,7 +166,9 @@ fn by_nccl(here: &Here, device: &Device, rendezvous: &str) -> Result<Arc<dyn Com
 
 #[cfg(not(feature = "nccl"))]
 fn by_nccl(_: &Here, _: &Device, rendezvous: &str) -> Result<Arc<dyn Communicator>> {
-    bail!("ranks that meet at {rendezvous} talk by NCCL, and this `granule` was built without the feature `nccl`")
+    bail!(
+        "ranks that meet at {rendezvous} talk by NCCL, and this `granule` was built without the feature `nccl`"
+    )
 }
 
 /// What to do where there is no MPI.

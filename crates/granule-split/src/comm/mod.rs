@@ -19,6 +19,7 @@ use crate::error::{Error, Result};
 pub use host::{GroupOptions, HostRank, MAX_RANKS, host_group};
 #[cfg(feature = "mpi")]
 pub use mpi::MpiRank;
+
 pub use slices::{all_reduce_elements, slice};
 pub use staged::Staged;
 pub use wire::Wire;
