@@ -461,12 +461,16 @@ pub(crate) fn explain(usage: &clap::Error) -> ExitCode {
         let _ = usage.print();
         return if asked { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
+    eprintln!("{}", in_one_line(usage));
+    ExitCode::from(2)
+}
+
+/// What is wrong with a command line.
+pub(crate) fn in_one_line(usage: &clap::Error) -> String {
     let text = usage.render().to_string();
     let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let said = said.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
-    let line = said.collect::<Vec<_>>().join(" ");
-    eprintln!("{line}");
-    ExitCode::from(2)
+    said.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Parser;
 
 use crate::INTERRUPTED;
-use crate::args::{Args, Command, LaunchArgs, LoadArgs};
+use crate::args::{self, Args, Command, LaunchArgs, LoadArgs};
 use crate::device_name::DeviceName;
 use crate::ranks::{RANK, RANKS, RENDEZVOUS, without_mpi};
 
@@ -24,13 +24,8 @@ const POLL: Duration = Duration::from_millis(20);
 /// Runs the command as so many ranks, and ends as they do.
 pub(crate) fn run(args: &LaunchArgs) -> Result<ExitCode> {
     let line = std::iter::once("granule".to_owned()).chain(args.command.iter().cloned());
-    let inner = Args::try_parse_from(line).map_err(|usage| {
-        let text = usage.render().to_string();
-        anyhow::anyhow!(
-            "{}",
-            text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
-        )
-    })?;
+    let inner = Args::try_parse_from(line)
+        .map_err(|usage| anyhow!("{}", args::in_one_line(&usage).trim_start_matches("error: ")))?;
     let ranks = usize::from(args.ranks);
     let load = of_model(&inner.command)?;
     if let Some(parts) = load.place.tensor_parallel {

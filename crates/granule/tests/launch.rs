@@ -124,7 +124,7 @@ fn only_the_first_speaks_and_says_where_layers_are() {
     let perplexity = std::env::temp_dir().join(format!("granule-launch-{}.txt", std::process::id()));
     std::fs::write(&perplexity, "Once upon a time there was a little girl who had a red ball. ".repeat(8))
         .unwrap();
-    let args = ["perplexity", TALES, "-f", perplexity.to_str().unwrap(), "-c", "64"];
+    let args = ["perplexity", TALES, perplexity.to_str().unwrap(), "-c", "64"];
     let (one, two) = (stdout(granule(&args)), stdout(launched("2", &args)));
     std::fs::remove_file(&perplexity).unwrap();
     let number = |text: &str| -> f64 { text.split_whitespace().nth(1).unwrap().parse().unwrap() };
@@ -174,7 +174,10 @@ fn what_cannot_be_is_said_and_ends_all() {
     for (args, why) in [
         (&["run", "no-such.gguf", "-p", "x"][..], "no-such.gguf"),
         (&["run", TALES], "a chat is for one process"),
-        (&["run", TALES, "-p", "x", "--tensor-split", "1,1,1"], "3 shares, for 2 ranks"),
+        (
+            &["run", TALES, "-p", "x", "--tensor-parallel", "2", "--tensor-split", "1,1,1"],
+            "3 shares, for 2 ranks",
+        ),
         (&["run", TALES, "-p", "x", "--tensor-parallel", "3"], "--tensor-parallel 3 with 2 ranks"),
         (
             &[

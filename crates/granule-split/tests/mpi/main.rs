@@ -6,7 +6,6 @@
 mod naive;
 mod ranks;
 
-use std::io::Read as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
