@@ -6,6 +6,8 @@
 mod host;
 #[cfg(feature = "cuda")]
 mod peer;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod slices;
 #[cfg(feature = "cuda")]
 mod staged;
@@ -22,6 +24,9 @@ pub use crate::plan::MAX_RANKS;
 pub use host::{GroupOptions, HostRank, host_group};
 #[cfg(feature = "cuda")]
 pub use peer::{PeerRank, peer_group};
+#[cfg(feature = "mpi")]
+pub use mpi::MpiRank;
+
 pub use slices::{all_reduce_elements, slice};
 #[cfg(feature = "cuda")]
 pub use staged::Staged;
@@ -179,4 +184,14 @@ pub fn group_for(devices: &[&Device], options: GroupOptions) -> Result<Vec<Arc<d
 
 fn unsupported(what: &str) -> Error {
     Error::Unsupported { what: what.to_owned() }
+}
+
+/// Ranks as one says them: "rank 1", "ranks 1 and 3", "ranks 1, 3 and 4".
+pub(crate) fn names(ranks: impl IntoIterator<Item = usize>) -> String {
+    let names: Vec<String> = ranks.into_iter().map(|rank| rank.to_string()).collect();
+    match names.split_last() {
+        None => "nobody any more".to_owned(),
+        Some((only, [])) => format!("rank {only}"),
+        Some((last, others)) => format!("ranks {} and {last}", others.join(", ")),
+    }
 }
