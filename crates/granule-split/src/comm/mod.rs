@@ -4,10 +4,10 @@
 //! the order of the ranks, `((r0 + r1) + r2) + …`: the same bits on every rank and in every run, whichever rank comes first.
 
 mod host;
-#[cfg(feature = "cuda")]
-mod peer;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "cuda")]
+mod peer;
 mod slices;
 #[cfg(feature = "cuda")]
 mod staged;
@@ -22,10 +22,10 @@ use crate::error::{Error, Result};
 
 pub use crate::plan::MAX_RANKS;
 pub use host::{GroupOptions, HostRank, host_group};
-#[cfg(feature = "cuda")]
-pub use peer::{PeerRank, peer_group};
 #[cfg(feature = "mpi")]
 pub use mpi::MpiRank;
+#[cfg(feature = "cuda")]
+pub use peer::{PeerRank, peer_group};
 
 pub use slices::{all_reduce_elements, slice};
 #[cfg(feature = "cuda")]
