@@ -121,7 +121,8 @@ impl Stage<'_> {
         heads::covered(&heads).filter(|_| fits)
     }
 
-    /// Puts records of this kind together from what `read` says of each part; of heads that several have, from the first.
+    /// Puts records of this kind together from what `read` says of each part. Heads that several have are the same in all: who adds none is not
+    /// asked.
     fn read(
         &self,
         kind: &ByHeads,
