@@ -1,15 +1,17 @@
-//! Chores of the project: `cargo xtask check|test|sim|memcheck|kernels|bundle|tidy|oracles`.
+//! Chores of the project: `cargo xtask check|test|mpi|sim|memcheck|kernels|bundle|tidy|oracles`.
 
 mod bundle;
 mod check;
 mod emulator;
 mod kernels;
 mod memcheck;
+mod mpi;
 mod oracles;
 mod sim;
 mod steps;
 mod test;
 mod tidy;
+mod wheels;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +31,8 @@ enum Chore {
     Check,
     /// Every test: on the host device, on the simulated CUDA driver, on a GPU where there is one
     Test(test::TestArgs),
+    /// The tests of ranks that are processes, started by `mpirun`: with Open MPI and MPICH, fetched from PyPI
+    Mpi(mpi::MpiArgs),
     /// Run a command on the simulated CUDA driver
     Sim(sim::SimArgs),
     /// The GPU tests under compute-sanitizer, or with --sim under the simulator's own instruments
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
     let done = match Args::parse().chore {
         Chore::Check => check::run(),
         Chore::Test(args) => test::run(&args),
+        Chore::Mpi(args) => mpi::run(&args),
         Chore::Sim(args) => sim::run(&args),
         Chore::Memcheck(args) => memcheck::run(&args),
         Chore::Kernels(args) => kernels::run(&args),

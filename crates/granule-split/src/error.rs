@@ -111,6 +111,14 @@ pub enum Error {
         /// Where that is.
         other: &'static str,
     },
+    /// The MPI library refused, or could not begin.
+    #[error("{call} failed: {says}")]
+    Mpi {
+        /// Its function.
+        call: &'static str,
+        /// What it says.
+        says: String,
+    },
     /// What this communicator, or this build, does not do.
     #[error("not supported: {what}")]
     Unsupported {

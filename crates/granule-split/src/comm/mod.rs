@@ -4,6 +4,8 @@
 //! the order of the ranks, `((r0 + r1) + r2) + …`: the same bits on every rank and in every run, whichever rank comes first.
 
 mod host;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod slices;
 mod staged;
 mod wire;
@@ -15,6 +17,9 @@ use granule_device::{DeviceSlice, DeviceSliceMut, Stream};
 use crate::error::{Error, Result};
 
 pub use host::{GroupOptions, HostRank, MAX_RANKS, host_group};
+#[cfg(feature = "mpi")]
+pub use mpi::MpiRank;
+
 pub use slices::{all_reduce_elements, slice};
 pub use staged::Staged;
 pub use wire::Wire;
@@ -145,4 +150,14 @@ pub trait Communicator: Send + Sync + fmt::Debug {
 
 fn unsupported(what: &str) -> Error {
     Error::Unsupported { what: what.to_owned() }
+}
+
+/// Ranks as one says them: "rank 1", "ranks 1 and 3", "ranks 1, 3 and 4".
+pub(crate) fn names(ranks: impl IntoIterator<Item = usize>) -> String {
+    let names: Vec<String> = ranks.into_iter().map(|rank| rank.to_string()).collect();
+    match names.split_last() {
+        None => "nobody any more".to_owned(),
+        Some((only, [])) => format!("rank {only}"),
+        Some((last, others)) => format!("ranks {} and {last}", others.join(", ")),
+    }
 }

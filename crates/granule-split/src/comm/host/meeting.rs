@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use super::sync::{self, Condvar, Mutex, MutexGuard, hint, thread};
+use crate::comm::names;
 use crate::error::{Error, Result};
 
 /// How often a rank looks for the others before it sleeps: some tens of microseconds, longer than ranks with even shares are apart.
@@ -123,17 +124,10 @@ impl Meeting {
         self.seats.iter().all(|seat| seat.arrived.load(Ordering::SeqCst) >= arrival)
     }
 
-    /// Who has not come: "rank 1", "ranks 1 and 3", "ranks 1, 3 and 4".
+    /// Who has not come.
     fn missing(&self, arrival: u64) -> String {
-        let names: Vec<String> = (self.seats.iter().enumerate())
-            .filter(|(_, seat)| seat.arrived.load(Ordering::SeqCst) < arrival)
-            .map(|(rank, _)| rank.to_string())
-            .collect();
-        match names.split_last() {
-            None => "nobody any more".to_owned(),
-            Some((only, [])) => format!("rank {only}"),
-            Some((last, others)) => format!("ranks {} and {last}", others.join(", ")),
-        }
+        let away = |(_, seat): &(usize, &Seat)| seat.arrived.load(Ordering::SeqCst) < arrival;
+        names(self.seats.iter().enumerate().filter(away).map(|(rank, _)| rank))
     }
 }
 
