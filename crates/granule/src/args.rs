@@ -37,6 +37,8 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     /// List the devices: their memory, and what they can do
     Devices(DevicesArgs),
+    /// Run a command as several processes that share the model: on the host over MPI, on GPUs by NCCL
+    Launch(LaunchArgs),
     /// Look at a recording of memory that `run --trace` made
     Trace(TraceArgs),
 }
@@ -401,6 +403,23 @@ pub(crate) struct QuantizeArgs {
     pub(crate) json: bool,
 }
 
+/// `granule launch`
+#[derive(clap::Args)]
+pub(crate) struct LaunchArgs {
+    /// How many processes
+    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) ranks: u8,
+    /// On the host: the program that starts them
+    #[arg(long, value_name = "PROGRAM", default_value = "mpirun")]
+    pub(crate) mpirun: PathBuf,
+    /// On GPUs: where they meet [default: a free port of this machine's own address]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) rendezvous: Option<String>,
+    /// What they run, as in: granule launch -n 2 -- run MODEL -p TEXT
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<String>,
+}
+
 /// `granule trace`
 #[derive(clap::Args)]
 pub(crate) struct TraceArgs {
@@ -442,12 +461,16 @@ pub(crate) fn explain(usage: &clap::Error) -> ExitCode {
         let _ = usage.print();
         return if asked { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
+    eprintln!("{}", in_one_line(usage));
+    ExitCode::from(2)
+}
+
+/// What is wrong with a command line.
+pub(crate) fn in_one_line(usage: &clap::Error) -> String {
     let text = usage.render().to_string();
     let said = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     let said = said.filter(|line| !line.is_empty() && !line.starts_with("For more information"));
-    let line = said.collect::<Vec<_>>().join(" ");
-    eprintln!("{line}");
-    ExitCode::from(2)
+    said.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::args::{BenchArgs, ContextArgs};
 use crate::table::{Align, Table};
-use crate::{interrupt, placement, progress, session};
+use crate::{interrupt, placement, progress, ranks, session};
 
 /// One line of the result.
 #[derive(Serialize)]
@@ -209,7 +209,7 @@ pub(crate) fn median(runs: &[f64]) -> f64 {
 }
 
 fn print(args: &BenchArgs, measured: &[Measurement]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = ranks::out();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(measured)?)?;
         return Ok(());

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::args::{BenchArgs, ContextArgs};
 use crate::bench::{append, median, speeds};
 use crate::table::{Align, Table};
-use crate::{interrupt, progress, session};
+use crate::{interrupt, progress, ranks, session};
 
 /// What was measured of one pair.
 #[derive(Serialize)]
@@ -174,7 +174,7 @@ fn measure(
 }
 
 fn print(args: &BenchArgs, measured: &[Pair]) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = ranks::out();
     if args.json {
         writeln!(out, "{}", serde_json::to_string_pretty(measured)?)?;
         return Ok(());

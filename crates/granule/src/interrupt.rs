@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use granule_llama::CancelToken;
 
-use crate::INTERRUPTED;
+use crate::{INTERRUPTED, ranks};
 
 /// Whether the program waits for a person; then there is nothing to stop but itself.
 static WAITING: AtomicBool = AtomicBool::new(false);
@@ -31,7 +31,9 @@ pub(crate) fn install() -> anyhow::Result<CancelToken> {
     let token = CancelToken::default();
     let set = token.clone();
     ctrlc::set_handler(move || {
-        if WAITING.load(Ordering::SeqCst) || set.is_cancelled() {
+        // One of several processes cannot stop a step before the others: it ends, and they do.
+        let is_one_of_several = matches!(ranks::here(), Ok(Some(_)));
+        if WAITING.load(Ordering::SeqCst) || set.is_cancelled() || is_one_of_several {
             end();
         }
         set.cancel();

@@ -9,12 +9,14 @@ mod devices;
 mod directory;
 mod info;
 mod interrupt;
+mod launch;
 mod memory_table;
 mod perplexity;
 mod placement;
 mod progress;
 mod prompt_cache;
 mod quantize;
+mod ranks;
 mod run;
 mod session;
 mod table;
@@ -36,7 +38,12 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(usage) => return args::explain(&usage),
     };
+    if let Command::Launch(args) = &args.command {
+        return launch::run(args).unwrap_or_else(|error| end_with(&error));
+    }
     let done = match args.command {
+        // Done above: it ends as its ranks do.
+        Command::Launch(_) => Ok(()),
         Command::Run(args) => run::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
@@ -47,6 +54,7 @@ fn main() -> ExitCode {
         Command::Devices(args) => devices::run(&args),
         Command::Trace(args) => trace::run(&args),
     };
+    ranks::leave(done.as_ref().err());
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => end_with(&error),
@@ -64,7 +72,7 @@ fn end_with(error: &anyhow::Error) -> ExitCode {
     if matches!(error.downcast_ref::<Error>(), Some(Error::Cancelled)) {
         return ExitCode::from(INTERRUPTED);
     }
-    eprintln!("error: {}", one_line(error));
+    eprintln!("{}error: {}", ranks::speaker(), one_line(error));
     ExitCode::FAILURE
 }
 

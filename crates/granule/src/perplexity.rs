@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use granule_llama::{Perplexity, perplexity};
 
 use crate::args::PerplexityArgs;
-use crate::{interrupt, placement, progress, session};
+use crate::{interrupt, placement, progress, ranks, session};
 
 /// Measures and prints.
 pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> Result<()> {
     });
     bar.finish_and_clear();
     let measured = measured?;
-    let mut out = std::io::stdout().lock();
+    let mut out = ranks::out();
     if args.json {
         let json = serde_json::json!({
             "ppl": measured.ppl,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use granule_bank::trace::{Event, Tracer};
 use granule_llama::{
     CancelToken, Context, EncodeOptions, Error, Finish, GenerateOptions, GenerationStats, Model,
@@ -17,7 +17,7 @@ use crate::args::RunArgs;
 use crate::prompt_cache::{self, PromptCache};
 use crate::session::Recording;
 use crate::table::{Align, Table};
-use crate::{chat, interrupt, memory_table, placement, progress, session};
+use crate::{chat, interrupt, memory_table, placement, progress, ranks, session};
 
 /// What one prompt gave.
 pub(crate) struct Answer {
@@ -29,12 +29,13 @@ pub(crate) struct Answer {
 
 /// Loads, writes, and says where the memory went if asked to; and records it.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
-    let options = GenerateOptions {
+    let mut options = GenerateOptions {
         sampling: sampling(args)?,
         n_predict: args.n_predict,
         stop: args.stop.clone(),
         continues: false,
     };
+    check(args)?;
     if let Some(path) = &args.prompt_cache {
         prompt_cache::check(path)?;
     }
@@ -51,6 +52,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
             return Err(error);
         }
     };
+    // Which no two processes have drawn alike.
+    options.sampling.seed = ranks::agree(options.sampling.seed)?;
     let done = write(args, options, &cancel, &tracer, model);
     // Everything has given its memory back by now, or is a leak.
     let recorded = recording.map_or(Ok(()), Recording::finish);
@@ -58,6 +61,18 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         eprintln!("error: {error:#}");
     }
     done.and(recorded)
+}
+
+/// Refuses what one of several processes cannot do: their input and their files are not shared.
+fn check(args: &RunArgs) -> Result<()> {
+    if ranks::here()?.is_some() {
+        ensure!(args.prompt.is_some(), "several processes need a prompt, -p: a chat is for one process");
+        let files = [("--prompt-cache", args.prompt_cache.is_some()), ("--trace", args.trace.is_some())];
+        for (flag, is_named) in files {
+            ensure!(!is_named, "{flag} is for one process: several would write the same file");
+        }
+    }
+    Ok(())
 }
 
 fn write(
@@ -86,7 +101,7 @@ fn write(
             finish?
         }
     };
-    if args.verbose {
+    if args.verbose && ranks::speaks() {
         eprint!("\n{}", memory_table::table(&context));
     }
     match finish {
@@ -107,7 +122,7 @@ fn sampling(args: &RunArgs) -> Result<SamplingOptions> {
         ..SamplingOptions::default()
     };
     sampling.validate()?;
-    if args.verbose && sampling.temp > 0.0 {
+    if args.verbose && sampling.temp > 0.0 && ranks::speaks() {
         eprintln!("seed {}", sampling.seed);
     }
     Ok(sampling)
@@ -186,7 +201,7 @@ pub(crate) fn answer(
 
 /// Puts text on stdout at once.
 fn print(text: &str) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = ranks::out();
     out.write_all(text.as_bytes())?;
     out.flush()
 }
@@ -214,7 +229,7 @@ pub(crate) fn finish_line(args: &RunArgs, context: &Context, answer: &Answer) ->
     if *finish == Finish::ContextFull {
         eprintln!("the context of {} tokens is full", context.n_ctx());
     }
-    if args.verbose {
+    if args.verbose && ranks::speaks() {
         eprint!("{}{}", if std::io::stderr().is_terminal() { "\n" } else { "" }, speed(stats));
     }
     Ok(())

@@ -11,7 +11,7 @@ use granule_llama::{CancelToken, Context, ContextOptions, LoadOptions, Model, Pr
 
 use crate::args::{ContextArgs, LoadArgs};
 use crate::placement::{self, Place};
-use crate::{interrupt, progress};
+use crate::{interrupt, progress, ranks};
 
 /// A recording that is going on. It is written beside its place and put there when it is whole, so that a run that comes to
 /// nothing costs nobody an earlier recording.
@@ -116,7 +116,7 @@ pub(crate) fn load_traced(
         mlock: args.mlock,
         no_repack: args.no_repack,
         precision: if args.precise { Precision::Precise } else { Precision::Fast },
-        threads: args.threads,
+        threads: args.threads.or_else(ranks::threads),
         threads_batch: args.threads_batch,
         ..LoadOptions::default()
     };
@@ -131,7 +131,9 @@ pub(crate) fn load_traced(
         bar.finish_and_clear();
     }
     let model = model?;
-    placement::tell(&args.place, &model);
+    if ranks::speaks() {
+        placement::tell(&args.place, &model);
+    }
     Ok(model)
 }
 

@@ -3,7 +3,7 @@
 mod flags;
 mod told;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail, ensure};
 use granule_bank::trace::Tracer;
 use granule_bank::{Bank, BankOptions, Budget};
 use granule_device::{Bytes, Device, HostOptions};
@@ -13,6 +13,7 @@ use granule_split::Shares;
 
 use crate::args::LoadArgs;
 use crate::device_name::DeviceName;
+use crate::ranks;
 
 pub(crate) use flags::{PlaceArgs, TensorSplit};
 pub(crate) use told::{describe, json, part_on, together};
@@ -33,12 +34,43 @@ pub(crate) fn place(
     options: &ContextOptions,
     tracer: &Tracer,
 ) -> Result<Place> {
+    if let Some(here) = ranks::here()? {
+        return Ok(Place::Split(as_rank(here, args, tracer)?));
+    }
     let asked = Asked::of(&args.place)?;
     if asked.is_plain() {
         return Ok(Place::In(bank(DeviceName::Host, &args.place, tracer)?));
     }
     let plan = ModelPlan::open(&args.model)?;
     Ok(Place::Split(placement(&asked, &plan, &args.place, load, options, tracer)?))
+}
+
+/// All layers, split over processes, of which this is one; it is on the device of its number, where several are named.
+fn as_rank(here: &ranks::Here, args: &LoadArgs, tracer: &Tracer) -> Result<Placement> {
+    let (place, ranks) = (&args.place, here.ranks);
+    let parts = place.tensor_parallel.map_or(ranks, usize::from);
+    ensure!(parts == ranks, "--tensor-parallel {parts} with {ranks} ranks, each a process: leave it out");
+    ensure!(
+        place.gpu_layers.is_none() && place.layer_split.is_empty(),
+        "--gpu-layers and --layer-split are for one process: {ranks} ranks split every layer"
+    );
+    let shares = match &place.tensor_split {
+        None => Shares::equal(ranks)?,
+        Some(TensorSplit::Free) => {
+            bail!("--tensor-split free is for one process: ranks know their own memory only, so name shares")
+        }
+        Some(TensorSplit::Ratio(shares)) => {
+            let n = shares.len();
+            ensure!(n == ranks, "--tensor-split has {n} shares, for {ranks} ranks: one for each");
+            Shares::ratio(shares)?
+        }
+    };
+    let devices = &place.device;
+    let device = devices.get(here.rank % devices.len().max(1)).copied().unwrap_or(DeviceName::Host);
+    let bank = bank(device, place, tracer)?;
+    let n_layers = ModelPlan::open(&args.model)?.config().n_layers;
+    let communicator = ranks::join(here, bank.device())?;
+    Ok(Placement::new().rank(&bank, communicator, shares, n_layers))
 }
 
 /// Where it is to be where that is not the host as it is.
