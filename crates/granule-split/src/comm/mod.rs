@@ -176,7 +176,10 @@ pub fn group_for(devices: &[&Device], options: GroupOptions) -> Result<Vec<Arc<d
         let rank: Arc<dyn Communicator> = Arc::new(rank);
         match device.kind() {
             DeviceKind::Host => Ok(rank),
+            #[cfg(feature = "cuda")]
             _ => Ok(Arc::new(Staged::new(rank, device)?)),
+            #[cfg(not(feature = "cuda"))]
+            _ => Err(unsupported("ranks on a GPU in a build without the feature `cuda`")),
         }
     });
     ranks.collect()
