@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::available_parallelism;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use granule_device::{Device, DeviceKind};
+use granule_device::Device;
+#[cfg(any(feature = "mpi", feature = "nccl"))]
+use granule_device::DeviceKind;
 use granule_split::Communicator;
 
 /// What `granule launch` tells the processes that it starts itself; whoever starts them by other means does so too.
@@ -16,6 +18,7 @@ pub(crate) const RANKS: &str = "GRANULE_RANKS";
 /// Where the ranks meet: "host:port", which is rank 0's.
 pub(crate) const RENDEZVOUS: &str = "GRANULE_RENDEZVOUS";
 /// How many seconds ranks wait for one another.
+#[cfg(any(feature = "mpi", feature = "nccl"))]
 const TIMEOUT: &str = "GRANULE_RANK_TIMEOUT";
 
 /// What Open MPI's and MPICH's `mpirun`, and what starts processes as they do, tell a process: its rank, how many there are, and how many

@@ -117,8 +117,11 @@ const ALL_GATHER: usize = 1;
 const REDUCE_SCATTER: usize = 2;
 const BROADCAST: usize = 3;
 /// Those in the memory of devices that reach each other.
+#[cfg(feature = "cuda")]
 pub(super) const ALL_REDUCE_ON: usize = 4;
+#[cfg(feature = "cuda")]
 pub(super) const ALL_GATHER_ON: usize = 5;
+#[cfg(feature = "cuda")]
 pub(super) const BROADCAST_ON: usize = 6;
 
 /// One rank of a group in one process: see [`host_group`].
