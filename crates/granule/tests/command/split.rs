@@ -189,3 +189,21 @@ fn a_chat_of_ranks_is_that_of_one() {
     assert!(text.lines().count() >= 2, "{text}");
     assert_eq!(text, chat(&[]));
 }
+
+/// A file that ranks have written goes on with one device, and with other ranks.
+#[test]
+fn a_prompt_is_kept_for_any_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.cache");
+    let args = [&RUN[..], &["--prompt-cache", text_of(&file)]].concat();
+    let tale = stdout(&RUN);
+    let (text, _) = told(&[&args[..], &["--tensor-parallel", "2"]].concat());
+    assert_eq!(text, tale);
+    for more in
+        [&[][..], &["--tensor-parallel", "2"], &["--tensor-parallel", "3"], &["--device", "host,host"]]
+    {
+        let (text, said) = told(&[&args[..], more].concat());
+        assert_eq!(text, tale, "{more:?}");
+        assert!(said.contains("reused"), "{more:?}: {said}");
+    }
+}
