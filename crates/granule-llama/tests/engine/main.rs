@@ -6,6 +6,7 @@
     reason = "a test stops where something is not as it should be"
 )]
 
+#[allow(dead_code, reason = "of what tests share, these need a part")]
 #[path = "../support/mod.rs"]
 mod support;
 
