@@ -5,6 +5,7 @@ pub(crate) mod encode;
 mod files;
 
 pub(crate) use self::beside::{Told, WRITTEN, argmax, distance};
+#[allow(unused_imports, reason = "of what tests share, each program needs a part")]
 pub(crate) use self::files::{tales, tales_but, tales_of};
 
 /// Layers of the model.
