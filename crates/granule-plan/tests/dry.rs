@@ -277,6 +277,9 @@ fn sums_over_ranks_have_their_scratch() {
         fn ranks(&self) -> usize {
             2
         }
+        fn describe(&self) -> String {
+            "not at all".to_owned()
+        }
         fn traffic(&self) -> Traffic {
             Traffic::default()
         }
