@@ -72,11 +72,14 @@ fn by_mpirun(args: &LaunchArgs) -> Result<ExitCode> {
     let mut since = None;
     loop {
         if let Some(status) = child.try_wait()? {
-            return Ok(if stopped.load(Ordering::SeqCst) {
-                ExitCode::from(INTERRUPTED)
-            } else {
-                code(status)
-            });
+            if stopped.load(Ordering::SeqCst) {
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+            // Not every `mpirun` says so on stderr.
+            if !status.success() {
+                eprintln!("error: not all ranks ended well: {} {status}", mpirun.display());
+            }
+            return Ok(code(status));
         }
         if stopped.load(Ordering::SeqCst) && since.get_or_insert_with(Instant::now).elapsed() > GRACE {
             child.kill()?;
