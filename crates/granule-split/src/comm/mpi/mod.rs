@@ -213,6 +213,10 @@ impl Communicator for MpiRank {
         self.ranks
     }
 
+    fn describe(&self) -> String {
+        "between processes, by MPI".to_owned()
+    }
+
     fn traffic(&self) -> Traffic {
         Traffic { calls: self.calls.load(Ordering::Relaxed), sent: self.sent.load(Ordering::Relaxed) }
     }
