@@ -16,7 +16,7 @@ fn a_failing_call_of_two_gpus_leaves_nothing() {
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_failing_call_of_four_gpus_leaves_nothing() {
-    leave_nothing(&gpus(4), 149);
+    leave_nothing(&gpus(4), 211);
     nothing_is_left();
 }
 
@@ -31,21 +31,21 @@ fn a_failing_call_of_a_host_and_a_gpu_leaves_nothing() {
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_context_of_two_gpus_goes_on_after_a_failing_call() {
-    go_on(&gpus(2), 7);
+    go_on(&gpus(2), 41);
     nothing_is_left();
 }
 
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_context_of_four_gpus_goes_on_after_a_failing_call() {
-    go_on(&gpus(4), 19);
+    go_on(&gpus(4), 151);
     nothing_is_left();
 }
 
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_context_of_a_host_and_a_gpu_goes_on_after_a_failing_call() {
-    go_on(&mixed(), 7);
+    go_on(&mixed(), 31);
     nothing_is_left();
 }
 
