@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::comm::rendezvous::RendezvousError;
+
 /// An error of a plan, a split buffer or a communicator.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -118,6 +120,15 @@ pub enum Error {
         call: &'static str,
         /// What it says.
         says: String,
+    },
+    /// Ranks of several processes that did not find each other.
+    #[error("the ranks' meeting at {address}: {why}")]
+    Rendezvous {
+        /// Where they were to.
+        address: String,
+        /// Why not.
+        #[source]
+        why: RendezvousError,
     },
     /// What this communicator, or this build, does not do.
     #[error("not supported: {what}")]

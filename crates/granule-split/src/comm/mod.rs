@@ -6,8 +6,11 @@
 mod host;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 #[cfg(feature = "cuda")]
 mod peer;
+pub mod rendezvous;
 mod slices;
 #[cfg(feature = "cuda")]
 mod staged;
@@ -24,9 +27,10 @@ pub use crate::plan::MAX_RANKS;
 pub use host::{GroupOptions, HostRank, host_group};
 #[cfg(feature = "mpi")]
 pub use mpi::MpiRank;
+#[cfg(feature = "nccl")]
+pub use nccl::NcclRank;
 #[cfg(feature = "cuda")]
 pub use peer::{PeerRank, peer_group};
-
 pub use slices::{all_reduce_elements, slice};
 #[cfg(feature = "cuda")]
 pub use staged::Staged;
