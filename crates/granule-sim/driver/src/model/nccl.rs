@@ -359,13 +359,18 @@ impl Simulation {
         Ok(())
     }
 
-    /// The second: what has come is written. Nothing has for a communicator that was aborted.
+    /// What memory holds that an aborted communicator was to receive in.
+    const CUT_OFF: u8 = 0xb1;
+
+    /// The second: what has come is written. For a communicator that was aborted it is anything.
     pub(crate) fn run_nccl_receive(&mut self, op: &Op, exchange: &Exchange) -> std::result::Result<(), Code> {
         for &(key, at, len, _) in &exchange.receives {
             let world = self.nccl.worlds.get_mut(&exchange.world);
             let message = world.and_then(|world| world.messages.remove(&key));
-            let Some(bytes) = message.and_then(|message| message.bytes) else { continue };
-            if self.nccl.comms.contains_key(&exchange.comm) && !bytes.is_empty() {
+            let here = self.nccl.comms.contains_key(&exchange.comm);
+            let mut bytes = message.and_then(|message| message.bytes).filter(|_| here);
+            bytes = bytes.or_else(|| (!here).then(|| vec![Self::CUT_OFF; len as usize]));
+            if let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) {
                 self.write_known(op, at, &bytes[..bytes.len().min(len as usize)], true)?;
             }
         }
