@@ -1,3 +1,5 @@
+//! Ranks over the simulated NCCL: threads of one process, a device each.
+
 use std::net::TcpListener;
 use std::thread;
 use std::time::{Duration, Instant};
