@@ -1,6 +1,8 @@
 //! The covering set over GPUs, a test for each row: the host's greedy tokens and logits, and nothing left behind. Whole layers before
 //! those that are split are on the host, those behind on the first GPU, in a bank of their own.
 
+mod wide;
+
 use crate::covering::{Row, rows};
 use crate::tales::{Told, WRITTEN};
 use crate::{banks, context, host, load, whole};

@@ -1,22 +1,22 @@
-//! A spread of the calls of each rank's driver fails.
+//! A spread of the calls of each rank's driver fails. With few seeds: it takes long.
 
 use granule_device::Device;
 
-use super::super::{gpus, nothing_is_left};
+use super::{gpus, nothing_is_left};
 use crate::faults::{go_on, leave_nothing};
 use crate::host;
 
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_failing_call_of_two_gpus_leaves_nothing() {
-    leave_nothing(&gpus(2), 61);
+    leave_nothing(&gpus(2), 131);
     nothing_is_left();
 }
 
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_failing_call_of_four_gpus_leaves_nothing() {
-    leave_nothing(&gpus(4), 211);
+    leave_nothing(&gpus(4), 401);
     nothing_is_left();
 }
 
@@ -24,7 +24,7 @@ fn a_failing_call_of_four_gpus_leaves_nothing() {
 #[test]
 #[ignore = "needs a CUDA driver; cargo xtask test runs it on the simulated one"]
 fn a_failing_call_of_a_host_and_a_gpu_leaves_nothing() {
-    leave_nothing(&mixed(), 61);
+    leave_nothing(&mixed(), 131);
     nothing_is_left();
 }
 
