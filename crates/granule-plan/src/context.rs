@@ -77,6 +77,7 @@ impl Run {
                 let ends = Ends { looks_up: is_first && stage.part.is_none(), is_last };
                 let scratch = stage.engine_scratch.to_usize().unwrap_or(usize::MAX);
                 let mut run = CudaRun::new(facts, ends, &stage.kv, &stage.products, scratch, &mut heaps)?;
+                run.is_part = stage.part.is_some();
                 run.sums = stage.part.as_ref().and_then(|part| part.sums.clone());
                 (Engine::Cuda(run), heaps)
             }

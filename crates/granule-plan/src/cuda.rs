@@ -226,6 +226,8 @@ pub(crate) struct CudaRun {
     ends: Ends,
     groups: Vec<KvRowLayout>,
     products: Vec<(DType, usize)>,
+    /// Whether its layers are split: then tokens stay in their order.
+    pub(crate) is_part: bool,
     /// Where its layers are split: what sums over all ranks.
     pub(crate) sums: Option<Arc<dyn Communicator>>,
     /// What the last step of many tokens computed with.
@@ -249,7 +251,16 @@ impl CudaRun {
         // The flag of the step that ran last is the engine's for good.
         let _ = heaps.take(Which::Pinned, size_of::<u32>())?;
         let (groups, products) = (rows(kv)?, products.to_vec());
-        Ok(CudaRun { facts, ends, groups, products, sums: None, last: None, decodes: Vec::new() })
+        Ok(CudaRun {
+            facts,
+            ends,
+            groups,
+            products,
+            is_part: false,
+            sums: None,
+            last: None,
+            decodes: Vec::new(),
+        })
     }
 
     /// What a step of `n` tokens computes with.
@@ -301,7 +312,8 @@ impl CudaRun {
         let n = parts.iter().map(|(tokens, _)| tokens).sum();
         let (mut tables, mut attention) = (Vec::with_capacity(self.groups.len()), 0);
         for row in &self.groups {
-            let counts = StepCounts::of(&self.facts, row, shape.n_heads, parts)?;
+            let of = if self.is_part { StepCounts::in_order } else { StepCounts::of };
+            let counts = of(&self.facts, row, shape.n_heads, parts)?;
             tables.push(counts.bytes());
             attention = attention.max(counts.scratch_bytes(&self.facts, row, shape.n_heads)?);
         }

@@ -239,7 +239,8 @@ impl Engine {
         let elements = logits.as_slice()?.len();
         match self.stages.last_mut() {
             Some(Stage::Group(group)) => {
-                group.logits(model, tokens, &mut logits.as_mut_slice()?[first * n_vocab..])
+                let room = logits.as_mut_slice()?.get_mut(first * n_vocab..).ok_or(Error::NoLogits)?;
+                group.logits(model, tokens, room)
             }
             Some(stage) if first * n_vocab <= elements => stage.logits(model, tokens, logits, first),
             _ => Err(Error::NoLogits),

@@ -47,7 +47,26 @@ impl CudaStep {
         items: &[AttentionItem<'_>],
         rope: Option<&Rope>,
     ) -> Result<(), Error> {
-        let done = self.try_fill(&kernels.facts(), n_heads, items, rope);
+        let done = self.try_fill(&kernels.facts(), n_heads, items, rope, false);
+        if done.is_err() {
+            self.clear();
+        }
+        done
+    }
+
+    /// As [`CudaStep::fill`], with the tokens in the order of `items` whatever suits each of them: where other devices compute parts of the
+    /// same tokens, and order theirs by what suits them.
+    ///
+    /// # Errors
+    /// As [`CudaStep::fill`].
+    pub fn fill_in_order(
+        &mut self,
+        kernels: &Kernels,
+        n_heads: usize,
+        items: &[AttentionItem<'_>],
+        rope: Option<&Rope>,
+    ) -> Result<(), Error> {
+        let done = self.try_fill(&kernels.facts(), n_heads, items, rope, true);
         if done.is_err() {
             self.clear();
         }
@@ -66,6 +85,7 @@ impl CudaStep {
         n_heads: usize,
         items: &[AttentionItem<'_>],
         rope: Option<&Rope>,
+        in_order: bool,
     ) -> Result<(), Error> {
         self.clear();
         let Some(first) = items.first() else { return Ok(()) };
@@ -77,9 +97,13 @@ impl CudaStep {
             facts.multiprocessors,
             items.iter().map(|item| (item.n_tokens, item.cache.len())),
         );
+        let takes = |item: &AttentionItem<'_>| choice.takes(item.n_tokens, item.cache.len());
+        // All of them in one table are in their order.
+        let together = in_order && !items.iter().all(takes);
         for many in [false, true] {
-            for (i, AttentionItem { cache, n_tokens }) in items.iter().enumerate() {
-                if choice.takes(*n_tokens, cache.len()) == many {
+            for (i, item) in items.iter().enumerate() {
+                let AttentionItem { cache, n_tokens } = item;
+                if (takes(item) && !together) == many {
                     (if many { &mut self.many } else { &mut self.few }).push(cache, *n_tokens, rope)?;
                     self.order.push(i);
                 }
@@ -158,12 +182,37 @@ impl StepCounts {
         n_heads: usize,
         sequences: &[(usize, usize)],
     ) -> Result<StepCounts, Error> {
+        StepCounts::new(facts, layout, n_heads, sequences, false)
+    }
+
+    /// As [`StepCounts::of`], of [`CudaStep::fill_in_order`].
+    ///
+    /// # Errors
+    /// As [`StepCounts::of`].
+    pub fn in_order(
+        facts: &DeviceFacts,
+        layout: &KvRowLayout,
+        n_heads: usize,
+        sequences: &[(usize, usize)],
+    ) -> Result<StepCounts, Error> {
+        StepCounts::new(facts, layout, n_heads, sequences, true)
+    }
+
+    fn new(
+        facts: &DeviceFacts,
+        layout: &KvRowLayout,
+        n_heads: usize,
+        sequences: &[(usize, usize)],
+        in_order: bool,
+    ) -> Result<StepCounts, Error> {
         check_heads(n_heads, layout)?;
         let choice =
             attention_prefill::Choice::of(layout, n_heads, facts.multiprocessors, sequences.iter().copied());
         let mut counts = StepCounts::default();
+        let together = in_order && !sequences.iter().all(|&(tokens, rows)| choice.takes(tokens, rows));
         for &(tokens, rows) in sequences {
-            let table = if choice.takes(tokens, rows) { &mut counts.many } else { &mut counts.few };
+            let table =
+                if choice.takes(tokens, rows) && !together { &mut counts.many } else { &mut counts.few };
             *table = table.and(tokens, rows, 1);
         }
         Ok(counts)

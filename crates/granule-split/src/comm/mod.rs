@@ -36,6 +36,10 @@ pub use slices::{all_reduce_elements, slice};
 pub use staged::Staged;
 pub use wire::Wire;
 
+/// Elements of the pieces in which `Staged` has its group's calls done. A rank of the same group whose numbers are on the host makes as
+/// many calls, of pieces of this size.
+pub const STAGED_ELEMENTS: usize = 1 << 18;
+
 /// What a rank has sent so far, in bytes of payload, and in how many calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -4,11 +4,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use granule_device::{Bytes, Device, DeviceSlice, DeviceSliceMut, Event, Pinned, Stream};
 
-use super::{Communicator, Traffic, unsupported};
+use super::{Communicator, STAGED_ELEMENTS, Traffic, unsupported};
 use crate::error::{Error, Result};
 
 /// Bytes that go through the host at a time.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = STAGED_ELEMENTS * size_of::<f32>();
 
 /// A rank whose numbers are in a device's memory and whose group is one of the host's: they go through pinned memory, a MiB at a
 /// time, and the stream is waited for on the way. Slow beside devices that reach each other, and works with all.

@@ -154,7 +154,9 @@ fn a_rank_whose_other_is_killed_ends_by_itself() {
     };
     let Job { printed, took, .. } = end(start(2, "killed", flags));
     assert!(!printed.contains("is well"), "{printed}");
-    assert!(printed.contains("rank 0 saw"), "{printed}");
+    // MPICH's mpirun may stop the other all the same, and then says so.
+    let is_stopped = printed.contains("APPLICATION TERMINATED") && !flags.contains(&"--enable-recovery");
+    assert!(printed.contains("rank 0 saw") || is_stopped, "{printed}");
     assert!(took < PATIENCE / 2, "{took:?}\n{printed}");
 }
 

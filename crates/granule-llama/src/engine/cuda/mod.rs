@@ -379,7 +379,13 @@ impl CudaEngine {
                 let cache = sequence.view(layer, sequence.len() + part.n)?;
                 items.push(AttentionItem { cache, n_tokens: part.n });
             }
-            step.fill(&self.kernels, place.config.n_heads, &items, Some(model.rope()))?;
+            let (heads, rope) = (place.config.n_heads, Some(model.rope()));
+            if self.link.is_some() {
+                // Hidden states of all ranks are added up token by token.
+                step.fill_in_order(&self.kernels, heads, &items, rope)?;
+            } else {
+                step.fill(&self.kernels, heads, &items, rope)?;
+            }
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use granule_ops::{
     matmul, rms_norm, rotate, swiglu,
 };
 use granule_split::Communicator;
+use granule_split::comm::STAGED_ELEMENTS;
 
 use super::activations::Step;
 use crate::cancel::CancelToken;
@@ -140,7 +141,9 @@ fn add_all(threads: &Threads, link: Option<&dyn Communicator>, x: &mut [f32], h:
         Some(link) if link.rank() > 0 => x.copy_from_slice(h),
         _ => add(threads, x, h)?,
     }
-    Ok(link.map_or(Ok(()), |link| link.all_reduce(x))?)
+    let Some(link) = link else { return Ok(()) };
+    // In the pieces in which a rank on a GPU brings its own here.
+    x.chunks_mut(STAGED_ELEMENTS).try_for_each(|piece| Ok(link.all_reduce(piece)?))
 }
 
 /// An empty list for items of another lifetime, in the memory of this one: collecting into the same layout takes none.

@@ -55,3 +55,30 @@ fn ranks_on_gpus_say_what_one_says() {
         }
     }
 }
+
+/// A prompt of more than a MiB of hidden states, and beside it a single token of another sequence: ranks on a GPU and on the host compute
+/// them in one order, and sum them up in the same pieces.
+#[test]
+#[ignore = "needs a CUDA driver"]
+fn long_and_short_sequences_together_over_a_gpu_and_the_host() {
+    let logits = |placement: Placement| {
+        let (threads, precision) = (NonZeroUsize::new(1), Precision::Precise);
+        let how = LoadOptions { placement: Some(placement), threads, precision, ..LoadOptions::default() };
+        let model = Model::load(tales(), how).unwrap();
+        let start = model.tokenizer().encode("Once upon a time the baker Mia", Default::default()).unwrap();
+        let long: Vec<_> = start.iter().copied().cycle().take(1100).collect();
+        let mut context = Context::new(model, options(2048, 1200, KvType::F16, KvType::F16)).unwrap();
+        let first = context.first_sequence();
+        let other = context.add_sequence().unwrap();
+        assert_eq!(context.eval_batch(&[(other, &start)]).unwrap().len(), 1);
+        let rows = context.eval_batch(&[(first, &long), (other, &start[..1])]).unwrap();
+        rows.map(<[f32]>::to_vec).collect::<Vec<_>>()
+    };
+    let (gpu, host) = (bank(Device::cuda(0).unwrap()), bank(Device::host().unwrap()));
+    let whole = logits(Placement::new().layers(&host, 6));
+    let ranks = logits(Placement::new().split(&[gpu, host], Shares::equal(2).unwrap(), 6));
+    for (got, want) in ranks.iter().zip(&whole) {
+        let far = distance(got, want);
+        assert!(far < 5e-2, "{far}");
+    }
+}
